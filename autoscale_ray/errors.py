@@ -1,0 +1,72 @@
+"""The error tree: every error a user can cause, each with one clear line, each able to cross a process boundary."""
+
+from __future__ import annotations
+
+
+class AutoScaleError(Exception):
+    """Base of all errors this package raises on purpose; pickles with its message alone."""
+
+
+class InvalidInputError(AutoScaleError, ValueError):
+    """A value from outside breaks a rule.
+
+    Args:
+        where: Path, field or object the value came from, for example ``run.yaml: loop.num_rounds``.
+        rule: What must hold, for example ``must be an integer >= 1``.
+        value: What was found; shortened in the message.
+    """
+
+    def __init__(self, where: str, rule: str, value: object = None) -> None:
+        self.where, self.rule, self.value = where, rule, value
+        super().__init__(where, rule, value)
+
+    def __str__(self) -> str:
+        """Return ``where: rule (found value)`` on one line."""
+        found = "" if self.value is None else f" (found {_short(self.value)})"
+        return f"{self.where}: {self.rule}{found}".replace("\n", " ")
+
+
+class ConfigError(InvalidInputError):
+    """A configuration value is unknown or out of range."""
+
+
+class InvalidSceneError(InvalidInputError):
+    """A scene breaks a rule of the scene schema or of the scorer; ``where`` names the scene and field."""
+
+
+class PoolError(InvalidInputError):
+    """A scene pool cannot be used: missing, empty, damaged or of another schema version."""
+
+
+class SplitLeakError(PoolError):
+    """Two sides of a split share a log."""
+
+
+class InputRejectedError(InvalidInputError):
+    """A file from outside was refused before its content was used (attack, damage or budget)."""
+
+
+class ArtifactError(InvalidInputError):
+    """A stored artifact is missing, damaged or belongs to another run."""
+
+
+class MissingExtraError(AutoScaleError, ImportError):
+    """An optional package is needed for what was asked.
+
+    Args:
+        package: Import name, for example ``faiss``.
+        install: How to get it, for example ``pip install 'autoscale-ray[cpu]'``.
+    """
+
+    def __init__(self, package: str, install: str) -> None:
+        self.package, self.install = package, install
+        super().__init__(package, install)
+
+    def __str__(self) -> str:
+        """Return the missing package and the command that installs it."""
+        return f"{self.package} is not installed: {self.install}"
+
+
+def _short(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
