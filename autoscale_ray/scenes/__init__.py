@@ -1,1 +1,1 @@
-"""scenes."""
+"""What a driving scene is: Arrow schema, pools on disk, flat batches, neighbour tables, readers."""
