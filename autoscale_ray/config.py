@@ -8,20 +8,22 @@ never change its result and stay out of its fingerprint. All other fields bear i
 from __future__ import annotations
 
 import dataclasses
-import math
-import types
-import typing
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from autoscale_ray.errors import ConfigError
 
-_STRICT = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,17 +46,17 @@ class WorldConfig:
 
     preset: Literal["harm_low_deficit", "harm_high_deficit", "no_harm", "null"] = "harm_low_deficit"
     """Where the synthetic pool is faithful, gapped or harmful; see docs/world.md."""
-    seed: int = 0
+    seed: CountOrZero = 0
     """Seed of the training pools; dev and test use their own streams."""
-    num_real: int = 700
+    num_real: Count = 700
     """Real training scenes, >= 1."""
-    num_synthetic: int = 10_000
+    num_synthetic: Count = 10_000
     """Synthetic pool scenes, >= 1."""
-    num_dev_per_family: int = 100
+    num_dev_per_family: Count = 100
     """Dev scenes of each family, >= 1."""
-    num_test_per_family: int = 100
+    num_test_per_family: Count = 100
     """Test scenes of each family, >= 1."""
-    test_seed: int = 1_000_003
+    test_seed: CountOrZero = 1_000_003
     """Seed of the test scenes, apart from every other stream."""
 
 
@@ -62,19 +64,19 @@ class WorldConfig:
 class RepresentationConfig:
     """Graph-RAE, the scene embedding."""
 
-    hidden_size: int = 64
+    hidden_size: Count = 64
     """Width of the node states."""
-    embedding_size: int = 64
+    embedding_size: Count = 64
     """Width D of the pooled embedding z."""
-    num_layers: int = 2
+    num_layers: Count = 2
     """Message passing layers, >= 1."""
-    num_steps: int = 400
+    num_steps: CountOrZero = 400
     """Optimiser steps of the autoencoder training, >= 0 (0 leaves the encoder untrained)."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Scenes a step."""
-    learning_rate: float = 2e-3
+    learning_rate: Positive = 2e-3
     """Peak AdamW learning rate."""
-    max_training_scenes: int = 20_000
+    max_training_scenes: Count = 20_000
     """Largest seeded sample of real and synthetic scenes used for training."""
 
 
@@ -84,13 +86,13 @@ class ClusterConfig:
 
     method: Literal["embedding", "random"] = "embedding"
     """`random` gives clusters of equal size for the control experiment."""
-    num_fine: int = 256
+    num_fine: Count = 256
     """Fine clusters for retrieval and near-duplicates; reduced to a tenth of the scenes on small pools."""
-    num_coarse: int = 16
+    num_coarse: Count = 16
     """Coarse clusters that carry mixture weights, K >= 1."""
-    min_dev_scenes: int = 12
+    min_dev_scenes: CountOrZero = 12
     """A coarse cluster with fewer dev scenes is merged into its nearest neighbour."""
-    max_sample: int = 100_000
+    max_sample: Count = 100_000
     """Largest seeded sample that centroids are fitted on."""
 
 
@@ -108,19 +110,19 @@ class RetrievalConfig:
 
     method: Literal["facility_location", "mmr", "random"] = "facility_location"
     """Selection rule inside a cluster."""
-    random_share: float = 0.2
+    random_share: Share = 0.2
     """Share of each quota drawn at random for coverage, in [0, 1]."""
-    duplicate_cosine: float = 0.97
+    duplicate_cosine: Share = 0.97
     """Scenes above this cosine similarity to a chosen one are near-duplicates."""
-    max_per_origin: int = 2
+    max_per_origin: Count = 2
     """Chosen scenes that may share one origin_id, >= 1."""
-    gap_weight: float = 0.1
+    gap_weight: NonNegative = 0.1
     """Weight of the domain-gap penalty."""
-    quality_weight: float = 0.0
+    quality_weight: NonNegative = 0.0
     """Weight of the shipped expert quality; 0 leaves it out."""
-    max_queries: int = 512
+    max_queries: Count = 512
     """Largest number of dev queries a cluster keeps, highest weights first."""
-    max_candidates: int = 100_000
+    max_candidates: Count = 100_000
     """Largest number of candidates of one cluster held in memory at once."""
 
 
@@ -130,21 +132,21 @@ class PlannerConfig:
 
     factory: str = "autoscale_ray.planning.planner:planner_spec"
     """Dotted path `module:function` returning a PlannerSpec; bring your own planner here."""
-    hidden_size: int = 64
+    hidden_size: Count = 64
     """Width of the scene tokens."""
-    num_modes: int = 16
+    num_modes: Count = 16
     """Anchored trajectory modes."""
-    num_steps: int = 800
+    num_steps: CountOrZero = 800
     """Optimiser steps of one training run, the same for every arm."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Scenes a step."""
-    learning_rate: float = 3e-3
+    learning_rate: Positive = 3e-3
     """Peak AdamW learning rate."""
-    ema_decay: float = 0.99
+    ema_decay: Share = 0.99
     """Decay of the weight average over the last 30 % of the steps."""
-    lateral_weight: float = 3.0
+    lateral_weight: Positive = 3.0
     """Weight of lateral against longitudinal error in the imitation loss."""
-    occupancy_weight: float = 0.2
+    occupancy_weight: NonNegative = 0.2
     """Weight of the auxiliary BEV occupancy loss; 0 switches the head off."""
 
 
@@ -162,13 +164,13 @@ class EvaluationConfig:
 class LoopConfig:
     """The data loop."""
 
-    num_rounds: int = 6
+    num_rounds: CountOrZero = 6
     """Mixture rounds after the real-only round 0, >= 0."""
-    budget: int = 700
+    budget: Count = 700
     """Synthetic scenes a round, >= 1; larger than the pool means the whole pool."""
-    seeds_per_round: int = 1
+    seeds_per_round: Count = 1
     """Training seeds averaged in one evaluation, >= 1; every one is charged."""
-    final_seeds: int = 2
+    final_seeds: Count = 2
     """Fresh training seeds of the final comparison, >= 1."""
     baselines: tuple[str, ...] = ("real_only", "vanilla", "union", "uniform")
     """Arms compared with AutoScale at the end, at equal optimiser steps."""
@@ -180,9 +182,9 @@ class PlacementConfig:
 
     run_dir: str = "runs/default"
     """Folder that receives everything the run writes."""
-    num_threads: int = 1
+    num_threads: Count = 1
     """Threads of one process for torch and faiss, >= 1."""
-    num_processes: int = 1
+    num_processes: Count = 1
     """Training runs that may go on side by side on this machine, >= 1."""
 
 
@@ -190,7 +192,7 @@ class PlacementConfig:
 class RunConfig:
     """One run of the loop."""
 
-    seed: int = 0
+    seed: CountOrZero = 0
     """Root of every random stream of the run, >= 0."""
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig()
@@ -203,3 +205,109 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     loop: LoopConfig = LoopConfig()
     placement: PlacementConfig = PlacementConfig()
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run configuration and apply dotted overrides.
+
+    Args:
+        path: YAML file; None starts from the defaults.
+        overrides: Items ``a.b=value``; the value is read as YAML.
+
+    Returns:
+        The validated configuration.
+
+    Raises:
+        ConfigError: No such file, not a mapping, an unknown key, a wrong type or a value out of range; the message
+            names the file, the dotted path, the rule and the value.
+    """
+    where = "overrides" if path is None else str(path)
+    tree = {} if path is None else _read_yaml(Path(path))
+    for item in overrides:
+        tree = _with_override(tree, item)
+    _refuse_unknown(tree, RunConfig, where, "")
+    return _validated(tree, where)
+
+
+def check_config(config: RunConfig) -> RunConfig:
+    """Validate a configuration that was built in Python; return it with every value coerced to its type."""
+    return _validated(dataclasses.asdict(config), "RunConfig")
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """Return what bears on the result of a run: the tree without `PlacementConfig` and without pool paths.
+
+    Pools enter a run's identity through their content hash, not through the folder they lie in.
+    """
+    tree = dataclasses.asdict(config)
+    del tree["placement"], tree["data"]
+    return tree
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the configuration as YAML that `load_config` reads back."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(str(path), "no such configuration file")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), f"must be YAML text: {error}") from error
+    if tree is not None and not isinstance(tree, dict):
+        raise ConfigError(str(path), "must be a mapping of sections", tree)
+    return tree or {}
+
+
+def _with_override(tree: Mapping[str, Any], item: str) -> dict[str, Any]:
+    dotted, equals, text = item.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(item, "an override must look like section.field=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(item, "the value of an override must be YAML") from error
+    return _set(tree, dotted.split("."), value, item)
+
+
+def _set(tree: Mapping[str, Any], keys: Sequence[str], value: Any, item: str) -> dict[str, Any]:
+    head, rest = keys[0], keys[1:]
+    if not rest:
+        return {**tree, head: value}
+    inner = tree.get(head) or {}
+    if not isinstance(inner, Mapping):
+        raise ConfigError(item, f"{head} is not a section")
+    return {**tree, head: _set(inner, rest, value, item)}
+
+
+def _refuse_unknown(tree: Mapping[str, Any], section: type, where: str, prefix: str) -> None:
+    fields = {item.name: item for item in dataclasses.fields(section)}
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            raise ConfigError(where, f"unknown key {dotted}{hint}")
+        default = fields[key].default
+        if dataclasses.is_dataclass(default) or fields[key].default_factory is EvaluationConfig:
+            inner = type(default) if dataclasses.is_dataclass(default) else EvaluationConfig
+            if not isinstance(value, Mapping):
+                raise ConfigError(where, f"{dotted} must be a section", value)
+            _refuse_unknown(value, inner, where, f"{dotted}.")
+
+
+def _validated(tree: Mapping[str, Any], where: str) -> RunConfig:
+    try:
+        return TypeAdapter(RunConfig).validate_python(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        dotted = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(where, f"{dotted}: {first['msg'].lower()}", first.get("input")) from error

@@ -39,9 +39,9 @@ AGENT_STATE = ("x_m", "y_m", "yaw_rad", "vx_mps", "vy_mps")
 
 
 def _flat(name: str, value_type: pa.DataType, stride: str, meaning: str) -> pa.Field:
-    return pa.field(name, pa.list_(pa.field("item", value_type, nullable=False)), nullable=False).with_metadata(
-        {"stride": stride, "meaning": meaning}
-    )
+    return pa.field(
+        name, pa.list_(pa.field("item", value_type, nullable=False)), nullable=False
+    ).with_metadata({"stride": stride, "meaning": meaning})
 
 
 def _scalar(name: str, value_type: pa.DataType, meaning: str, nullable: bool = False) -> pa.Field:
@@ -52,7 +52,9 @@ SCENE_SCHEMA = pa.schema(
     [
         _scalar("scene_id", pa.string(), "unique in the pool; the only join key"),
         _scalar("log_id", pa.string(), "recording the window was cut from; the unit of every split"),
-        _scalar("origin_id", pa.string(), "scene_id of the real source of a perturbed scene, else null", True),
+        _scalar(
+            "origin_id", pa.string(), "scene_id of the real source of a perturbed scene, else null", True
+        ),
         _scalar("prev_scene_id", pa.string(), "window half a second earlier in this pool, else null", True),
         _scalar("domain", pa.string(), "real or synthetic"),
         _scalar("source", pa.string(), "data set or generator, for example commonroad/USA_US101"),
@@ -69,7 +71,12 @@ SCENE_SCHEMA = pa.schema(
         _scalar("expert_quality", pa.float32(), "score of the logged driver in [0, 1] if shipped, else NaN"),
         _flat("tags", pa.string(), "", "free labels from the source; never used for selection by default"),
         _flat("ego_times_us", pa.int64(), "15", "frame times relative to 0 s; nominal k * 500000"),
-        _flat("ego_states", pa.float32(), "15,7", "x, y, yaw (scene frame), vx, vy, ax, ay (body frame), rear axle"),
+        _flat(
+            "ego_states",
+            pa.float32(),
+            "15,7",
+            "x, y, yaw (scene frame), vx, vy, ax, ay (body frame), rear axle",
+        ),
         _flat("ego_valid", pa.bool_(), "15", "frame recorded"),
         _flat("agent_type", pa.int8(), "A", "index into AGENT_TYPES"),
         _flat("agent_track", pa.int64(), "A", "track number within the log"),
