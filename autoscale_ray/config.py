@@ -1,8 +1,8 @@
 """Every default of the package: one tree of frozen dataclasses.
 
-A run is one `RunConfig`, read from YAML by `load_config` and changed on the command line with dotted overrides
-(``autoscale run run.yaml loop.num_rounds=8``). Fields under `PlacementConfig` say where and on what a run happens; they
-never change its result and stay out of its fingerprint. All other fields bear identity.
+A run is one `RunConfig`, read from YAML by `load_config` and changed on the command line with dotted
+overrides (``autoscale run run.yaml loop.num_rounds=8``). Fields under `PlacementConfig` say where and on what
+a run happens; they never change its result and stay out of its fingerprint. All other fields bear identity.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -156,8 +156,8 @@ class EvaluationConfig:
 
     objective: Literal["epdms", "pdms"] = "epdms"
     """Which score drives the mixture."""
-    weights: dict[str, float] = field(default_factory=dict)
-    """Dev weight of a scene by tag; a scene takes the largest weight among its tags, 1 without a match."""
+    use_weights: bool = True
+    """Weight dev and test scenes by the pool's `weights.parquet` where there is one; else every scene counts 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,7 +202,7 @@ class RunConfig:
     ascent: AscentConfig = AscentConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     planner: PlannerConfig = PlannerConfig()
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    evaluation: EvaluationConfig = EvaluationConfig()
     loop: LoopConfig = LoopConfig()
     placement: PlacementConfig = PlacementConfig()
 
@@ -218,8 +218,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
         The validated configuration.
 
     Raises:
-        ConfigError: No such file, not a mapping, an unknown key, a wrong type or a value out of range; the message
-            names the file, the dotted path, the rule and the value.
+        ConfigError: No such file, not a mapping, an unknown key, a wrong type or a value out of range; the
+            message names the file, the dotted path, the rule and the value.
     """
     where = "overrides" if path is None else str(path)
     tree = {} if path is None else _read_yaml(Path(path))
@@ -297,11 +297,10 @@ def _refuse_unknown(tree: Mapping[str, Any], section: type, where: str, prefix: 
             hint = f"; did you mean {prefix}{near[0]}?" if near else ""
             raise ConfigError(where, f"unknown key {dotted}{hint}")
         default = fields[key].default
-        if dataclasses.is_dataclass(default) or fields[key].default_factory is EvaluationConfig:
-            inner = type(default) if dataclasses.is_dataclass(default) else EvaluationConfig
+        if dataclasses.is_dataclass(default):
             if not isinstance(value, Mapping):
                 raise ConfigError(where, f"{dotted} must be a section", value)
-            _refuse_unknown(value, inner, where, f"{dotted}.")
+            _refuse_unknown(value, type(default), where, f"{dotted}.")
 
 
 def _validated(tree: Mapping[str, Any], where: str) -> RunConfig:

@@ -1,4 +1,4 @@
-"""The error tree: every error a user can cause, each with one clear line, each able to cross a process boundary."""
+"""The error tree: every error a user can cause, each one clear line that survives a process boundary."""
 
 from __future__ import annotations
 

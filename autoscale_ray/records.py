@@ -1,0 +1,115 @@
+"""Frozen records that pass between the stages of the loop; large data goes by path, small data by value.
+
+Shape legend: N scenes, K clusters, S training seeds, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+SIDES = ("real", "synthetic", "dev", "test")
+"""The four pools of a run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Embeddings:
+    """Scene embeddings of every pool."""
+
+    fingerprint: str
+    """Identity of the encoder and of the pools it was applied to."""
+    files: Mapping[str, Path]
+    """Parquet file by side: scene_id, embedding (D float32)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Clusters:
+    """The coarse clusters that carry mixture weights."""
+
+    fingerprint: str
+    cluster_ids: tuple[str, ...]
+    """Names of the K clusters: the key of every weight, count and score."""
+    pool_sizes_K: np.ndarray
+    """Synthetic scenes per cluster."""
+    real_counts_K: np.ndarray
+    """Real training scenes per cluster."""
+    dev_counts_K: np.ndarray
+    """Dev scenes per cluster."""
+    dev_weights_K: np.ndarray
+    """Weight of each cluster in the objective; sums to 1."""
+    files: Mapping[str, Path]
+    """Parquet file by side: scene_id, cluster (str), fine (int32)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Selection:
+    """The synthetic scenes of one training run, in a stable order."""
+
+    fingerprint: str
+    counts: Mapping[str, int]
+    """Scenes delivered per cluster id; all zero for the real-only run."""
+    file: Path
+    """Parquet file: scene_id, cluster."""
+
+    @property
+    def num_scenes(self) -> int:
+        """Return the number of synthetic scenes."""
+        return sum(self.counts.values())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Planners:
+    """Planners trained on one selection, one for each training seed."""
+
+    fingerprint: str
+    seeds: tuple[int, ...]
+    directories: tuple[Path, ...]
+    """One folder of weights for each seed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Scores:
+    """Closed-loop scores of planners on one side (non-reactive pseudo-simulation).
+
+    All cluster arrays are NaN where a cluster has no scored scene: missing is not zero.
+    """
+
+    fingerprint: str
+    side: str
+    """dev or test."""
+    seeds: tuple[int, ...]
+    cluster_scores_K: np.ndarray
+    """Weighted mean objective per cluster over scenes and seeds, in [0, 1]."""
+    cluster_se_K: np.ndarray
+    """Standard error of the above from scenes alone, clustered by log."""
+    totals: Mapping[str, float]
+    """Weighted means over scenes and seeds: objective, epdms, pdms, miou; NaN when missing."""
+    seed_totals: Mapping[str, tuple[float, ...]]
+    """The same for each training seed."""
+    file: Path
+    """Parquet file: scene_id, seed, weight, every sub-score, epdms, pdms, miou."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Round:
+    """One finished round: the mixture, what was trained on, and what it scored on dev."""
+
+    index: int
+    """0 for the real-only run."""
+    weights: Mapping[str, float]
+    """Proposed share per cluster id; empty for the real-only run."""
+    selection: Selection
+    scores: Scores
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Arm:
+    """One arm of the final comparison."""
+
+    name: str
+    selection: Selection
+    scores: Scores
+    """Test scores."""
