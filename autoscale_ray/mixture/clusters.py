@@ -137,8 +137,9 @@ def fit_clusters(
 ) -> ClusterModel:
     """Fit fine and coarse clusters on training scenes; dev scenes are only assigned.
 
-    Spherical k-means for the fine level on a seeded sample, size-weighted Ward agglomeration of the fine centroids
-    for the coarse one, then coarse clusters with too few dev scenes join their nearest (specification, clusters).
+    Spherical k-means for the fine level on a seeded sample, size-weighted Ward agglomeration of the fine
+    centroids for the coarse one, then coarse clusters with too few dev scenes join their nearest
+    (specification, clusters).
 
     Args:
         train_ND: Raw embeddings of real and synthetic training scenes, N >= 1.
@@ -215,8 +216,8 @@ def nearest_centroid(unit_ND: Float32, centroids_FD: Float32, chunk: int = 65_53
 def ward_labels(centroids_FD: NDArray[Any], sizes_F: NDArray[Any], num_clusters: int) -> Int64:
     """Agglomerate weighted points by Ward's criterion down to a number of groups.
 
-    Each step joins the pair of least n_i n_j / (n_i + n_j) |m_i - m_j|^2 (Ward 1963), m the weighted means; the
-    first such pair in label order at a tie, so the result has one value. scipy's Ward takes no weights.
+    Each step joins the pair of least n_i n_j / (n_i + n_j) |m_i - m_j|^2 (Ward 1963), m the weighted means;
+    the first such pair in label order at a tie, so the result has one value. scipy's Ward takes no weights.
 
     Args:
         centroids_FD: Points.
@@ -283,7 +284,7 @@ def merge_below_floor(
 def min_dev_scenes(smallest_effect: float, paired_sd: float = 0.206) -> int:
     """Return the dev scenes a cluster needs for an effect to stand out: (2.8 sd / effect)^2, rounded up.
 
-    2.8 = 1.96 + 0.84: 5 % two-sided level, 80 % power (specification, clusters; sd measured on navtest pairs).
+    2.8 = 1.96 + 0.84: 5 % two-sided level, 80 % power (specification, clusters; sd measured on navtest).
 
     Args:
         smallest_effect: Score difference to resolve, in (0, 1].

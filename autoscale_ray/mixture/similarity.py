@@ -20,7 +20,7 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
 EXACT_LIMIT = 200_000
-"""Largest pool searched exactly; above it an inverted file is cheaper (docs/baselines.md names the measurement)."""
+"""Largest pool searched exactly; above it an inverted file is cheaper (benchmarks/bench_retrieval.py)."""
 
 
 def require_faiss() -> Any:
@@ -70,7 +70,7 @@ def normalised(embeddings_ND: NDArray[Any]) -> Float32:
     """
     values_ND = np.asarray(embeddings_ND, dtype=np.float32)
     lengths_N1 = np.linalg.norm(values_ND, axis=1, keepdims=True)
-    return np.ascontiguousarray(values_ND / np.where(lengths_N1 > 0, lengths_N1, np.float32(1)))
+    return np.ascontiguousarray(values_ND / np.where(lengths_N1 > 0, lengths_N1, 1), dtype=np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,8 +99,9 @@ class Whitening:
 def fit_whitening(embeddings_ND: NDArray[Any], shrinkage: float = 0.01) -> Whitening:
     """Fit ZCA whitening on training embeddings.
 
-    C' = (1 - s) C + s tr(C)/D I;  W = U diag(lambda)^-1/2 U^T of C' (specification, clusters; whitening before
-    cosine as in TAROT, arXiv 2412.00420). The shrinkage keeps directions without variance from becoming pure noise.
+    C' = (1 - s) C + s tr(C)/D I;  W = U diag(lambda)^-1/2 U^T of C' (specification, clusters; whitening
+    before cosine as in TAROT, arXiv 2412.00420). The shrinkage keeps directions without variance from becoming
+    pure noise.
 
     Args:
         embeddings_ND: Real and synthetic training scenes, N >= 1; never dev or test.
@@ -173,8 +174,8 @@ def nearest_in_stream(
         num_neighbours: M >= 1.
 
     Returns:
-        Cosine similarities and pool rows, Q x M, best first, equal similarities in row order; -inf and -1 where
-        the pool holds fewer than M scenes.
+        Cosine similarities and pool rows, Q x M, best first, equal similarities in row order; -inf and -1
+        where the pool holds fewer than M scenes.
     """
     best_QM = np.full((len(queries_QD), num_neighbours), -np.inf, dtype=np.float32)
     rows_QM = np.full((len(queries_QD), num_neighbours), -1, dtype=np.int64)
@@ -229,8 +230,8 @@ class DomainProbe:
 def fit_domain_probe(real_ND: NDArray[Any], synthetic_MD: NDArray[Any], penalty: float = 1.0) -> DomainProbe:
     """Fit a logistic regression real against synthetic and calibrate it on rows it was not fitted on.
 
-    log-odds = b (w.x) + c; w from even rows (ridge `penalty`), scale b and offset c from odd rows (Platt's method);
-    both domains get total weight one half, so the pool sizes cancel (specification, retrieval).
+    log-odds = b (w.x) + c; w from even rows (ridge `penalty`), scale b and offset c from odd rows (Platt's
+    method); both domains get total weight one half, so the pool sizes cancel (specification, retrieval).
 
     Args:
         real_ND: Unit rows of real training scenes, at least 2.

@@ -189,7 +189,7 @@ def test_random_labels_ignore_the_embedding():
 def test_bad_embeddings_are_refused_with_the_row():
     train, _ = _blobs(40, 3, seed=0)
     train[4, 2] = np.nan
-    with pytest.raises(InvalidInputError, match="first bad row.*4"):
+    with pytest.raises(InvalidInputError, match=r"first bad row.*4"):
         module.fit_clusters(train, train[:0], ClusterConfig(), seed=0)
     with pytest.raises(InvalidInputError, match="at least one scene"):
         module.fit_clusters(train[:0], train[:0], ClusterConfig(), seed=0)
