@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +158,7 @@ class EvaluationConfig:
     objective: Literal["epdms", "pdms"] = "epdms"
     """Which score drives the mixture."""
     use_weights: bool = True
-    """Weight dev and test scenes by the pool's `weights.parquet` where there is one; else every scene counts 1."""
+    """Weight dev and test scenes by the pool's `weights.parquet` where there is one, else by 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,7 +173,12 @@ class LoopConfig:
     """Training seeds averaged in one evaluation, >= 1; every one is charged."""
     final_seeds: Count = 2
     """Fresh training seeds of the final comparison, >= 1."""
-    baselines: tuple[str, ...] = ("real_only", "vanilla", "union", "uniform")
+    baselines: tuple[Literal["real_only", "vanilla", "union", "uniform"], ...] = (
+        "real_only",
+        "vanilla",
+        "union",
+        "uniform",
+    )
     """Arms compared with AutoScale at the end, at equal optimiser steps."""
 
 
@@ -242,6 +248,12 @@ def identity(config: RunConfig) -> dict[str, Any]:
     tree = dataclasses.asdict(config)
     del tree["placement"], tree["data"]
     return tree
+
+
+def derive_seed(root: int, *stream: str) -> int:
+    """Return the seed in [0, 2**31) of a named random stream of a run, independent of every other stream."""
+    text = "/".join((str(root), *stream)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
 
 
 def dump_config(config: RunConfig) -> str:

@@ -1,0 +1,126 @@
+"""The closed loop: the algorithm, and nothing else.
+
+Shape legend: K clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from autoscale_ray.config import RunConfig, derive_seed
+from autoscale_ray.mixture import METHODS
+from autoscale_ray.mixture.allocation import allocate
+from autoscale_ray.mixture.problem import ClusterInfo, Observation
+from autoscale_ray.records import Arm, Clusters, Round
+from autoscale_ray.stages import Stages
+
+
+def run(config: RunConfig, stages: Stages) -> tuple[Clusters, tuple[Round, ...], Mapping[str, int]]:
+    """Run the data loop: embed, cluster, then propose, retrieve, train and score, round by round.
+
+    Args:
+        config: The run.
+        stages: Where the stages happen.
+
+    Returns:
+        The clusters, the history (round 0 is real-only) and the recommended scene count of every cluster: the
+        optimum under the posterior, not the luckiest round.
+    """
+    clusters = stages.cluster(stages.embed())
+    info = cluster_info(clusters, config.loop.budget)
+    method = METHODS[config.ascent.method]
+    history = (play(config, stages, clusters, 0, {}, ()),)
+    for index in range(1, config.loop.num_rounds + 1):
+        weights = method.propose(observations(history), info, config.ascent)
+        history = (*history, play(config, stages, clusters, index, weights, history))
+    final = method.final(observations(history), info, config.ascent)
+    return clusters, history, allocate(final, pool_sizes(clusters), config.loop.budget)
+
+
+def play(
+    config: RunConfig,
+    stages: Stages,
+    clusters: Clusters,
+    index: int,
+    weights: Mapping[str, float],
+    history: tuple[Round, ...],
+) -> Round:
+    """Play one round: choose the scenes, train on them at the fixed number of steps, score on dev, publish."""
+    counts = allocate(weights, pool_sizes(clusters), config.loop.budget) if weights else {}
+    selection = stages.retrieve(clusters, counts, history[0].scores if history else None)
+    planners = stages.train(selection, training_seeds(config, f"round {index}", config.loop.seeds_per_round))
+    finished = Round(
+        index=index,
+        weights=weights,
+        selection=selection,
+        scores=stages.evaluate(planners, clusters, "dev"),
+    )
+    stages.publish(finished)
+    return finished
+
+
+def compare(
+    config: RunConfig,
+    stages: Stages,
+    clusters: Clusters,
+    history: tuple[Round, ...],
+    final_counts: Mapping[str, int],
+) -> tuple[Arm, ...]:
+    """Train AutoScale's mixture and the baselines with fresh seeds at equal steps; score each once on test."""
+    sizes, budget = pool_sizes(clusters), config.loop.budget
+    even = dict.fromkeys(clusters.cluster_ids, 1.0 / len(clusters.cluster_ids))
+    share = {name: size / max(sum(sizes.values()), 1) for name, size in sizes.items()}
+    plans: dict[str, tuple[Mapping[str, int], str | None]] = {
+        "real_only": ({}, None),
+        "vanilla": (allocate(share, sizes, budget), "random"),
+        "union": (sizes, "random"),
+        "uniform": (allocate(even, sizes, budget), "random"),
+        "autoscale": (final_counts, None),
+    }
+    seeds = training_seeds(config, "final", config.loop.final_seeds)
+    arms = []
+    for name in (*config.loop.baselines, "autoscale"):
+        counts, how = plans[name]
+        selection = stages.retrieve(clusters, counts, history[0].scores, how=how)
+        planners = stages.train(selection, seeds)
+        arms.append(Arm(name=name, selection=selection, scores=stages.evaluate(planners, clusters, "test")))
+    return tuple(arms)
+
+
+def cluster_info(clusters: Clusters, budget: int) -> ClusterInfo:
+    """Return the clusters as the mixture methods see them."""
+    return ClusterInfo(
+        cluster_ids=clusters.cluster_ids,
+        budget=budget,
+        pool_sizes_K=clusters.pool_sizes_K,
+        dev_counts_K=clusters.dev_counts_K,
+        dev_weights_K=clusters.dev_weights_K,
+        real_counts_K=clusters.real_counts_K,
+    )
+
+
+def observations(history: tuple[Round, ...]) -> tuple[Observation, ...]:
+    """Return the rounds as the mixture methods see them: counts delivered, scores, errors."""
+    return tuple(
+        Observation(
+            cluster_ids=tuple(done.selection.counts),
+            counts_K=np.array(list(done.selection.counts.values()), dtype=float),
+            scores_K=done.scores.cluster_scores_K,
+            score_se_K=done.scores.cluster_se_K,
+            num_seeds=len(done.scores.seeds),
+            is_real_only=done.selection.num_scenes == 0,
+        )
+        for done in history
+    )
+
+
+def pool_sizes(clusters: Clusters) -> dict[str, int]:
+    """Return the synthetic scenes available in each cluster."""
+    return {name: int(size) for name, size in zip(clusters.cluster_ids, clusters.pool_sizes_K, strict=True)}
+
+
+def training_seeds(config: RunConfig, stream: str, count: int) -> tuple[int, ...]:
+    """Return the training seeds of a stream; no two streams share one."""
+    return tuple(derive_seed(config.seed, "train", stream, str(index)) for index in range(count))
