@@ -47,7 +47,7 @@ def play(
     weights: Mapping[str, float],
     history: tuple[Round, ...],
 ) -> Round:
-    """Play one round: choose the scenes, train on them at the fixed number of steps, score on dev, publish."""
+    """Play one round: choose scenes, train on them at the fixed number of steps, score on dev, publish."""
     counts = allocate(weights, pool_sizes(clusters), config.loop.budget) if weights else {}
     selection = stages.retrieve(clusters, counts, history[0].scores if history else None)
     planners = stages.train(selection, training_seeds(config, f"round {index}", config.loop.seeds_per_round))
@@ -68,7 +68,7 @@ def compare(
     history: tuple[Round, ...],
     final_counts: Mapping[str, int],
 ) -> tuple[Arm, ...]:
-    """Train AutoScale's mixture and the baselines with fresh seeds at equal steps; score each once on test."""
+    """Train every arm with fresh seeds at equal steps and score it once on test."""
     sizes, budget = pool_sizes(clusters), config.loop.budget
     even = dict.fromkeys(clusters.cluster_ids, 1.0 / len(clusters.cluster_ids))
     share = {name: size / max(sum(sizes.values()), 1) for name, size in sizes.items()}

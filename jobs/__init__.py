@@ -1,0 +1,1 @@
+"""Jobs for `ray job submit`: one script each, choices only, no logic."""
