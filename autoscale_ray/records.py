@@ -87,6 +87,8 @@ class Scores:
     """Standard error of the above from scenes alone, clustered by log."""
     totals: Mapping[str, float]
     """Weighted means over scenes and seeds: objective, epdms, pdms, miou; NaN when missing."""
+    total_se: float
+    """Standard error of the objective from scenes alone, clustered by log."""
     seed_totals: Mapping[str, tuple[float, ...]]
     """The same for each training seed."""
     file: Path

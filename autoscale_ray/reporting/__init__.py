@@ -1,1 +1,1 @@
-"""reporting."""
+"""What people see: the summary of a run, tables, plots and the HTML report."""

@@ -1,0 +1,107 @@
+"""Plots of a run, made from its summary. matplotlib without a display; every figure is closed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+Summary = Mapping[str, Any]
+
+
+def write_plots(summary: Summary, folder: Path) -> dict[str, Path]:
+    """Draw every plot that the summary has data for.
+
+    Args:
+        summary: Tree of `autoscale_ray.reporting.summary.summarise`.
+        folder: Where the PNG files go; created.
+
+    Returns:
+        Path by plot name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    drawers: dict[str, tuple[bool, Callable[[Summary], Figure]]] = {
+        "weights_per_round": (len(summary["rounds"]) > 1, weights_figure),
+        "score_per_round": (len(summary["rounds"]) > 0, score_figure),
+        "arms": (len(summary["arms"]) > 0, arms_figure),
+    }
+    paths = {}
+    for name, (has_data, draw) in drawers.items():
+        if has_data:
+            paths[name] = save(draw(summary), folder / f"{name}.png")
+    return paths
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG through a temporary file, so a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.part")
+    with matplotlib.rc_context({"savefig.dpi": 130}):
+        figure.savefig(temporary, format="png", bbox_inches="tight")
+    temporary.replace(path)
+    return path
+
+
+def weights_figure(summary: Summary) -> Figure:
+    """Return scenes per cluster as stacked bars, one for each round, and the recommended mixture."""
+    rounds = [done for done in summary["rounds"] if done["weights"]]
+    columns = [(f"{done['index']}", done["counts"]) for done in rounds]
+    if summary["final_counts"]:
+        columns.append(("final", summary["final_counts"]))
+    figure = Figure(figsize=(1.6 + 0.75 * len(columns) + 2.0, 4.2))
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["tab20"](np.arange(len(summary["clusters"])) % 20)
+    bottom = np.zeros(len(columns))
+    for colour, cluster in zip(colours, summary["clusters"], strict=True):
+        heights = np.array([counts.get(cluster["id"], 0) for _, counts in columns], dtype=float)
+        axes.bar([name for name, _ in columns], heights, bottom=bottom, color=colour, label=cluster["id"])
+        bottom += heights
+    axes.set(xlabel="round", ylabel="synthetic scenes", title="Mixture by round")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, ncols=1 + len(colours) // 17)
+    return figure
+
+
+def score_figure(summary: Summary) -> Figure:
+    """Return the dev objective by round with its standard error over scenes."""
+    rounds = [done for done in summary["rounds"] if done["totals"]["objective"] is not None]
+    figure = Figure(figsize=(6.4, 4.0))
+    axes = figure.subplots()
+    axes.errorbar(
+        [done["index"] for done in rounds],
+        [100 * done["totals"]["objective"] for done in rounds],
+        yerr=[100 * (done["total_se"] or 0.0) for done in rounds],
+        marker="o",
+        capsize=3,
+    )
+    axes.axhline(100 * rounds[0]["totals"]["objective"], color="grey", linewidth=0.8, linestyle="--")
+    axes.text(
+        rounds[-1]["index"], 100 * rounds[0]["totals"]["objective"], "real only", va="bottom", ha="right"
+    )
+    axes.set(
+        xlabel="round (each explores another mixture)", ylabel="dev score W x100", title="Score by round"
+    )
+    axes.set_xticks([done["index"] for done in rounds])
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def arms_figure(summary: Summary) -> Figure:
+    """Return the test objective of every arm: bars are means, dots are training seeds."""
+    arms = summary["arms"]
+    figure = Figure(figsize=(1.8 + 1.1 * len(arms), 4.0))
+    axes = figure.subplots()
+    labels = [f"{arm['name']}\n{arm['num_scenes']} scenes" for arm in arms]
+    values = [100 * (arm["totals"]["objective"] or 0.0) for arm in arms]
+    colours = ["tab:orange" if arm["name"] == "autoscale" else "tab:blue" for arm in arms]
+    axes.bar(labels, values, color=colours, alpha=0.75)
+    for position, arm in enumerate(arms):
+        seeds = [100 * value for value in arm["seed_totals"]["objective"] if value is not None]
+        axes.plot([position] * len(seeds), seeds, "k.", markersize=6)
+    spread = [100 * v for arm in arms for v in arm["seed_totals"]["objective"] if v is not None] + values
+    axes.set_ylim(min(spread) - 3, max(spread) + 2)
+    axes.set(ylabel="test score W x100", title=f"Test at {summary['steps']} optimiser steps each")
+    axes.tick_params(axis="x", labelsize=8)
+    return figure

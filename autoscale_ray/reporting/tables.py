@@ -1,0 +1,87 @@
+"""Tables for the terminal, made from the summary of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+Summary = Mapping[str, Any]
+
+
+def round_table(summary: Summary, index: int) -> Table:
+    """Return one round as a table: weight, scenes and dev score of every cluster."""
+    done = summary["rounds"][index]
+    kind = "real scenes only" if not done["weights"] else f"{done['num_scenes']} synthetic scenes"
+    table = Table(title=f"Round {index}: {kind}", caption=_totals_line(done, "dev"))
+    for name in ("cluster", "pool", "dev scenes", "weight", "scenes", "dev score x100", "SE"):
+        table.add_column(name, justify="left" if name == "cluster" else "right")
+    for cluster in summary["clusters"]:
+        name = cluster["id"]
+        weight = done["weights"].get(name)
+        table.add_row(
+            name,
+            f"{cluster['pool']}",
+            f"{cluster['dev']}",
+            "-" if weight is None else f"{weight:.3f}",
+            f"{done['counts'].get(name, 0)}",
+            points(done["cluster_scores"][name]),
+            points(done["cluster_se"][name]),
+        )
+    return table
+
+
+def arm_table(summary: Summary) -> Table:
+    """Return the final comparison: one row an arm, scored on test scenes nobody chose by."""
+    table = Table(
+        title=f"Test, {summary['steps']} optimiser steps each (non-reactive pseudo-simulation)",
+        caption=spent_line(summary),
+    )
+    for name in (
+        "arm",
+        "synthetic scenes",
+        "epochs",
+        "W x100",
+        "SE",
+        "EPDMS x100",
+        "PDMS x100",
+        "BEV mIoU x100",
+    ):
+        table.add_column(name, justify="left" if name == "arm" else "right")
+    for arm in summary["arms"]:
+        totals = arm["totals"]
+        table.add_row(
+            arm["name"],
+            f"{arm['num_scenes']}",
+            f"{arm['epochs']:.1f}",
+            points(totals["objective"]),
+            points(arm["total_se"]),
+            points(totals["epdms"]),
+            points(totals["pdms"]),
+            points(totals["miou"]),
+        )
+    return table
+
+
+def spent_line(summary: Summary) -> str:
+    """Return what the run cost in one line."""
+    spent = summary["spent"]
+    stages = ", ".join(f"{name} {value:.0f} s" for name, value in spent["seconds"].items())
+    return (
+        f"spent: {spent['search_runs']} search and {spent['comparison_runs']} comparison training runs, "
+        f"{spent['optimiser_steps']} optimiser steps; {stages}"
+    )
+
+
+def points(value: float | None) -> str:
+    """Return a score in [0, 1] as points out of 100; a dash where it is missing."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _totals_line(done: Mapping[str, Any], side: str) -> str:
+    totals = done["totals"]
+    return (
+        f"{side}: W {points(totals['objective'])} +- {points(done['total_se'])}, "
+        f"EPDMS {points(totals['epdms'])}, PDMS {points(totals['pdms'])}, BEV mIoU {points(totals['miou'])}"
+    )
