@@ -117,10 +117,16 @@ class RetrievalConfig:
     """Scenes above this cosine similarity to a chosen one are near-duplicates."""
     max_per_origin: Count = 2
     """Chosen scenes that may share one origin_id, >= 1."""
+    similarity_weight: NonNegative = 1.0
+    """Weight of the mean similarity to the queries."""
     gap_weight: NonNegative = 0.1
-    """Weight of the domain-gap penalty."""
+    """Weight of the domain-gap penalty, for one nat of log-odds above the real 95 % quantile."""
     quality_weight: NonNegative = 0.0
     """Weight of the shipped expert quality; 0 leaves it out."""
+    max_dropped_share: Share = 0.25
+    """Largest share of a cluster that may be dropped as unlike any real scene, in [0, 1]."""
+    mmr_relevance: Share = 0.7
+    """Relevance against novelty in the `mmr` method, in [0, 1]."""
     max_queries: Count = 512
     """Largest number of dev queries a cluster keeps, highest weights first."""
     max_candidates: Count = 100_000
