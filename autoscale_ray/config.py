@@ -137,18 +137,26 @@ class RetrievalConfig:
 class PlannerConfig:
     """The built-in planner and its training."""
 
-    factory: str = "autoscale_ray.planning.planner:planner_spec"
+    factory: str = "autoscale_ray.planning.spec:planner_spec"
     """Dotted path `module:function` returning a PlannerSpec; bring your own planner here."""
     hidden_size: Count = 64
-    """Width of the scene tokens."""
-    num_modes: Count = 16
-    """Anchored trajectory modes."""
+    """Width of the scene tokens; a multiple of 4, the attention heads."""
+    num_agents: Count = 12
+    """Agents the planner sees in a scene, the most relevant ones."""
+    num_lanes: Count = 8
+    """Lanes the planner sees in a scene, the nearest ones."""
+    anchor_accelerations_mps2: tuple[float, ...] = (-6.0, -3.0, -1.5, -0.5, 0.3, 1.5)
+    """Accelerations of the anchor trajectories; every acceleration and offset together is one mode."""
+    anchor_offsets_m: tuple[float, ...] = (-2.0, 0.0, 2.0)
+    """Final offsets of the anchor trajectories from the route centre line, positive to the left."""
     num_steps: CountOrZero = 800
     """Optimiser steps of one training run, the same for every arm."""
     batch_size: Count = 128
-    """Scenes a step."""
+    """Scenes a step; a multiple of 4, the logical shards."""
     learning_rate: Positive = 3e-3
     """Peak AdamW learning rate."""
+    weight_decay: NonNegative = 0.01
+    """AdamW weight decay."""
     ema_decay: Share = 0.99
     """Decay of the weight average over the last 30 % of the steps."""
     lateral_weight: Positive = 3.0
