@@ -31,24 +31,24 @@ def run(config: RunConfig, stages: Stages) -> tuple[Clusters, tuple[Round, ...],
     clusters = stages.cluster(stages.embed())
     info = cluster_info(clusters, config.loop.budget)
     method = METHODS[config.ascent.method]
-    history = (play(config, stages, clusters, 0, {}, ()),)
-    for index in range(1, config.loop.num_rounds + 1):
+    history = (play(config, stages, clusters, {}, ()),)
+    for _ in range(config.loop.num_rounds):
         weights = method.propose(observations(history), info, config.ascent)
-        history = (*history, play(config, stages, clusters, index, weights, history))
+        history = (*history, play(config, stages, clusters, weights, history))
     final = method.final(observations(history), info, config.ascent)
-    return clusters, history, allocate(final, pool_sizes(clusters), config.loop.budget)
+    return clusters, history, allocate(final, info)
 
 
 def play(
     config: RunConfig,
     stages: Stages,
     clusters: Clusters,
-    index: int,
     weights: Mapping[str, float],
     history: tuple[Round, ...],
 ) -> Round:
     """Play one round: choose scenes, train on them at the fixed number of steps, score on dev, publish."""
-    counts = allocate(weights, pool_sizes(clusters), config.loop.budget) if weights else {}
+    index = len(history)
+    counts = allocate(weights, cluster_info(clusters, config.loop.budget)) if weights else {}
     selection = stages.retrieve(clusters, counts, history[0].scores if history else None)
     planners = stages.train(selection, training_seeds(config, f"round {index}", config.loop.seeds_per_round))
     finished = Round(
@@ -69,14 +69,14 @@ def compare(
     final_counts: Mapping[str, int],
 ) -> tuple[Arm, ...]:
     """Train every arm with fresh seeds at equal steps and score it once on test."""
-    sizes, budget = pool_sizes(clusters), config.loop.budget
-    even = dict.fromkeys(clusters.cluster_ids, 1.0 / len(clusters.cluster_ids))
-    share = {name: size / max(sum(sizes.values()), 1) for name, size in sizes.items()}
+    info = cluster_info(clusters, config.loop.budget)
+    sizes = {name: int(size) for name, size in zip(info.cluster_ids, info.pool_sizes_K, strict=True)}
+    even = dict.fromkeys(clusters.cluster_ids, 1.0)
     plans: dict[str, tuple[Mapping[str, int], str | None]] = {
         "real_only": ({}, None),
-        "vanilla": (allocate(share, sizes, budget), "random"),
+        "vanilla": (allocate({name: float(size) for name, size in sizes.items()}, info), "random"),
         "union": (sizes, "random"),
-        "uniform": (allocate(even, sizes, budget), "random"),
+        "uniform": (allocate(even, info), "random"),
         "autoscale": (final_counts, None),
     }
     seeds = training_seeds(config, "final", config.loop.final_seeds)
@@ -114,11 +114,6 @@ def observations(history: tuple[Round, ...]) -> tuple[Observation, ...]:
         )
         for done in history
     )
-
-
-def pool_sizes(clusters: Clusters) -> dict[str, int]:
-    """Return the synthetic scenes available in each cluster."""
-    return {name: int(size) for name, size in zip(clusters.cluster_ids, clusters.pool_sizes_K, strict=True)}
 
 
 def training_seeds(config: RunConfig, stream: str, count: int) -> tuple[int, ...]:

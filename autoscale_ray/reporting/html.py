@@ -1,0 +1,85 @@
+"""The report of a run: one HTML file that needs nothing beside it and no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from autoscale_ray.reporting.plots import arms_figure, score_figure, weights_figure
+from autoscale_ray.reporting.tables import points, spent_line
+
+Summary = Mapping[str, Any]
+
+
+def write_report(summary: Summary, path: Path, pictures: Sequence[tuple[str, Path]] = ()) -> Path:
+    """Write the report of a run, finished or not.
+
+    Args:
+        summary: Tree of `autoscale_ray.reporting.summary.summarise`.
+        path: HTML file; replaced in one step.
+        pictures: Title and PNG file of further pictures, such as the embedding map.
+
+    Returns:
+        The path.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["points"] = points
+    text = environment.get_template("report.html.j2").render(
+        summary=summary,
+        spent=spent_line(summary),
+        figures=_figures(summary),
+        pictures=[(title, _png(picture)) for title, picture in pictures if picture.is_file()],
+        gains=_gains(summary),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def _figures(summary: Summary) -> list[tuple[str, Markup]]:
+    figures = []
+    if summary["arms"]:
+        figures.append(("Arms on test", arms_figure(summary)))
+    if summary["rounds"]:
+        figures.append(("Score by round", score_figure(summary)))
+    if len(summary["rounds"]) > 1:
+        figures.append(("Mixture by round", weights_figure(summary)))
+    return [(title, _svg(figure)) for title, figure in figures]
+
+
+def _svg(figure: Figure) -> Markup:
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "autoscale", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return Markup(buffer.getvalue()[buffer.getvalue().index("<svg") :])  # our own drawing, no outside text
+
+
+def _png(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _gains(summary: Summary) -> list[tuple[str, float]]:
+    """Return AutoScale's difference in points from every other arm."""
+    by_name = {arm["name"]: arm["totals"]["objective"] for arm in summary["arms"]}
+    own = by_name.pop("autoscale", None)
+    return [
+        (name, 100 * (own - other))
+        for name, other in by_name.items()
+        if own is not None and other is not None
+    ]
