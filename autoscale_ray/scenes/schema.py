@@ -1,13 +1,14 @@
 """The Arrow schema of a scene pool: one row per window around one ego vehicle, sampled at 2 Hz.
 
-Frame of reference: every coordinate of a row is in that row's *scene frame*, whose origin is the ego's rear axle at
-t = 0, x forward, y left, yaw counter-clockwise; ``origin_*`` is the pose of that frame in map coordinates (float64,
-because map coordinates are about 1e6 m). Times: ``NUM_FRAMES`` frames at -2.0, -1.5, ..., 0, ..., 5.0 s; frame
-``CURRENT_FRAME`` is t = 0. Frames -1.5 ... 4.0 s of the ego are required; -2.0 s and the fifth second are optional and
-masked by ``ego_valid`` (without the fifth second PDMS v1 is missing, not 0).
+Frame of reference: every coordinate of a row is in that row's *scene frame*, whose origin is the ego's rear
+axle at t = 0, x forward, y left, yaw counter-clockwise; ``origin_*`` is the pose of that frame in map
+coordinates (float64, because map coordinates are about 1e6 m). Times: ``NUM_FRAMES`` frames at -2.0, -1.5,
+..., 0, ..., 5.0 s; frame ``CURRENT_FRAME`` is t = 0. Frames -1.5 ... 4.0 s of the ego are required; -2.0 s
+and the fifth second are optional and masked by ``ego_valid`` (without the fifth second PDMS v1 is missing,
+not 0).
 
-Ragged data is stored flat: a ``list`` column holds all values of a scene in C order and the field metadata key
-``stride`` names the shape of one element, for example ``15,5`` for the states of one agent.
+Ragged data is stored flat: a ``list`` column holds all values of a scene in C order and the field metadata
+key ``stride`` names the shape of one element, for example ``15,5`` for the states of one agent.
 
 Shape legend: T frames (15), A agents, L lanes, Q polygons.
 """

@@ -1,0 +1,376 @@
+"""Scenes as flat tensors with offsets: no Python object per scene, no padding.
+
+Shape legend: N scenes, T frames (15), A agents, L lanes, V lane vertices, E lane links, Q polygons, W polygon
+vertices, C centre line vertices; all counts but T are over the whole batch. Row k of ``agent_offsets`` is the
+first agent of scene k. Lane numbers inside `links_E3` and `polygon_lane_Q` are local to their scene, so a
+scene keeps its values wherever it stands in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from autoscale_ray.errors import InvalidSceneError
+from autoscale_ray.scenes.schema import DOMAINS, NUM_FRAMES, SCENE_SCHEMA, check_schema, inner_shape
+
+
+@dataclass(frozen=True, slots=True)
+class SceneBatch:
+    """N scenes as flat tensors; coordinates in each scene's own frame, metres, seconds, radians."""
+
+    scene_ids: tuple[str, ...]
+    domain_N: Tensor
+    """int8, index into DOMAINS."""
+    command_N: Tensor
+    """int64, index into DRIVING_COMMANDS."""
+    ego_size_N4: Tensor
+    """float32 length, width, wheelbase, rear axle to box centre."""
+    ego_states_NT7: Tensor
+    """float32, order of EGO_STATE; rear axle."""
+    ego_valid_NT: Tensor
+    """bool, frame recorded."""
+    route_speed_limit_N: Tensor
+    """float32, NaN when unknown."""
+    agent_offsets: Tensor
+    """int64, N+1."""
+    agent_type_A: Tensor
+    """int64, index into AGENT_TYPES."""
+    agent_size_A2: Tensor
+    """float32 length, width."""
+    agent_states_AT5: Tensor
+    """float32, order of AGENT_STATE; box centre."""
+    agent_valid_AT: Tensor
+    """bool."""
+    lane_offsets: Tensor
+    """int64, N+1: lanes of each scene."""
+    lane_point_offsets: Tensor
+    """int64, L+1: vertices of each lane."""
+    lane_points_V2: Tensor
+    """float32, in driving direction."""
+    lane_width_L: Tensor
+    """float32, NaN when unknown."""
+    lane_speed_limit_L: Tensor
+    """float32, NaN when unknown."""
+    lane_on_route_L: Tensor
+    """bool."""
+    link_offsets: Tensor
+    """int64, N+1."""
+    links_E3: Tensor
+    """int64 from lane, to lane (scene-local), index into LINK_KINDS."""
+    polygon_offsets: Tensor
+    """int64, N+1."""
+    polygon_point_offsets: Tensor
+    """int64, Q+1."""
+    polygon_points_W2: Tensor
+    """float32, rings are not closed."""
+    polygon_layer_Q: Tensor
+    """int64, index into POLYGON_LAYERS."""
+    polygon_lane_Q: Tensor
+    """int64, scene-local lane or -1."""
+    polygon_on_route_Q: Tensor
+    """bool."""
+    polygon_red_QT: Tensor
+    """bool."""
+    centerline_offsets: Tensor
+    """int64, N+1."""
+    centerline_C3: Tensor
+    """float32 x, y, yaw."""
+    agent_neighbours_A8: Tensor | None = None
+    """int64 nearest agents (scene-local), -1 where there are fewer; see `graph`."""
+    agent_lanes_A3: Tensor | None = None
+    """int64 nearest heading-compatible lanes (scene-local), -1 where there are fewer; see `graph`."""
+
+    def __len__(self) -> int:
+        return len(self.domain_N)
+
+    @property
+    def agent_row_A(self) -> Tensor:
+        """Return the scene of every agent, int64."""
+        return row_of(self.agent_offsets)
+
+    @property
+    def lane_row_L(self) -> Tensor:
+        """Return the scene of every lane, int64."""
+        return row_of(self.lane_offsets)
+
+    @property
+    def polygon_row_Q(self) -> Tensor:
+        """Return the scene of every polygon, int64."""
+        return row_of(self.polygon_offsets)
+
+    def to(self, device: torch.device | str) -> SceneBatch:
+        """Return the batch with every tensor on `device`."""
+        moved = {name: tensor.to(device) for name, tensor in tensors_of(self).items()}
+        return replace(self, **moved)
+
+    def select(self, rows: Tensor | np.ndarray | Sequence[int]) -> SceneBatch:
+        """Return the scenes `rows`, in that order; repeats are allowed.
+
+        A run of consecutive rows is cut out as views; any other order costs one `index_select` per tensor.
+
+        Args:
+            rows: Scene numbers, int64, in [0, N).
+
+        Returns:
+            A batch of ``len(rows)`` scenes.
+        """
+        rows_B = torch.as_tensor(rows, dtype=torch.int64)
+        assert len(rows_B) == 0 or (int(rows_B.min()) >= 0 and int(rows_B.max()) < len(self)), (
+            "row out of range"
+        )
+        return _select(self, rows_B)
+
+
+# Field -> (group that its first axis runs over, pool column). Offsets are derived and therefore not listed.
+_FIELDS = {
+    "ego_states_NT7": ("scene", "ego_states"),
+    "ego_valid_NT": ("scene", "ego_valid"),
+    "agent_type_A": ("agent", "agent_type"),
+    "agent_size_A2": ("agent", "agent_size"),
+    "agent_states_AT5": ("agent", "agent_states"),
+    "agent_valid_AT": ("agent", "agent_valid"),
+    "lane_points_V2": ("lane_point", "lane_points"),
+    "lane_width_L": ("lane", "lane_width_m"),
+    "lane_speed_limit_L": ("lane", "lane_speed_limit_mps"),
+    "lane_on_route_L": ("lane", "lane_on_route"),
+    "links_E3": ("link", "lane_links"),
+    "polygon_points_W2": ("polygon_point", "polygon_points"),
+    "polygon_layer_Q": ("polygon", "polygon_layer"),
+    "polygon_lane_Q": ("polygon", "polygon_lane"),
+    "polygon_on_route_Q": ("polygon", "polygon_on_route"),
+    "polygon_red_QT": ("polygon", "polygon_red"),
+    "centerline_C3": ("centerline", "centerline"),
+}
+_SCENE_FIELDS = (
+    "domain_N",
+    "command_N",
+    "ego_size_N4",
+    "route_speed_limit_N",
+    "ego_states_NT7",
+    "ego_valid_NT",
+)
+_OPTIONAL_FIELDS = {"agent_neighbours_A8": "agent", "agent_lanes_A3": "agent"}
+_GROUP_OFFSETS = {
+    "agent": "agent_offsets",
+    "lane": "lane_offsets",
+    "link": "link_offsets",
+    "polygon": "polygon_offsets",
+    "centerline": "centerline_offsets",
+}
+# Two-level groups: vertices hang on lanes and polygons, which hang on scenes.
+_POINT_GROUPS = {
+    "lane_point": ("lane", "lane_offsets", "lane_point_offsets"),
+    "polygon_point": ("polygon", "polygon_offsets", "polygon_point_offsets"),
+}
+_WIDE_INTEGERS = {"agent_type_A", "links_E3", "polygon_layer_Q", "polygon_lane_Q", *_OPTIONAL_FIELDS}
+TENSOR_NAMES = tuple(field.name for field in fields(SceneBatch) if field.name != "scene_ids")
+
+
+def group_of(name: str) -> str:
+    """Return what the first axis of tensor `name` counts: scene, agent, ..., or ``offsets``."""
+    if name.endswith("offsets"):
+        return "offsets"
+    if name in _SCENE_FIELDS:
+        return "scene"
+    return _OPTIONAL_FIELDS[name] if name in _OPTIONAL_FIELDS else _FIELDS[name][0]
+
+
+def tensors_of(batch: SceneBatch) -> dict[str, Tensor]:
+    """Return the tensors of `batch` by field name, without absent optional ones."""
+    found = {name: getattr(batch, name) for name in TENSOR_NAMES}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def row_of(offsets: Tensor) -> Tensor:
+    """Return the owner of every element: ``offsets [0, 2, 3]`` gives ``[0, 0, 1]``.
+
+    Args:
+        offsets: Int64, M+1, non-decreasing, first entry 0.
+
+    Returns:
+        Int64, one entry for each of the ``offsets[-1]`` elements.
+    """
+    return torch.repeat_interleave(torch.arange(len(offsets) - 1, device=offsets.device), offsets.diff())
+
+
+def offsets_of(lengths: Tensor) -> Tensor:
+    """Return the offsets (M+1, int64) of M runs with the given lengths."""
+    return torch.nn.functional.pad(lengths.to(torch.int64).cumsum(0), (1, 0))
+
+
+def ragged_index(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the elements of M runs laid end to end, and their offsets.
+
+    Args:
+        starts: Int64, M, first element of each run.
+        lengths: Int64, M, >= 0.
+
+    Returns:
+        Index (int64, sum of lengths) and offsets (int64, M+1).
+    """
+    offsets = offsets_of(lengths)
+    shift = torch.repeat_interleave(starts - offsets[:-1], lengths, output_size=int(offsets[-1]))
+    return shift + torch.arange(len(shift), device=starts.device), offsets
+
+
+def _select(batch: SceneBatch, rows_B: Tensor) -> SceneBatch:
+    first = int(rows_B[0]) if len(rows_B) else 0
+    consecutive = len(rows_B) > 0 and bool((rows_B.diff() == 1).all())
+    runs = _slice_run(first, len(rows_B)) if consecutive else _gather_run(rows_B)
+    take, parts = {"scene": runs.scene}, {}
+    for group, name in _GROUP_OFFSETS.items():
+        take[group], parts[name] = runs.group(getattr(batch, name))
+    for group, (owner, scene_offsets, point_offsets) in _POINT_GROUPS.items():
+        take[group], parts[point_offsets] = runs.points(
+            getattr(batch, scene_offsets), getattr(batch, point_offsets), take[owner], parts[scene_offsets]
+        )
+    for name, tensor in tensors_of(batch).items():
+        if name not in parts:
+            parts[name] = take[group_of(name)](tensor)
+    ids = np.asarray(batch.scene_ids, dtype=object)[rows_B.numpy()] if batch.scene_ids else ()
+    return SceneBatch(scene_ids=tuple(ids), **parts)
+
+
+_Take = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """How to cut rows out of a batch: `scene` for the scene axis, `group` and `points` for the ragged
+    axes."""
+
+    scene: _Take
+    group: Callable[[Tensor], tuple[_Take, Tensor]]
+    points: Callable[[Tensor, Tensor, _Take, Tensor], tuple[_Take, Tensor]]
+
+
+def _slice_run(first: int, count: int) -> _Runs:
+    def group(offsets: Tensor) -> tuple[_Take, Tensor]:
+        begin, end = int(offsets[first]), int(offsets[first + count])
+        return lambda tensor: tensor[begin:end], offsets[first : first + count + 1] - begin
+
+    def points(scene_offsets: Tensor, offsets: Tensor, _take: _Take, _local: Tensor) -> tuple[_Take, Tensor]:
+        begin, end = int(scene_offsets[first]), int(scene_offsets[first + count])
+        low, high = int(offsets[begin]), int(offsets[end])
+        return lambda tensor: tensor[low:high], offsets[begin : end + 1] - low
+
+    return _Runs(lambda tensor: tensor[first : first + count], group, points)
+
+
+def _gather_run(rows_B: Tensor) -> _Runs:
+    def gather(index: Tensor) -> _Take:
+        return lambda tensor: tensor.index_select(0, index)
+
+    def group(offsets: Tensor) -> tuple[_Take, Tensor]:
+        starts = offsets[rows_B]
+        index, local = ragged_index(starts, offsets[rows_B + 1] - starts)
+        return gather(index), local
+
+    def points(scene_offsets: Tensor, offsets: Tensor, take: _Take, _local: Tensor) -> tuple[_Take, Tensor]:
+        starts, ends = offsets[scene_offsets[rows_B]], offsets[scene_offsets[rows_B + 1]]
+        index, _ = ragged_index(starts, ends - starts)
+        return gather(index), offsets_of(take(offsets.diff()))
+
+    return _Runs(gather(rows_B), group, points)
+
+
+def batch_from_table(table: pa.Table) -> SceneBatch:
+    """Turn a pool table into flat tensors, without copying the float columns of a one-chunk table.
+
+    Args:
+        table: Rows of `SCENE_SCHEMA`.
+
+    Returns:
+        One scene for each row.
+
+    Raises:
+        PoolError: The table has another schema.
+        InvalidSceneError: The flat columns of a row contradict one another.
+    """
+    check_schema(table.schema, "scene table")
+    columns = {column for _, column in _FIELDS.values()} | {"lane_offsets", "polygon_offsets"}
+    flat = {name: _flatten(table, name) for name in columns}
+    parts: dict[str, Tensor] = _scalar_parts(table)
+    counts: dict[str, Tensor] = {}
+    for point_group, (group, name, point_name) in _POINT_GROUPS.items():
+        counts[group], counts[point_group], parts[point_name] = _nested(flat[name], table, name)
+    for name, (group, column) in _FIELDS.items():
+        values, lengths = flat[column]
+        counts.setdefault(group, torch.ones_like(lengths) if group == "scene" else lengths)
+        _check_lengths(table, column, lengths, counts[group])
+        parts[name] = values.to(torch.int64) if name in _WIDE_INTEGERS else values
+    parts |= {name: offsets_of(counts[group]) for group, name in _GROUP_OFFSETS.items()}
+    return SceneBatch(scene_ids=tuple(table["scene_id"].to_pylist()), **parts)
+
+
+def _scalar_parts(table: pa.Table) -> dict[str, Tensor]:
+    def scalar(name: str, dtype: type) -> Tensor:
+        return torch.from_numpy(np.array(table[name].to_numpy(), dtype=dtype))
+
+    sizes = ("ego_length_m", "ego_width_m", "ego_wheelbase_m", "ego_rear_axle_to_center_m")
+    domain_N = pc.index_in(table["domain"], pa.array(DOMAINS)).to_numpy()
+    return {
+        "domain_N": torch.from_numpy(np.array(domain_N, dtype=np.int8)),
+        "command_N": scalar("driving_command", np.int64),
+        "ego_size_N4": torch.stack([scalar(name, np.float32) for name in sizes], dim=1),
+        "route_speed_limit_N": scalar("route_speed_limit_mps", np.float32),
+    }
+
+
+def _flatten(table: pa.Table, name: str) -> tuple[Tensor, Tensor]:
+    """Return the values of a flat column, shaped by its stride, and the number of elements of each row."""
+    chunks = table[name]
+    array = chunks.chunk(0) if chunks.num_chunks == 1 else pa.concat_arrays(chunks.chunks)
+    shape = inner_shape(SCENE_SCHEMA.field(name))
+    lengths = np.diff(array.offsets.to_numpy())
+    width = int(np.prod(shape)) if shape else 1
+    uneven = np.flatnonzero(lengths % width)
+    if len(uneven):
+        raise InvalidSceneError(_where(table, int(uneven[0]), name), f"length must be a multiple of {width}")
+    return _tensor(array.flatten()).reshape(-1, *shape), torch.from_numpy((lengths // width).astype(np.int64))
+
+
+def _tensor(values: pa.Array) -> Tensor:
+    # DLPack lends Arrow's buffer without a copy; booleans are bit-packed in Arrow and have to be unpacked.
+    if len(values) and not pa.types.is_boolean(values.type):
+        return torch.from_dlpack(values)
+    return torch.from_numpy(np.array(values.to_numpy(zero_copy_only=False)))
+
+
+def _nested(flat: tuple[Tensor, Tensor], table: pa.Table, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return items per row, points per row and the batch-wide point offsets of a ``K+1`` column."""
+    local, lengths = flat
+    if len(lengths) and int(lengths.min()) < 1:
+        raise InvalidSceneError(_where(table, int(lengths.argmin()), name), "must hold at least one entry")
+    ends = lengths.cumsum(0) - 1
+    firsts = ends - lengths + 1
+    steps = local.to(torch.int64).diff(append=torch.zeros(1, dtype=torch.int64))
+    inner = torch.ones(len(local), dtype=torch.bool)
+    inner[ends] = False
+    bad = torch.nonzero((steps < 0) & inner).flatten().tolist() + firsts[local[firsts] != 0].tolist()
+    if bad:
+        row = int(torch.searchsorted(ends, bad[0]))
+        raise InvalidSceneError(_where(table, row, name), "must start at 0 and never fall")
+    return lengths - 1, local[ends].to(torch.int64), offsets_of(steps[inner])
+
+
+def _check_lengths(table: pa.Table, column: str, lengths: Tensor, expected: Tensor) -> None:
+    differs = torch.nonzero(lengths != expected).flatten()
+    if len(differs):
+        row = int(differs[0])
+        rule = f"must hold {int(expected[row])} elements like the other columns of its kind"
+        raise InvalidSceneError(_where(table, row, column), rule, int(lengths[row]))
+
+
+def _where(table: pa.Table, row: int, column: str) -> str:
+    return f"scene {table['scene_id'][row].as_py()}: {column}"
+
+
+assert inner_shape(SCENE_SCHEMA.field("agent_states"))[0] == NUM_FRAMES

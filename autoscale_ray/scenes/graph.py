@@ -1,0 +1,165 @@
+"""Neighbour tables of a batch at t = 0: nearest agents of each agent, and the lanes it drives on or beside.
+
+They cost as much as the encoder that uses them, so they are computed once, when the cache is built. Tables
+have a fixed width and scene-local numbers, with -1 where there are fewer neighbours.
+
+Shape legend: as in `batch`, and B scenes of a chunk, M agents of its largest scene, P agent-lane pairs, S
+segments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from autoscale_ray.scenes.batch import SceneBatch, offsets_of, ragged_index
+from autoscale_ray.scenes.schema import CURRENT_FRAME
+
+NUM_AGENT_NEIGHBOURS = 8
+NUM_AGENT_LANES = 3
+MAX_LANE_DISTANCE_M = 5.0
+MAX_LANE_ANGLE_RAD = math.radians(60.0)
+_MAX_CELLS = 1 << 22
+
+
+def with_neighbours(batch: SceneBatch) -> SceneBatch:
+    """Return the batch with `agent_neighbours_A8` and `agent_lanes_A3` filled in."""
+    return replace(batch, agent_neighbours_A8=agent_neighbours(batch), agent_lanes_A3=agent_lanes(batch))
+
+
+def agent_neighbours(batch: SceneBatch, num_neighbours: int = NUM_AGENT_NEIGHBOURS) -> Tensor:
+    """Find the nearest other agents of every agent present at t = 0.
+
+    Args:
+        batch: Scenes.
+        num_neighbours: Width k of the table, >= 1.
+
+    Returns:
+        Int64 (A, k), scene-local agent numbers by growing centre distance, -1 where there are fewer; rows of
+        agents absent at t = 0 are -1 throughout.
+    """
+    present_A = batch.agent_valid_AT[:, CURRENT_FRAME]
+    points_A2 = batch.agent_states_AT5[:, CURRENT_FRAME, :2]
+    table_Ak = torch.full((len(points_A2), num_neighbours), -1, dtype=torch.int64)
+    counts_N = batch.agent_offsets.diff()
+    for first, last in _chunks(counts_N):
+        low, high = int(batch.agent_offsets[first]), int(batch.agent_offsets[last])
+        if low == high:
+            continue
+        counts_B = counts_N[first:last]
+        row = torch.repeat_interleave(torch.arange(last - first), counts_B)
+        slot = torch.arange(high - low) - offsets_of(counts_B)[row]
+        near_BMk = _nearest(points_A2[low:high], present_A[low:high], row, slot, counts_B, num_neighbours)
+        table_Ak[low:high, : near_BMk.shape[2]] = near_BMk[row, slot]
+    return table_Ak
+
+
+def _nearest(
+    points_A2: Tensor, present_A: Tensor, row: Tensor, slot: Tensor, counts_B: Tensor, num_neighbours: int
+) -> Tensor:
+    largest = int(counts_B.max())
+    padded_BM2 = points_A2.new_full((len(counts_B), largest, 2), math.nan)
+    padded_BM2[row, slot] = torch.where(present_A[:, None], points_A2, math.nan)
+    offsets_BMM2 = padded_BM2[:, :, None] - padded_BM2[:, None, :]
+    squared_BMM = offsets_BMM2.square().sum(-1).nan_to_num_(nan=math.inf)
+    squared_BMM.diagonal(dim1=1, dim2=2).fill_(math.inf)
+    nearest = squared_BMM.topk(min(num_neighbours, largest), dim=2, largest=False)
+    return torch.where(nearest.values.isfinite(), nearest.indices, -1)
+
+
+def _chunks(counts_N: Tensor) -> Iterator[tuple[int, int]]:
+    """Yield runs of scenes whose padded distance table stays below `_MAX_CELLS`."""
+    first, largest = 0, 0
+    for number, count in enumerate(counts_N.tolist()):
+        largest_then = max(largest, count)
+        if number > first and (number + 1 - first) * largest_then**2 > _MAX_CELLS:
+            yield first, number
+            first, largest_then = number, count
+        largest = largest_then
+    if len(counts_N):
+        yield first, len(counts_N)
+
+
+def agent_lanes(batch: SceneBatch, num_lanes: int = NUM_AGENT_LANES) -> Tensor:
+    """Find the nearest lanes of every agent whose direction there fits the agent's heading.
+
+    A lane counts when its nearest compatible segment is within `MAX_LANE_DISTANCE_M` of the box centre; a
+    segment is compatible when its direction is within `MAX_LANE_ANGLE_RAD` of the agent's heading.
+
+    Args:
+        batch: Scenes.
+        num_lanes: Width k of the table, >= 1.
+
+    Returns:
+        Int64 (A, k), scene-local lane numbers by growing distance, -1 where there are fewer.
+    """
+    present_A = batch.agent_valid_AT[:, CURRENT_FRAME]
+    poses_A3 = batch.agent_states_AT5[:, CURRENT_FRAME, :3]
+    table_Ak = torch.full((len(poses_A3), num_lanes), -1, dtype=torch.int64)
+    lane_counts_A = batch.lane_offsets.diff()[batch.agent_row_A] * present_A
+    starts_A = batch.lane_offsets[batch.agent_row_A]
+    boxes_L4 = _lane_boxes(batch)
+    for low, high in _runs_below(lane_counts_A, _MAX_CELLS):
+        lane_P, pair_offsets = ragged_index(starts_A[low:high], lane_counts_A[low:high])
+        agent_P = low + torch.repeat_interleave(torch.arange(high - low), pair_offsets.diff())
+        close_P = _box_distance(poses_A3[agent_P, :2], boxes_L4[lane_P]) <= MAX_LANE_DISTANCE_M
+        agent_P, lane_P = agent_P[close_P], lane_P[close_P]
+        distance_P = _lane_distance(batch, poses_A3, agent_P, lane_P)
+        keep_P = distance_P <= MAX_LANE_DISTANCE_M
+        agent_P, lane_P, distance_P = agent_P[keep_P], lane_P[keep_P], distance_P[keep_P]
+        order_P = distance_P.argsort(stable=True)
+        order_P = order_P[agent_P[order_P].argsort(stable=True)]
+        agent_P, lane_P = agent_P[order_P], lane_P[order_P]
+        rank_P = torch.arange(len(agent_P)) - torch.searchsorted(agent_P, agent_P)
+        first_P = rank_P < num_lanes
+        local_P = lane_P - starts_A[agent_P]
+        table_Ak[agent_P[first_P], rank_P[first_P]] = local_P[first_P]
+    return table_Ak
+
+
+def _lane_boxes(batch: SceneBatch) -> Tensor:
+    """Return min x, min y, max x, max y of every lane (L, 4)."""
+    num_lanes = len(batch.lane_width_L)
+    owner_V = torch.repeat_interleave(torch.arange(num_lanes), batch.lane_point_offsets.diff())
+    index_V2 = owner_V[:, None].expand(-1, 2)
+    low = torch.full((num_lanes, 2), math.inf).scatter_reduce_(0, index_V2, batch.lane_points_V2, "amin")
+    high = torch.full((num_lanes, 2), -math.inf).scatter_reduce_(0, index_V2, batch.lane_points_V2, "amax")
+    return torch.cat([low, high], dim=1)
+
+
+def _box_distance(points_P2: Tensor, boxes_P4: Tensor) -> Tensor:
+    outside_P2 = torch.maximum(boxes_P4[:, :2] - points_P2, points_P2 - boxes_P4[:, 2:]).clamp(min=0.0)
+    return outside_P2.norm(dim=1)
+
+
+def _lane_distance(batch: SceneBatch, poses_A3: Tensor, agent_P: Tensor, lane_P: Tensor) -> Tensor:
+    """Return the distance of each agent to the nearest compatible segment of its lane, inf without one
+    (P)."""
+    firsts_P = batch.lane_point_offsets[lane_P]
+    counts_P = (batch.lane_point_offsets[lane_P + 1] - firsts_P - 1).clamp(min=0)
+    begin_S, offsets = ragged_index(firsts_P, counts_P)
+    pair_S = torch.repeat_interleave(torch.arange(len(lane_P)), offsets.diff())
+    begin_S2 = batch.lane_points_V2[begin_S]
+    along_S2 = batch.lane_points_V2[begin_S + 1] - begin_S2
+    pose_S3 = poses_A3[agent_P[pair_S]]
+    from_begin_S2 = pose_S3[:, :2] - begin_S2
+    share_S = (from_begin_S2 * along_S2).sum(1) / along_S2.square().sum(1).clamp(min=1e-9)
+    distance_S = (from_begin_S2 - share_S.clamp(0.0, 1.0)[:, None] * along_S2).norm(dim=1)
+    facing_S = along_S2[:, 0] * pose_S3[:, 2].cos() + along_S2[:, 1] * pose_S3[:, 2].sin()
+    fits_S = facing_S >= math.cos(MAX_LANE_ANGLE_RAD) * along_S2.norm(dim=1)
+    distance_S = torch.where(fits_S, distance_S, math.inf)
+    return torch.full((len(lane_P),), math.inf).scatter_reduce_(0, pair_S, distance_S, "amin")
+
+
+def _runs_below(counts: Tensor, limit: int) -> Iterator[tuple[int, int]]:
+    """Yield runs of items whose counts add up to about `limit` at most; one item always goes through."""
+    ends = offsets_of(counts)
+    low = 0
+    while low < len(counts):
+        high = max(low + 1, int(torch.searchsorted(ends, ends[low] + limit, right=True)) - 1)
+        yield low, high
+        low = high

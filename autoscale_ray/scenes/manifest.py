@@ -1,0 +1,107 @@
+"""The manifest of a scene pool, and the content hash it carries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from autoscale_ray.errors import PoolError
+from autoscale_ray.scenes.schema import SCENE_SCHEMA, SCHEMA_VERSION
+
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolFile:
+    """One Parquet file of a pool."""
+
+    name: str
+    num_scenes: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolManifest:
+    """What a pool holds; stored as manifest.json."""
+
+    schema_version: int
+    num_scenes: int
+    content_hash: str
+    files: tuple[PoolFile, ...]
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Scenes by domain, by source and by log."""
+    num_quarantined: int = 0
+
+
+class ContentHash:
+    """Hash of the values of a stream of tables, independent of how the stream is cut."""
+
+    def __init__(self) -> None:
+        # One hash for each level of a column, because levels interleave differently when the stream is cut
+        # otherwise.
+        self._levels = {name: tuple(hashlib.sha256() for _ in range(3)) for name in SCENE_SCHEMA.names}
+
+    def update(self, table: pa.Table) -> None:
+        """Add the rows of `table`."""
+        for name, levels in self._levels.items():
+            for chunk in table[name].chunks:
+                for level, values in zip(levels, _level_values(chunk), strict=True):
+                    level.update(values)
+
+    def hexdigest(self) -> str:
+        """Return the hash of all rows so far."""
+        whole = hashlib.sha256(str(SCHEMA_VERSION).encode())
+        for levels in self._levels.values():
+            whole.update(b"".join(level.digest() for level in levels))
+        return whole.hexdigest()
+
+
+def _level_values(array: pa.Array) -> tuple[bytes, bytes, bytes | memoryview]:
+    """Return list lengths, string lengths (-1 for null) and values of one column as bytes."""
+    list_lengths = text_lengths = b""
+    if pa.types.is_list(array.type):
+        list_lengths = np.diff(array.offsets.to_numpy()).astype("<i8").tobytes()
+        array = array.flatten()
+    if pa.types.is_string(array.type):
+        lengths = pc.binary_length(array.cast(pa.binary())).fill_null(-1)
+        text_lengths = lengths.to_numpy(zero_copy_only=False).astype("<i8").tobytes()
+        return list_lengths, text_lengths, "".join(array.fill_null("").to_pylist()).encode()
+    values = np.ascontiguousarray(array.to_numpy(zero_copy_only=False))
+    return list_lengths, text_lengths, memoryview(values).cast("B") if values.size else b""
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file as hexadecimal text."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path) -> PoolManifest:
+    """Read the manifest of a pool folder.
+
+    Raises:
+        PoolError: Missing, damaged, or of another schema version.
+    """
+    if not folder.is_dir():
+        raise PoolError(str(folder), "must be the folder of a scene pool", "no such folder")
+    path = folder / MANIFEST_NAME
+    if not path.exists():
+        raise PoolError(str(folder), f"must be the folder of a scene pool, with a {MANIFEST_NAME}")
+    try:
+        raw = json.loads(path.read_text())
+        version = raw["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise PoolError(str(path), f"scene schema version must be {SCHEMA_VERSION}", version)
+        return PoolManifest(**{**raw, "files": tuple(PoolFile(**file) for file in raw["files"])})
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, PoolError):
+            raise
+        raise PoolError(str(path), "is damaged", str(error)) from None

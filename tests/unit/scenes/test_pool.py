@@ -1,0 +1,193 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from autoscale_ray.errors import InputRejectedError, PoolError, SplitLeakError
+from autoscale_ray.scenes.batch import batch_from_table, tensors_of
+from autoscale_ray.scenes.graph import with_neighbours
+from autoscale_ray.scenes.parquet import open_parquet
+from autoscale_ray.scenes.pool import check_disjoint, open_pool, write_pool
+from scenes.random_scenes import random_table
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    tables = [random_table(7, seed=1, log="a"), random_table(5, seed=2, log="b")]
+    path = tmp_path_factory.mktemp("pools") / "pool"
+    write_pool(path, tables, rows_per_file=5)
+    return pa.concat_tables(tables), open_pool(path)
+
+
+def test_rows_come_back_in_any_order(written):
+    table, pool = written
+    rows = np.array([11, 0, 4, 4, 5, 9])
+    # Through text, because NaN differs from itself.
+    assert repr(pool.table(rows).to_pydict()) == repr(table.take(rows).to_pydict())
+    assert repr(pool.table().to_pydict()) == repr(table.to_pydict())
+
+
+def test_cached_batch_equals_the_batch_of_the_table(written):
+    table, pool = written
+    for rows in (np.array([3, 11, 0, 7]), np.arange(2, 10)):
+        from_cache, from_table = pool.batch(rows), with_neighbours(batch_from_table(table.take(rows)))
+        assert from_cache.scene_ids == from_table.scene_ids
+        for name, tensor in tensors_of(from_table).items():
+            found = tensors_of(from_cache)[name]
+            assert found.dtype == tensor.dtype, name
+            assert torch.equal(torch.nan_to_num(found), torch.nan_to_num(tensor)), name
+
+
+def test_scalar_columns_and_ids(written):
+    table, pool = written
+    assert pool.scene_ids.tolist() == table["scene_id"].to_pylist()
+    assert pool.origin_ids.tolist() == [value or "" for value in table["origin_id"].to_pylist()]
+    assert [list(row) for row in pool.tags] == table["tags"].to_pylist()
+    assert pool.rows_of(pool.scene_ids[[8, 2]]).tolist() == [8, 2]
+    with pytest.raises(PoolError, match="no such scene"):
+        pool.rows_of(["nowhere"])
+    with pytest.raises(PoolError, match="no scalar column"):
+        pool.column("agent_states")
+
+
+def test_manifest_counts(written):
+    _, pool = written
+    assert len(pool) == pool.manifest.num_scenes == 12
+    assert pool.manifest.counts["log"] == {"a": 7, "b": 5}
+    assert sum(pool.manifest.counts["source"].values()) == 12
+    assert [file.num_scenes for file in pool.manifest.files] == [5, 5, 2]
+
+
+def test_content_hash_depends_on_values_alone(tmp_path):
+    table = random_table(9, seed=4)
+    one = write_pool(tmp_path / "one", [table])
+    cut = write_pool(tmp_path / "cut", [table.slice(0, 2), table.slice(2)], rows_per_file=4)
+    moved = write_pool(tmp_path / "moved", [table.slice(2), table.slice(0, 2)])
+    assert one.content_hash == cut.content_hash
+    assert one.content_hash != moved.content_hash
+
+
+def test_a_failing_stream_leaves_nothing_behind(tmp_path):
+    def stream():
+        yield random_table(3)
+        raise RuntimeError("source broke")
+
+    with pytest.raises(RuntimeError, match="source broke"):
+        write_pool(tmp_path / "pool", stream(), rows_per_file=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_repeated_scene_ids_and_used_folders_are_refused(tmp_path):
+    with pytest.raises(PoolError, match="unique"):
+        write_pool(tmp_path / "pool", [random_table(3), random_table(3)])
+    write_pool(tmp_path / "pool", [random_table(3)])
+    with pytest.raises(PoolError, match="already exists"):
+        write_pool(tmp_path / "pool", [random_table(3)])
+
+
+def test_unusable_pools_each_give_one_clear_line(tmp_path):
+    with pytest.raises(PoolError, match="no such folder"):
+        open_pool(tmp_path / "missing")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(PoolError, match=r"manifest\.json"):
+        open_pool(tmp_path / "bare")
+    write_pool(tmp_path / "empty", [])
+    with pytest.raises(PoolError, match="holds no scenes"):
+        open_pool(tmp_path / "empty")
+    assert len(open_pool(tmp_path / "empty", allow_empty=True)) == 0
+    assert open_pool(tmp_path / "empty", allow_empty=True).table().num_rows == 0
+
+
+def test_another_schema_version_is_refused(tmp_path):
+    write_pool(tmp_path / "pool", [random_table(3)])
+    manifest = tmp_path / "pool" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "schema_version": 99}))
+    with pytest.raises(PoolError, match=r"version must be 1 \(found 99\)"):
+        open_pool(tmp_path / "pool")
+
+
+def test_truncated_and_exchanged_files_are_refused(tmp_path):
+    for name, seed in (("one", 1), ("two", 2)):
+        write_pool(tmp_path / name, [random_table(6, seed=seed)])
+    scenes = tmp_path / "one" / "scenes-00000.parquet"
+    good = scenes.read_bytes()
+    scenes.write_bytes(good[:-10])
+    with pytest.raises(PoolError, match="bytes as recorded"):
+        open_pool(tmp_path / "one")
+    scenes.write_bytes(good)
+    manifest = tmp_path / "one" / "manifest.json"
+    other = json.loads((tmp_path / "two" / "manifest.json").read_text())
+    manifest.write_text(
+        json.dumps({**json.loads(manifest.read_text()), "content_hash": other["content_hash"]})
+    )
+    with pytest.raises(PoolError, match="must hold what the manifest records"):
+        open_pool(tmp_path / "one").batch(np.arange(2))
+    assert not list((tmp_path / "one" / "cache").iterdir())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_flipped_bit_in_a_file_never_reaches_a_batch(tmp_path, seed):
+    write_pool(tmp_path / "pool", [random_table(6)])
+    scenes = tmp_path / "pool" / "scenes-00000.parquet"
+    damaged = bytearray(scenes.read_bytes())
+    damaged[np.random.default_rng(seed).integers(len(damaged))] ^= 1 << seed % 8
+    scenes.write_bytes(damaged)
+    try:
+        batch = open_pool(tmp_path / "pool").batch(np.arange(6))
+    except (PoolError, InputRejectedError):
+        return
+    expected = with_neighbours(batch_from_table(random_table(6)))
+    for name, tensor in tensors_of(expected).items():
+        assert torch.equal(torch.nan_to_num(tensors_of(batch)[name]), torch.nan_to_num(tensor)), name
+
+
+def test_a_damaged_cache_is_built_again(tmp_path):
+    write_pool(tmp_path / "pool", [random_table(6)])
+    rows = np.array([1, 0, 5])
+    before = open_pool(tmp_path / "pool").batch(rows)
+    damaged = next((tmp_path / "pool" / "cache").glob("*/agent_states_AT5.npy"))
+    damaged.write_bytes(damaged.read_bytes()[:-4])
+    after = open_pool(tmp_path / "pool").batch(rows)
+    assert torch.equal(before.agent_states_AT5, after.agent_states_AT5)
+
+
+def test_sharing_a_log_is_a_leak(tmp_path):
+    for name, log in (("train", "a"), ("dev", "b"), ("test", "a")):
+        write_pool(tmp_path / name, [random_table(2, log=log)])
+    pools = {name: open_pool(tmp_path / name) for name in ("train", "dev", "test")}
+    check_disjoint({"train": pools["train"], "dev": pools["dev"]})
+    with pytest.raises(SplitLeakError, match=r"train and test: .*'a'"):
+        check_disjoint(pools)
+
+
+class _Plain(pa.ExtensionType):
+    def __init__(self):
+        super().__init__(pa.int64(), "scenes.test_plain")
+
+    def __arrow_ext_serialize__(self):
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type, serialized):
+        return cls()
+
+
+@pytest.mark.parametrize(
+    "nest", [lambda t: t, pa.list_, lambda t: pa.struct([("inner", t)]), lambda t: pa.map_(pa.string(), t)]
+)
+def test_extension_types_are_refused_at_any_depth(tmp_path, nest):
+    marked = pa.field("c", nest(_Plain()))
+    pq.write_table(
+        pa.table({"a": [1]}).append_column(marked, pa.nulls(1, marked.type)), tmp_path / "f.parquet"
+    )
+    with pytest.raises(InputRejectedError, match="extension type"):
+        open_parquet(tmp_path / "f.parquet")
+
+
+def test_files_that_are_not_parquet_are_refused(tmp_path):
+    (tmp_path / "f.parquet").write_bytes(b"PAR1 nothing of the kind PAR1")
+    with pytest.raises(InputRejectedError, match="readable Parquet"):
+        open_parquet(tmp_path / "f.parquet")
