@@ -100,8 +100,8 @@ def fit_whitening(embeddings_ND: NDArray[Any], shrinkage: float = 0.01) -> White
     """Fit ZCA whitening on training embeddings.
 
     C' = (1 - s) C + s tr(C)/D I;  W = U diag(lambda)^-1/2 U^T of C' (specification, clusters; whitening
-    before cosine as in TAROT, arXiv 2412.00420). The shrinkage keeps directions without variance from becoming
-    pure noise.
+    before cosine as in TAROT, arXiv 2412.00420). The shrinkage keeps directions without variance from
+    becoming pure noise.
 
     Args:
         embeddings_ND: Real and synthetic training scenes, N >= 1; never dev or test.
@@ -182,21 +182,16 @@ def nearest_in_stream(
     start = 0
     for batch_BD in batches:
         similarity_QB = queries_QD @ np.ascontiguousarray(batch_BD, dtype=np.float32).T
-        batch_rows = np.broadcast_to(
-            np.arange(start, start + len(batch_BD), dtype=np.int64), similarity_QB.shape
-        )
-        best_QM, rows_QM = _merge_best(
-            np.concatenate([best_QM, similarity_QB], axis=1),
-            np.concatenate([rows_QM, batch_rows], axis=1),
-            num_neighbours,
-        )
+        news_X = np.flatnonzero(
+            (similarity_QB > best_QM[:, -1:]).any(axis=0)
+        )  # ever fewer as the pool goes by
+        news_rows_QX = np.broadcast_to(start + news_X, (len(queries_QD), len(news_X)))
+        merged_QY = np.concatenate([best_QM, similarity_QB[:, news_X]], axis=1)
+        order_QM = np.argsort(-merged_QY, axis=1, kind="stable")[:, :num_neighbours]
+        best_QM = np.take_along_axis(merged_QY, order_QM, axis=1)
+        rows_QM = np.take_along_axis(np.concatenate([rows_QM, news_rows_QX], axis=1), order_QM, axis=1)
         start += len(batch_BD)
     return best_QM, rows_QM
-
-
-def _merge_best(similarity_QX: Float32, rows_QX: Int64, num_neighbours: int) -> tuple[Float32, Int64]:
-    order_QM = np.argsort(-similarity_QX, axis=1, kind="stable")[:, :num_neighbours]
-    return np.take_along_axis(similarity_QX, order_QM, 1), np.take_along_axis(rows_QX, order_QM, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,436 @@
+"""Choose scenes inside each cluster, once its count is known.
+
+Formulae: docs/method.md, cluster-guided retrieval. A selection sees ids, origins, embeddings, the domain
+probe and the shipped expert quality; there is no argument through which tags, families or other truth could
+enter. Every order is nested: the first n scenes of a longer selection are the selection of n.
+
+Legend: N candidates, D embedding size, E dev queries, T training runs.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoscale_ray.config import RetrievalConfig
+from autoscale_ray.errors import InvalidInputError
+from autoscale_ray.mixture.similarity import DomainProbe, Float32, Float64, Int64, nearest_in_stream
+
+CHUNK = 16_384
+"""Candidates compared with all queries at once; bounds memory, changes nothing."""
+BOUND_SLACK = 1e-5
+"""Raises a stale gain, as a share of the total query weight: many rows at once round unlike one row."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Candidates:
+    """Scenes of the synthetic pool that may be chosen."""
+
+    scene_ids_N: NDArray[np.str_]
+    origin_ids_N: NDArray[np.str_]
+    """Real scene that each one was made from; the empty string where there is none."""
+    embeddings_ND: Float32
+    """Unit rows (whitened); may be a memory map."""
+    gap_N: Float64
+    """Log-odds of being synthetic above the real 95 % quantile, >= 0; zeros without a probe."""
+    is_outlier_N: NDArray[np.bool_]
+    """Above the real 99.5 % quantile of the log-odds."""
+    quality_N: Float64
+    """Score of the pseudo-expert that drove the scene, in [0, 1]; unknown = mean of the known ones."""
+
+    def take(self, rows: Int64) -> Candidates:
+        """Return some of the candidates, in the order of `rows`."""
+        return Candidates(**{name: getattr(self, name)[rows] for name in self.__slots__})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Queries:
+    """Dev scenes of one cluster that want more training data."""
+
+    embeddings_ED: Float32
+    """Unit rows (whitened)."""
+    weights_E: Float64
+    """How much each wants it, >= 0; only ratios matter."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retrieved:
+    """Scenes chosen in every cluster, best first, and what a cluster could not deliver."""
+
+    scene_ids: dict[str, tuple[str, ...]]
+    shortfall: dict[str, int]
+    """Scenes asked for but not there (exhausted, duplicate, capped); for the caller to place elsewhere."""
+
+
+def make_candidates(
+    scene_ids: NDArray[np.str_],
+    embeddings_ND: Float32,
+    *,
+    origin_ids: NDArray[np.str_] | None = None,
+    probe: DomainProbe | None = None,
+    quality_N: Float64 | None = None,
+) -> Candidates:
+    """Gather what a selection may see.
+
+    Args:
+        scene_ids: Unique names.
+        embeddings_ND: Unit rows.
+        origin_ids: Real source of each scene, empty where there is none; None = no scene has one.
+        probe: Domain probe; None = no gap and no outlier.
+        quality_N: Expert quality, NaN = unknown; None = unknown for all.
+
+    Raises:
+        InvalidInputError: Lengths differ or a name occurs twice.
+    """
+    ids_N = np.asarray(scene_ids, dtype=np.str_)
+    if len(ids_N) != len(embeddings_ND) or len(np.unique(ids_N)) != len(ids_N):
+        raise InvalidInputError("candidates", "scene_ids must be unique, one for each embedding", len(ids_N))
+    odds_N = np.full(len(ids_N), -np.inf) if probe is None else probe.log_odds(embeddings_ND)
+    known = np.full(len(ids_N), np.nan) if quality_N is None else np.asarray(quality_N, dtype=np.float64)
+    mean_quality = known[np.isfinite(known)].mean() if np.isfinite(known).any() else 0.0
+    return Candidates(
+        scene_ids_N=ids_N,
+        origin_ids_N=np.full(len(ids_N), "") if origin_ids is None else np.asarray(origin_ids, dtype=np.str_),
+        embeddings_ND=embeddings_ND,
+        gap_N=np.zeros(len(ids_N)) if probe is None else np.maximum(odds_N - probe.real_q95, 0.0),
+        is_outlier_N=odds_N > (np.inf if probe is None else probe.real_q995),
+        quality_N=np.where(np.isfinite(known), known, mean_quality),
+    )
+
+
+def query_weights(scores_TE: Float64, prior_runs: float = 2.0) -> Float64:
+    """Weigh dev scenes by what they lack times how much they have been seen to learn.
+
+    q_e ~ (1 - mean_t s_te) l_e;  l_e = (T r_e + m mean(r)) / (T + m), r_e = max_t s_te - min_t s_te. A
+    scene that no run ever moves (annotation fault, or out of the planner's reach) falls to the prior's
+    share; with one run all l are equal. Scenes that are known to be scored wrongly are passed as NaN and
+    get no weight.
+
+    Args:
+        scores_TE: Scene scores in [0, 1] of the runs so far, NaN = unknown.
+        prior_runs: m, weight of the mean range in runs, > 0.
+
+    Returns:
+        Weights E that sum to 1; uniform where nothing is lacking anywhere, zeros where nothing is known.
+    """
+    known_TE = np.isfinite(scores_TE)
+    runs_E = known_TE.sum(axis=0)
+    known_E = runs_E > 0
+    lack_E = 1 - np.where(known_TE, scores_TE, 0.0).sum(axis=0) / np.maximum(runs_E, 1)
+    highest_E = np.where(known_TE, scores_TE, -np.inf).max(axis=0, initial=-np.inf)
+    lowest_E = np.where(known_TE, scores_TE, np.inf).min(axis=0, initial=np.inf)
+    range_E = np.where(known_E, np.where(known_E, highest_E, 0) - np.where(known_E, lowest_E, 0), 0.0)
+    mean_range = range_E[known_E].mean() if known_E.any() else 0.0
+    learnability_E = (runs_E * range_E + prior_runs * mean_range) / (runs_E + prior_runs)
+    weight_E = np.where(known_E, lack_E * (learnability_E if mean_range > 0 else 1.0), 0.0)
+    weight_E = weight_E if weight_E.sum() > 0 else known_E.astype(np.float64)
+    return weight_E / max(weight_E.sum(), 1e-300)
+
+
+def scene_values(candidates: Candidates, queries: Queries, config: RetrievalConfig) -> Float64:
+    """Return what a scene is worth by itself.
+
+    value(x) = beta sum_e q_e sim(x, e) - kappa gap(x) + nu quality(x), q summing to 1 (specification,
+    retrieval).
+
+    Args:
+        candidates: Scenes.
+        queries: Dev scenes of their cluster; may be none.
+        config: beta `similarity_weight`, kappa `gap_weight`, nu `quality_weight`.
+    """
+    merit_N = config.quality_weight * candidates.quality_N - config.gap_weight * candidates.gap_N
+    if len(queries.weights_E) == 0:
+        return merit_N
+    mean_query_D = (queries.weights_E @ queries.embeddings_ED / queries.weights_E.sum()).astype(np.float32)
+    return config.similarity_weight * (candidates.embeddings_ND @ mean_query_D).astype(np.float64) + merit_N
+
+
+def retrieve(
+    candidates: Candidates,
+    cluster_of_N: NDArray[np.str_],
+    queries: Mapping[str, Queries],
+    counts: Mapping[str, int],
+    config: RetrievalConfig,
+    seed: int,
+) -> Retrieved:
+    """Choose scenes in every cluster.
+
+    The method `random` is a plain sample. The others leave out outliers of the domain probe, scenes beyond
+    `max_per_origin` over all clusters together, and near-duplicates of chosen scenes. Clusters of more than
+    `max_candidates` scenes are read in chunks and cut to a shortlist first.
+
+    Args:
+        candidates: The synthetic pool.
+        cluster_of_N: Cluster id of each candidate.
+        queries: Dev scenes by cluster id; a cluster without any is drawn at random.
+        counts: Scenes wanted by cluster id, >= 0.
+        config: Method and its constants.
+        seed: Seed of the random share; the same seed nests selections of different counts.
+
+    Raises:
+        InvalidInputError: A negative count or an unknown method.
+    """
+    if config.method not in ("random", *METHODS):
+        raise InvalidInputError(
+            "retrieval.method", f"must be random or one of {sorted(METHODS)}", config.method
+        )
+    if any(count < 0 for count in counts.values()):
+        raise InvalidInputError("counts", "must be >= 0", dict(counts))
+    order = np.argsort(candidates.scene_ids_N)
+    labels = np.asarray(cluster_of_N)[order]
+    members = {name: order[labels == name] for name in sorted(counts)}
+    wanted = {name: _strongest(queries.get(name), config.max_queries, candidates) for name in members}
+    if config.method != "random":
+        members = {name: _without_outliers(candidates, rows, config) for name, rows in members.items()}
+        members = _capped_per_origin(candidates, members, wanted, config)
+    chosen = {}
+    for name, rows in members.items():
+        if config.method != "random":
+            rows = shortlist(candidates, rows, wanted[name], config, seed, counts[name])
+        best = order_scenes(candidates.take(rows), wanted[name], config, seed, counts[name])
+        chosen[name] = tuple(candidates.scene_ids_N[rows[best]].tolist())
+    shortfall = {name: counts[name] - len(scene_ids) for name, scene_ids in chosen.items()}
+    return Retrieved(scene_ids=chosen, shortfall=shortfall)
+
+
+def order_scenes(
+    candidates: Candidates, queries: Queries, config: RetrievalConfig, seed: int, limit: int
+) -> Int64:
+    """Order the candidates of one cluster by the configured method, near-duplicates left out.
+
+    Every 1 / `random_share`-th place goes to the next scene of a seeded random order, for coverage. Without
+    queries all places do.
+
+    Args:
+        candidates: Scenes of the cluster, sorted by scene id (equal gains go to the first).
+        queries: Dev scenes of the cluster; may be none.
+        config: Method and its constants.
+        seed: Seed of the random order.
+        limit: Largest number of scenes wanted.
+
+    Returns:
+        Rows in order, at most `limit`.
+    """
+    limit = min(limit, len(candidates.scene_ids_N))
+    random_rows = random_order(candidates.scene_ids_N, seed)
+    if config.method == "random" or limit == 0:
+        return random_rows[:limit]
+    state = _Chosen(
+        candidates.embeddings_ND, queries, scene_values(candidates, queries, config), limit, config
+    )
+    greedy = METHODS[config.method](state)
+    at_random = (row for row in random_rows.tolist() if state.may_take(row))
+    share = config.random_share if len(queries.weights_E) else 1.0
+    for place in range(limit):
+        is_random = math.floor((place + 1) * share + 1e-9) > math.floor(place * share + 1e-9)
+        row = next(at_random if is_random else greedy, None)
+        if row is None:  # both sources hold the same scenes, so neither has any left
+            break
+        state.add(row)
+    return np.array(state.rows, dtype=np.int64)
+
+
+def shortlist(
+    candidates: Candidates, rows: Int64, queries: Queries, config: RetrievalConfig, seed: int, count: int
+) -> Int64:
+    """Cut a large cluster to its most valuable scenes, the nearest of every query and a random third.
+
+    Reads embeddings in chunks, so that they may lie in a memory map. Counts up to half of `max_candidates`
+    get one and the same shortlist, so their selections nest; larger counts get a shortlist of twice the
+    count.
+
+    Args:
+        candidates: The pool.
+        rows: Scenes of the cluster, sorted by scene id.
+        queries: Dev scenes of the cluster.
+        config: Holds `max_candidates`.
+        seed: Seed of the random order.
+        count: Scenes wanted.
+
+    Returns:
+        Rows in the order given; all of them where the cluster is small enough.
+    """
+    limit = max(config.max_candidates, 2 * count)
+    if len(rows) <= limit:
+        return rows
+    third = limit // 3
+    values = _values_in_chunks(candidates, rows, queries, config)
+    picks = [
+        np.argsort(-values, kind="stable")[:third],
+        random_order(candidates.scene_ids_N[rows], seed)[:third],
+    ]
+    if len(queries.weights_E):
+        batches = (
+            candidates.embeddings_ND[rows[start : start + CHUNK]] for start in range(0, len(rows), CHUNK)
+        )
+        num_neighbours = max(1, third // len(queries.weights_E))
+        picks.append(nearest_in_stream(batches, queries.embeddings_ED, num_neighbours)[1].ravel())
+    return rows[np.unique(np.concatenate(picks))]
+
+
+def random_order(scene_ids_N: NDArray[np.str_], seed: int) -> Int64:
+    """Order scenes by a hash of seed and id: a scene's place among others never depends on who else is there.
+
+    Args:
+        scene_ids_N: Names.
+        seed: Seed of the order.
+    """
+    salt = str(seed).encode()[:16]
+    digests = [blake2b(name.encode(), digest_size=8, salt=salt).digest() for name in scene_ids_N.tolist()]
+    keys_N = np.frombuffer(b"".join(digests), dtype=">u8")
+    return np.lexsort((scene_ids_N, keys_N)).astype(np.int64)
+
+
+def _strongest(queries: Queries | None, limit: int, candidates: Candidates) -> Queries:
+    if queries is None:
+        size = candidates.embeddings_ND.shape[1]
+        return Queries(embeddings_ED=np.zeros((0, size), np.float32), weights_E=np.zeros(0))
+    rows = np.sort(np.argsort(-queries.weights_E, kind="stable")[:limit])
+    rows = rows[queries.weights_E[rows] > 0]
+    return Queries(embeddings_ED=queries.embeddings_ED[rows], weights_E=queries.weights_E[rows])
+
+
+def _without_outliers(candidates: Candidates, rows: Int64, config: RetrievalConfig) -> Int64:
+    """Drop the worst outliers, at most a share of the cluster.
+
+    A probe that separates the domains outright has only found that the scenes are synthetic, which is no
+    fault.
+    """
+    most = int(config.max_dropped_share * len(rows))
+    num_dropped = min(int(candidates.is_outlier_N[rows].sum()), most)
+    by_gap = np.argsort(-candidates.gap_N[rows], kind="stable")
+    return rows[np.sort(by_gap[num_dropped:])]
+
+
+def _capped_per_origin(
+    candidates: Candidates,
+    members: Mapping[str, Int64],
+    queries: Mapping[str, Queries],
+    config: RetrievalConfig,
+) -> dict[str, Int64]:
+    """Keep the most valuable scenes of every origin over all clusters together.
+
+    Done before any choice, so that one cluster's selection does not depend on another's count.
+    """
+    rows = np.concatenate([np.empty(0, np.int64), *members.values()])
+    worth = np.concatenate(
+        [
+            np.empty(0),
+            *(_values_in_chunks(candidates, group, queries[name], config) for name, group in members.items()),
+        ]
+    )
+    origins, scene_ids = candidates.origin_ids_N[rows], candidates.scene_ids_N[rows]
+    order = np.lexsort((scene_ids, -worth, origins))
+    num_seen: dict[str, int] = {}
+    over = []
+    for row, origin in zip(rows[order].tolist(), origins[order].tolist(), strict=True):
+        num_seen[origin] = num_seen.get(origin, 0) + 1
+        if origin and num_seen[origin] > config.max_per_origin:
+            over.append(row)
+    return {name: group[~np.isin(group, over)] for name, group in members.items()}
+
+
+def _values_in_chunks(
+    candidates: Candidates, rows: Int64, queries: Queries, config: RetrievalConfig
+) -> Float64:
+    parts = (candidates.take(rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK))
+    return np.concatenate([np.empty(0), *(scene_values(part, queries, config) for part in parts)])
+
+
+class _Chosen:
+    """The scenes chosen so far, and what a further one would add."""
+
+    def __init__(
+        self, embeddings_ND: Float32, queries: Queries, values_N: Float64, limit: int, config: RetrievalConfig
+    ) -> None:
+        total = queries.weights_E.sum()
+        self.rows: list[int] = []
+        self.embeddings_ND, self.queries_ED, self.values_N = embeddings_ND, queries.embeddings_ED, values_N
+        # mean weight 1: one well covered query is worth as much as one unit of value
+        self.weights_E = (queries.weights_E * len(queries.weights_E) / max(total, 1e-300)).astype(np.float32)
+        self.covered_E = np.zeros(len(self.weights_E), np.float32)
+        self.config = config
+        self._is_taken_N = np.zeros(len(embeddings_ND), bool)
+        self._chosen_XD = np.empty((limit, embeddings_ND.shape[1]), np.float32)
+        self._similarity_N = np.zeros(len(embeddings_ND), np.float32)
+        self._num_compared_N = np.zeros(len(embeddings_ND), np.int64)
+
+    def similarity(self, row: int) -> float:
+        """Return max(0, largest cosine with a chosen scene), comparing only with those added since."""
+        start, stop = self._num_compared_N[row], len(self.rows)
+        if start < stop:
+            cosines = self._chosen_XD[start:stop] @ self.embeddings_ND[row]
+            self._similarity_N[row] = max(self._similarity_N[row], cosines.max())
+            self._num_compared_N[row] = stop
+        return float(self._similarity_N[row])
+
+    def may_take(self, row: int) -> bool:
+        """Tell whether a scene is neither taken nor a near-duplicate of one; once False, always False."""
+        return not self._is_taken_N[row] and self.similarity(row) <= self.config.duplicate_cosine + 1e-6
+
+    def add(self, row: int) -> None:
+        """Choose a scene."""
+        self._chosen_XD[len(self.rows)] = self.embeddings_ND[row]
+        self.rows.append(row)
+        self._is_taken_N[row] = True
+        if len(self.weights_E):
+            np.maximum(self.covered_E, self.queries_ED @ self.embeddings_ND[row], out=self.covered_E)
+
+    def coverage_gain(self, row: int) -> float:
+        """Return sum_e q_e max(0, sim(e, x) - covered_e) + value(x)."""
+        similarity_E = self.queries_ED @ self.embeddings_ND[row]
+        return float(np.maximum(similarity_E - self.covered_E, 0) @ self.weights_E) + float(
+            self.values_N[row]
+        )
+
+    def novelty_gain(self, row: int) -> float:
+        """Return lambda value(x) - (1 - lambda) max_{y chosen} sim(x, y)."""
+        relevance = self.config.mmr_relevance
+        return relevance * float(self.values_N[row]) - (1 - relevance) * self.similarity(row)
+
+
+def _facility_location(state: _Chosen) -> Iterator[int]:
+    """Greedy maximisation of sum_e q_e max_{x in S} sim(e, x) + sum_{x in S} value(x)."""
+    bounds = []
+    for start in range(0, len(state.values_N), CHUNK):
+        similarity_XE = state.embeddings_ND[start : start + CHUNK] @ state.queries_ED.T
+        bounds.append(np.maximum(similarity_XE, 0) @ state.weights_E)
+    slack = BOUND_SLACK * float(state.weights_E.sum())
+    return _lazily(state, np.concatenate(bounds) + state.values_N + slack, state.coverage_gain)
+
+
+def _maximal_marginal_relevance(state: _Chosen) -> Iterator[int]:
+    """Greedy choice of value against likeness to what is chosen (Carbonell and Goldstein 1998)."""
+    return _lazily(state, state.config.mmr_relevance * state.values_N, state.novelty_gain)
+
+
+def _lazily(state: _Chosen, bounds_N: Float64, gain_of: Callable[[int], float]) -> Iterator[int]:
+    """Yield the row of largest gain given what is chosen by then; equal gains in row order.
+
+    A gain only falls as more is chosen, so an old one is an upper bound, and a row whose fresh gain still
+    beats every old one is the greedy choice (Minoux 1978).
+    """
+    heap = [(-bound, row) for row, bound in enumerate(bounds_N.tolist())]
+    heapq.heapify(heap)
+    while heap:
+        row = heap[0][1]
+        fresh = (-gain_of(row), row)
+        heapq.heapreplace(heap, fresh)
+        if heap[0] != fresh:
+            continue
+        heapq.heappop(heap)
+        if state.may_take(row):
+            yield row
+
+
+METHODS: dict[str, Callable[[_Chosen], Iterator[int]]] = {
+    "facility_location": _facility_location,
+    "mmr": _maximal_marginal_relevance,
+}
+"""Greedy selection rules inside a cluster; beside them `random`, a plain sample."""

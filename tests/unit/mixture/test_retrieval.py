@@ -1,0 +1,354 @@
+"""Retrieval: lazy greedy against brute force, nesting, caps, duplicates, spill, streaming."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoscale_ray.config import RetrievalConfig
+from autoscale_ray.errors import InvalidInputError
+from autoscale_ray.mixture import retrieval as module
+from autoscale_ray.mixture import similarity
+
+PLAIN = RetrievalConfig(random_share=0.0, duplicate_cosine=1.0, gap_weight=0.0)
+
+
+def _unit(rng: np.random.Generator, num: int, size: int = 6) -> np.ndarray:
+    return similarity.normalised(rng.standard_normal((num, size)))
+
+
+def _pool(num: int, seed: int = 0, **columns) -> module.Candidates:
+    rng = np.random.default_rng(seed)
+    ids = np.array([f"s{index:05d}" for index in rng.permutation(num)])
+    return module.make_candidates(ids, _unit(rng, num), **columns)
+
+
+def _queries(num: int, seed: int = 1) -> module.Queries:
+    rng = np.random.default_rng(seed)
+    return module.Queries(embeddings_ED=_unit(rng, num), weights_E=rng.random(num) + 0.05)
+
+
+def _one_cluster(pool, queries, config, count, seed=0):
+    labels = np.full(len(pool.scene_ids_N), "c00")
+    wanted = {"c00": queries} if queries is not None else {}
+    return module.retrieve(pool, labels, wanted, {"c00": count}, config, seed)
+
+
+def _brute_force(pool, queries, config, count) -> list[str]:
+    """Full greedy in float64 from the definitions: every gain of every scene at every step."""
+    order = np.argsort(pool.scene_ids_N)
+    scenes = pool.embeddings_ND[order].astype(np.float64)
+    cosine_EN = queries.embeddings_ED.astype(np.float64) @ scenes.T
+    shares = queries.weights_E / queries.weights_E.sum()
+    value_N = config.similarity_weight * shares @ cosine_EN - config.gap_weight * pool.gap_N[order]
+    value_N = value_N + config.quality_weight * pool.quality_N[order]
+
+    def objective(chosen: list[int]) -> float:
+        if config.method == "mmr":
+            raise AssertionError("mmr has no set function")
+        covered = np.maximum(cosine_EN[:, chosen].max(axis=1), 0) if chosen else np.zeros(len(shares))
+        return float(len(shares) * shares @ covered + value_N[chosen].sum())
+
+    chosen: list[int] = []
+    banned: set[int] = set()
+    while len(chosen) < min(count, len(scenes)):
+        best, best_gain = -1, -np.inf
+        for row in range(len(scenes)):
+            likeness = max((scenes[row] @ scenes[other] for other in chosen), default=0.0)
+            if likeness > config.duplicate_cosine + 1e-7:
+                banned.add(row)
+            if row in chosen or row in banned:
+                continue
+            if config.method == "mmr":
+                gain = config.mmr_relevance * value_N[row] - (1 - config.mmr_relevance) * max(likeness, 0.0)
+            else:
+                gain = objective([*chosen, row]) - objective(chosen)
+            if gain > best_gain + 1e-12:
+                best, best_gain = row, gain
+        if best < 0:
+            break
+        chosen.append(best)
+    return pool.scene_ids_N[order[chosen]].tolist()
+
+
+@settings(derandomize=True, max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    num=st.integers(1, 24),
+    num_queries=st.integers(1, 6),
+    method=st.sampled_from(["facility_location", "mmr"]),
+    duplicate_cosine=st.sampled_from([0.6, 0.9, 1.0]),
+)
+def test_lazy_greedy_equals_brute_force(seed, num, num_queries, method, duplicate_cosine):
+    rng = np.random.default_rng(seed)
+    pool = _pool(num, seed, quality_N=rng.random(num))
+    config = RetrievalConfig(
+        method=method, random_share=0.0, duplicate_cosine=duplicate_cosine, quality_weight=0.3
+    )
+    queries = _queries(num_queries, seed + 1)
+    ours = _one_cluster(pool, queries, config, num).scene_ids["c00"]
+    assert list(ours) == _brute_force(pool, queries, config, num)
+
+
+@settings(derandomize=True, max_examples=30, deadline=None)
+@given(
+    short=st.integers(0, 60),
+    more=st.integers(0, 60),
+    method=st.sampled_from(["facility_location", "mmr", "random"]),
+    share=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
+)
+def test_a_shorter_selection_is_a_prefix_of_a_longer_one(short, more, method, share):
+    origins = np.array([f"o{index % 30}" if index % 3 else "" for index in range(90)])
+    pool, queries = _pool(90, origin_ids=origins), _queries(7)
+    config = RetrievalConfig(method=method, random_share=share, duplicate_cosine=0.8)
+    first = _one_cluster(pool, queries, config, short).scene_ids["c00"]
+    second = _one_cluster(pool, queries, config, short + more).scene_ids["c00"]
+    assert second[: len(first)] == first
+
+
+@pytest.mark.parametrize("method", ["facility_location", "mmr", "random"])
+def test_row_order_changes_nothing(method):
+    pool, queries = _pool(80), _queries(5)
+    shuffled = pool.take(np.random.default_rng(3).permutation(80))
+    config = RetrievalConfig(method=method)
+    assert _one_cluster(pool, queries, config, 30) == _one_cluster(shuffled, queries, config, 30)
+
+
+def test_one_perfect_scene_for_each_query_is_found_first():
+    queries = module.Queries(embeddings_ED=np.eye(4, dtype=np.float32), weights_E=np.array([4.0, 3, 2, 1]))
+    scenes = np.concatenate([np.eye(4), similarity.normalised(np.ones((1, 4)) - 2 * np.eye(1, 4))])
+    pool = module.make_candidates(np.array(["d", "c", "b", "a", "z"]), scenes.astype(np.float32))
+    ids = _one_cluster(pool, queries, PLAIN, 4).scene_ids["c00"]
+    assert ids == ("d", "c", "b", "a")  # the heaviest query first, every one covered
+
+
+def test_equal_gains_go_to_the_first_scene_id():
+    scenes = np.tile(np.eye(1, 4, dtype=np.float32), (5, 1))
+    pool = module.make_candidates(np.array(["e", "b", "d", "a", "c"]), scenes)
+    queries = module.Queries(embeddings_ED=np.eye(1, 4, dtype=np.float32), weights_E=np.ones(1))
+    assert _one_cluster(pool, queries, PLAIN, 5).scene_ids["c00"] == ("a", "b", "c", "d", "e")
+
+
+def test_near_duplicates_are_left_out_and_reported():
+    scenes = _unit(np.random.default_rng(0), 10)
+    close = similarity.normalised(scenes + 1e-3)
+    pool = module.make_candidates(np.array([f"s{i:02d}" for i in range(20)]), np.concatenate([scenes, close]))
+    result = _one_cluster(pool, _queries(3), RetrievalConfig(), 20)
+    chosen = np.isin(pool.scene_ids_N, result.scene_ids["c00"])
+    assert (chosen[:10].astype(int) + chosen[10:] == 1).all()
+    assert result.shortfall == {"c00": 10}
+
+
+def test_origin_cap_holds_over_all_clusters_together():
+    origins = np.array(["same"] * 8 + [""] * 8)
+    pool, queries = _pool(16, origin_ids=origins), _queries(4)
+    labels = np.array(["c00", "c01"] * 8)
+    result = module.retrieve(pool, labels, {"c00": queries, "c01": queries}, {"c00": 8, "c01": 8}, PLAIN, 0)
+    chosen = [name for ids in result.scene_ids.values() for name in ids]
+    is_same = np.isin(pool.scene_ids_N[:8], chosen)
+    worth = module.scene_values(pool, queries, PLAIN)[:8]
+    assert set(np.flatnonzero(is_same)) == set(np.argsort(-worth)[:2])  # the two best of the origin
+    assert sum(result.shortfall.values()) == 6
+    assert np.isin(pool.scene_ids_N[8:], chosen).all()
+
+
+@pytest.mark.parametrize(("share", "places"), [(0.2, [4, 9, 14]), (0.5, [1, 3, 5]), (0.0, [])])
+def test_random_share_takes_its_places(share, places):
+    pool, queries = _pool(400), _queries(6)
+    config = RetrievalConfig(random_share=share, duplicate_cosine=1.0)
+    mixed = _one_cluster(pool, queries, config, 15, seed=5).scene_ids["c00"]
+    at_random = module.retrieve(
+        pool, np.full(400, "c00"), {}, {"c00": 15}, RetrievalConfig(method="random"), 5
+    ).scene_ids["c00"]
+    assert [mixed[place] for place in places[:3]] == list(at_random[: len(places)])
+
+
+def test_a_random_place_never_depends_on_the_other_candidates():
+    ids = np.array([f"s{index}" for index in range(50)])
+    whole = ids[module.random_order(ids, 3)].tolist()
+    part = ids[10:40]
+    assert part[module.random_order(part, 3)].tolist() == [name for name in whole if name in set(part)]
+    assert whole != ids[module.random_order(ids, 4)].tolist()
+
+
+def test_cluster_without_queries_is_drawn_at_random():
+    pool = _pool(60)
+    chosen = _one_cluster(pool, None, RetrievalConfig(duplicate_cosine=1.0), 20).scene_ids["c00"]
+    sample = _one_cluster(pool, None, RetrievalConfig(method="random"), 20).scene_ids["c00"]
+    assert chosen == sample
+
+
+def test_exhausted_empty_and_unasked_clusters():
+    pool, queries = _pool(10), _queries(3)
+    labels = np.array(["c00"] * 4 + ["c02"] * 6)
+    counts = {"c00": 7, "c01": 2, "c02": 0}
+    result = module.retrieve(pool, labels, {"c00": queries}, counts, PLAIN, 0)
+    assert {name: len(ids) for name, ids in result.scene_ids.items()} == {"c00": 4, "c01": 0, "c02": 0}
+    assert result.shortfall == {"c00": 3, "c01": 2, "c02": 0}
+
+
+def test_one_cluster_never_depends_on_the_count_of_another():
+    pool, queries = _pool(60, origin_ids=np.array([f"o{i % 9}" for i in range(60)])), _queries(4)
+    labels = np.array(["c00", "c01", "c02"] * 20)
+    wanted = dict.fromkeys(("c00", "c01", "c02"), queries)
+    few, many = (
+        module.retrieve(pool, labels, wanted, {"c00": 5, "c01": count, "c02": 5}, RetrievalConfig(), 0)
+        for count in (1, 20)
+    )
+    assert few.scene_ids["c00"] == many.scene_ids["c00"]
+    assert few.scene_ids["c02"] == many.scene_ids["c02"]
+
+
+def test_gap_is_paid_and_outliers_are_dropped_up_to_a_share():
+    rng = np.random.default_rng(0)
+    scenes = _unit(rng, 40)
+    pool = module.make_candidates(np.array([f"s{i:02d}" for i in range(40)]), scenes)
+    gap = np.zeros(40)
+    gap[:20] = np.arange(20, 0, -1)
+    pool = module.Candidates(
+        **{n: getattr(pool, n) for n in ("scene_ids_N", "origin_ids_N", "embeddings_ND", "quality_N")},
+        gap_N=gap,
+        is_outlier_N=gap > 2.5,
+    )
+    config = RetrievalConfig(duplicate_cosine=1.0, max_dropped_share=0.25)
+    chosen = set(_one_cluster(pool, _queries(4), config, 40).scene_ids["c00"])
+    assert chosen == {f"s{i:02d}" for i in range(10, 40)}  # 18 outliers, at most 10 dropped: the worst ten
+    greedy = RetrievalConfig(duplicate_cosine=1.0, max_dropped_share=0.0, gap_weight=100.0, random_share=0.0)
+    assert set(_one_cluster(pool, _queries(4), greedy, 20).scene_ids["c00"]) == {
+        f"s{i}" for i in range(20, 40)
+    }
+
+
+def test_shipped_quality_changes_nothing_by_default():
+    queries = _queries(4)
+    plain = _one_cluster(_pool(50), queries, RetrievalConfig(), 20)
+    rated = _one_cluster(
+        _pool(50, quality_N=np.random.default_rng(9).random(50)), queries, RetrievalConfig(), 20
+    )
+    assert plain == rated
+
+
+def test_unknown_quality_counts_as_the_mean():
+    quality = np.array([0.2, np.nan, 0.6])
+    pool = module.make_candidates(
+        np.array(["a", "b", "c"]), _unit(np.random.default_rng(0), 3), quality_N=quality
+    )
+    assert pool.quality_N == pytest.approx([0.2, 0.4, 0.6], abs=1e-12)
+
+
+def test_shortlist_holds_the_best_neighbours_and_values(tmp_path):
+    pool, queries = _pool(3000), _queries(8)
+    np.save(tmp_path / "embeddings.npy", pool.embeddings_ND)
+    mapped = module.Candidates(
+        **{name: getattr(pool, name) for name in pool.__slots__ if name != "embeddings_ND"},
+        embeddings_ND=np.load(tmp_path / "embeddings.npy", mmap_mode="r"),
+    )
+    rows = np.argsort(mapped.scene_ids_N)
+    config = RetrievalConfig(max_candidates=240)
+    kept = module.shortlist(mapped, rows, queries, config, 0, 40)
+    assert 80 < len(kept) <= 240
+    nearest = np.argsort(-(queries.embeddings_ED @ pool.embeddings_ND.T), axis=1)[:, :10]
+    assert np.isin(nearest, kept).all()
+    values = module.scene_values(pool, queries, config)
+    assert np.isin(np.argsort(-values)[:80], kept).all()
+    assert len(_one_cluster(mapped, queries, config, 150).scene_ids["c00"]) == 150
+
+
+def test_shortlisted_selections_nest():
+    pool, queries = _pool(2000), _queries(5)
+    config = RetrievalConfig(max_candidates=200)
+    short, long = (_one_cluster(pool, queries, config, count).scene_ids["c00"] for count in (30, 100))
+    assert long[:30] == short
+
+
+def test_selections_repeat_and_follow_the_seed():
+    pool, queries = _pool(200), _queries(5)
+    first, again, other = (_one_cluster(pool, queries, RetrievalConfig(), 60, seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_bad_input_is_refused_in_one_line():
+    pool = _pool(5)
+    with pytest.raises(InvalidInputError, match="must be >= 0"):
+        _one_cluster(pool, None, PLAIN, -1)
+    with pytest.raises(InvalidInputError, match="unique"):
+        module.make_candidates(np.array(["a", "a"]), pool.embeddings_ND[:2])
+
+
+def test_query_weights_by_hand():
+    # lacks .5, .6, 1, 0; ranges .2, .4, 0, 0 of mean .15; two runs and a prior of two halve the way to the
+    # mean
+    scores = np.array([[0.4, 0.2, 0.0, 1.0], [0.6, 0.6, 0.0, 1.0]])
+    raw = np.array([0.5 * 0.175, 0.6 * 0.275, 1.0 * 0.075, 0.0])
+    assert module.query_weights(scores) == pytest.approx(raw / raw.sum(), abs=1e-12)
+
+
+def test_query_weights_of_one_run_are_the_lacks():
+    assert module.query_weights(np.array([[0.4, 0.8, np.nan]])) == pytest.approx([0.75, 0.25, 0.0], abs=1e-12)
+
+
+def test_query_weights_without_lack_or_knowledge():
+    assert module.query_weights(np.ones((1, 4))) == pytest.approx([0.25] * 4)
+    assert module.query_weights(np.full((2, 3), np.nan)) == pytest.approx([0.0] * 3)
+
+
+def test_stream_neighbours_equal_a_full_sort():
+    rng = np.random.default_rng(0)
+    scenes, queries = _unit(rng, 500), _unit(rng, 9)
+    full = queries @ scenes.T
+    batches = (scenes[start : start + 70] for start in range(0, 500, 70))
+    cosines, rows = similarity.nearest_in_stream(batches, queries, 12)
+    assert np.array_equal(rows, np.argsort(-full, axis=1, kind="stable")[:, :12])
+    assert np.allclose(cosines, -np.sort(-full, axis=1)[:, :12], atol=1e-6)
+    few = similarity.nearest_in_stream(iter([scenes[:3]]), queries, 5)[1]
+    assert (few[:, 3:] == -1).all()
+
+
+def test_index_search_equals_brute_force():
+    pytest.importorskip("faiss", reason="the index needs faiss")
+    rng = np.random.default_rng(0)
+    scenes, queries = _unit(rng, 400, 16), _unit(rng, 20, 16)
+    _, rows = similarity.nearest(similarity.build_index(scenes), queries, 5)
+    assert np.array_equal(rows, np.argsort(-(queries @ scenes.T), axis=1)[:, :5])
+
+
+def _domains(shift: float, num_real: int, num_synthetic: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    step = np.zeros(5)
+    step[0] = shift
+    return rng.standard_normal((num_real, 5)), rng.standard_normal((num_synthetic, 5)) + step
+
+
+def test_domain_probe_recovers_the_log_odds_of_two_gaussians():
+    real, synthetic = _domains(1.5, 4000, 12_000)
+    probe = similarity.fit_domain_probe(real, synthetic)
+    points = np.random.default_rng(1).standard_normal((200, 5))
+    truth = 1.5 * points[:, 0] - 1.5**2 / 2  # log N(x; shift, 1) - log N(x; 0, 1): free of the pool sizes
+    assert np.abs(probe.log_odds(points) - truth).max() < 0.35
+    assert np.corrcoef(probe.log_odds(points), truth)[0, 1] > 0.995
+
+
+def test_domain_gap_is_zero_for_nearly_all_real_scenes():
+    real, synthetic = _domains(2.0, 3000, 3000)
+    probe = similarity.fit_domain_probe(real, synthetic)
+    fresh, _ = _domains(2.0, 3000, 1, seed=7)
+    assert 0.03 < (probe.gap(fresh) > 0).mean() < 0.07
+    assert (probe.log_odds(fresh) > probe.real_q995).mean() < 0.015
+
+
+def test_domain_probe_on_equal_domains_finds_nothing():
+    real, synthetic = _domains(0.0, 2000, 2000)
+    probe = similarity.fit_domain_probe(real, synthetic)
+    assert np.abs(probe.log_odds(synthetic)).mean() < 0.15
+
+
+def test_domain_probe_survives_separable_domains_and_refuses_empty_ones():
+    real, synthetic = _domains(50.0, 100, 100)
+    probe = similarity.fit_domain_probe(real, synthetic)
+    assert np.isfinite(probe.log_odds(synthetic)).all()
+    assert (probe.log_odds(synthetic) > probe.real_q995).all()
+    with pytest.raises(InvalidInputError, match="two scenes"):
+        similarity.fit_domain_probe(real[:1], synthetic)
