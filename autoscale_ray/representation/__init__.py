@@ -1,1 +1,1 @@
-"""representation."""
+"""Graph-RAE: the scene-graph autoencoder whose embedding drives clusters and retrieval."""

@@ -1,0 +1,201 @@
+"""The scene graph: flat node features by type, edges by relation, and what the decoders must reconstruct.
+
+A graph keeps its edges scene-local, so scenes can be cut out and joined without touching a number.
+
+Shape legend: N scenes, M nodes of one type, F features, E edges of one relation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autoscale_ray.representation import features
+from autoscale_ray.representation.segments import cut_lanes, segment_links
+from autoscale_ray.scenes.batch import SceneBatch, offsets_of, ragged_index, row_of
+from autoscale_ray.scenes.graph import with_neighbours
+
+NODE_TYPES = ("agent", "lane", "control")
+"""Ragged node types; the ego is one node for each scene."""
+RELATIONS = {
+    "agent_agent": ("agent", "agent"),
+    "lane_agent": ("lane", "agent"),
+    "lane_lane": ("lane", "lane"),
+    "control_lane": ("control", "lane"),
+}
+"""Relation -> (source type, target type)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SceneGraph:
+    """N scenes as node and edge tables."""
+
+    features: dict[str, Tensor]
+    """Encoder input by node type (ego: one row for each scene), float32 (M, F)."""
+    offsets: dict[str, Tensor]
+    """First node of each scene by ragged node type, int64, N+1."""
+    edges: dict[str, Tensor]
+    """By relation, int64 (E, 2): scene-local source and target, ordered by scene, then target."""
+    edge_offsets: dict[str, Tensor]
+    """First edge of each scene by relation, int64, N+1."""
+    targets: dict[str, Tensor]
+    """What decoders reconstruct, never encoder input; rows follow the node type before the dot (`ego.future`)."""
+
+    def __len__(self) -> int:
+        return len(self.features["ego"])
+
+    def to(self, device: torch.device | str) -> SceneGraph:
+        """Return the graph with every tensor on `device`."""
+        groups = (self.features, self.offsets, self.edges, self.edge_offsets, self.targets)
+        return SceneGraph(*({name: tensor.to(device) for name, tensor in group.items()} for group in groups))
+
+
+def graph_from_batch(batch: SceneBatch, *, use_future: bool = False) -> SceneGraph:
+    """Build the scene graph of a batch.
+
+    Args:
+        batch: N scenes; its stored neighbour tables give the agent edges and are computed where they are absent.
+        use_future: Add the logged future of ego and agents as extra feature columns (selection is offline, so it
+            is there for every training and dev scene).
+
+    Returns:
+        A graph of objects within `features.RADIUS_M` of the ego.
+    """
+    batch = batch if batch.agent_neighbours_A8 is not None else with_neighbours(batch)
+    scene = features.scene_geometry(batch, cut_lanes(batch))
+    kept = {name: torch.nonzero(near).flatten() for name, near in scene.near.items()}
+    owners = {name: scene.owner[name][index] for name, index in kept.items()}
+    offsets = {
+        name: offsets_of(torch.bincount(owner, minlength=len(batch))) for name, owner in owners.items()
+    }
+    pairs = _pairs(batch, scene)
+    edges, edge_offsets = {}, {}
+    for relation, (source, target) in RELATIONS.items():
+        local = _local_edges(pairs[relation], kept[source], kept[target])
+        owner_E = owners[target][local[:, 1]]
+        edge_offsets[relation] = offsets_of(torch.bincount(owner_E, minlength=len(batch)))
+        starts = torch.stack([offsets[source][owner_E], offsets[target][owner_E]], dim=1)
+        edges[relation] = local - starts
+    node_features = features.node_features(batch, scene, kept, pairs, use_future=use_future)
+    return SceneGraph(node_features, offsets, edges, edge_offsets, features.targets(batch, scene, kept))
+
+
+def _pairs(batch: SceneBatch, scene: features.SceneGeometry) -> dict[str, Tensor]:
+    """Return (source, target) pairs of every relation, as batch-wide candidates, where both ends are nodes."""
+    found = {
+        "agent_agent": features.agent_pairs(batch),
+        "lane_agent": features.agent_segment_pairs(batch, scene),
+        "lane_lane": segment_links(batch, scene.segments),
+        "control_lane": features.control_segment_pairs(batch, scene),
+    }
+    return {
+        relation: found[relation][
+            scene.near[source][found[relation][:, 0]] & scene.near[target][found[relation][:, 1]]
+        ]
+        for relation, (source, target) in RELATIONS.items()
+    }
+
+
+def _local_edges(pairs_E2: Tensor, kept_source: Tensor, kept_target: Tensor) -> Tensor:
+    source = torch.searchsorted(kept_source, pairs_E2[:, 0].contiguous())
+    target = torch.searchsorted(kept_target, pairs_E2[:, 1].contiguous())
+    order = torch.argsort(target * (len(kept_source) + 1) + source)
+    return torch.stack([source, target], dim=1)[order]
+
+
+def select_scenes(graph: SceneGraph, rows: Tensor) -> SceneGraph:
+    """Return the scenes `rows` of a graph, in that order; repeats are allowed.
+
+    Args:
+        graph: N scenes.
+        rows: Int64 scene numbers.
+    """
+    take = {"ego": rows}
+    offsets, edges, edge_offsets = {}, {}, {}
+    for name, found in graph.offsets.items():
+        take[name], offsets[name] = _rows_of(found, rows)
+    for relation, found in graph.edge_offsets.items():
+        index, edge_offsets[relation] = _rows_of(found, rows)
+        edges[relation] = graph.edges[relation].index_select(0, index)
+    node_features = {name: table.index_select(0, take[name]) for name, table in graph.features.items()}
+    targets = {key: table.index_select(0, take[key.split(".")[0]]) for key, table in graph.targets.items()}
+    return SceneGraph(node_features, offsets, edges, edge_offsets, targets)
+
+
+def _rows_of(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    starts = offsets[rows]
+    return ragged_index(starts, offsets[rows + 1] - starts)
+
+
+def join_graphs(graphs: Sequence[SceneGraph]) -> SceneGraph:
+    """Lay graphs end to end.
+
+    Args:
+        graphs: At least one graph, all built with the same features.
+    """
+
+    def joined(tables: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.cat([table[name] for table in tables]) for name in tables[0]}
+
+    def chained(tables: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: offsets_of(torch.cat([table[name].diff() for table in tables])) for name in tables[0]}
+
+    return SceneGraph(
+        joined([graph.features for graph in graphs]),
+        chained([graph.offsets for graph in graphs]),
+        joined([graph.edges for graph in graphs]),
+        chained([graph.edge_offsets for graph in graphs]),
+        joined([graph.targets for graph in graphs]),
+    )
+
+
+def drop_nodes(graph: SceneGraph, keep: dict[str, Tensor]) -> SceneGraph:
+    """Remove nodes and the edges that touch them.
+
+    Args:
+        graph: N scenes.
+        keep: By ragged node type, bool, one entry for each node; types left out stay whole.
+    """
+    keep = {
+        name: keep.get(name, torch.ones(len(graph.features[name]), dtype=torch.bool)) for name in NODE_TYPES
+    }
+    owner = {name: row_of(found) for name, found in graph.offsets.items()}
+    offsets = {
+        name: offsets_of(torch.bincount(owner[name][keep[name]], minlength=len(graph))) for name in NODE_TYPES
+    }
+    rank = {name: keep[name].long().cumsum(0) - 1 for name in NODE_TYPES}
+    edges, edge_offsets = {}, {}
+    for relation, (source, target) in RELATIONS.items():
+        row_E = row_of(graph.edge_offsets[relation])
+        from_E = graph.edges[relation][:, 0] + graph.offsets[source][row_E]
+        to_E = graph.edges[relation][:, 1] + graph.offsets[target][row_E]
+        kept_E = keep[source][from_E] & keep[target][to_E]
+        row_E, from_E, to_E = row_E[kept_E], from_E[kept_E], to_E[kept_E]
+        edge_offsets[relation] = offsets_of(torch.bincount(row_E, minlength=len(graph)))
+        edges[relation] = torch.stack(
+            [rank[source][from_E] - offsets[source][row_E], rank[target][to_E] - offsets[target][row_E]],
+            dim=1,
+        )
+    masks = {**keep, "ego": torch.ones(len(graph), dtype=torch.bool)}
+    node_features = {name: table[masks[name]] for name, table in graph.features.items()}
+    targets = {key: table[masks[key.split(".")[0]]] for key, table in graph.targets.items()}
+    return SceneGraph(node_features, offsets, edges, edge_offsets, targets)
+
+
+def global_edges(graph: SceneGraph, relation: str) -> Tensor:
+    """Return edges with batch-wide node numbers.
+
+    Args:
+        graph: N scenes.
+        relation: A key of RELATIONS.
+
+    Returns:
+        Int64 (E, 2): source and target.
+    """
+    source, target = RELATIONS[relation]
+    row_E = row_of(graph.edge_offsets[relation])
+    starts_E2 = torch.stack([graph.offsets[source][row_E], graph.offsets[target][row_E]], dim=1)
+    return graph.edges[relation] + starts_E2
