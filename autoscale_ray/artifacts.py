@@ -1,0 +1,441 @@
+"""The durable state of a run: finished stages, published rounds, and the fence that keeps writers apart.
+
+Layout below the run directory (docs/reliability.md)::
+
+    run.json                        identity of the run, made once
+    journal/000007.json             one slot for each event, made once: a writer's claim, or a published round
+    rounds/00003.json               manifest of a round, made once; a journal slot names its content
+    stages/<name>-<fp16>.json       record of a finished stage, made once
+    objects/<2>/<sha256>            files of stages, and manifests, by content
+    events/<epoch>.jsonl            what happened when; never read back
+    tmp/ scratch/ views/            nothing anyone relies on
+
+A writer opens the run by taking the next free journal slot for its claim, and publishes a round by taking
+the next free slot for it. Whoever finds the slot that it wanted held by a later claim has been superseded
+and stops, so two drivers cannot both advance a run, whatever they believe about each other. Tokens, epochs
+and clocks stay in journal and events; stage records and manifests depend on the run alone, so a run that
+was killed and resumed publishes the same chain of manifests, byte for byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from autoscale_ray.canonical import (
+    JSON,
+    canonical_json,
+    fingerprint,
+    first_difference,
+    plain,
+    seal,
+    unseal,
+)
+from autoscale_ray.errors import ArtifactError, InvalidInputError
+from autoscale_ray.object_storage import SCHEMES, ObjectStorage, connect
+from autoscale_ray.storage import Disk, FolderStorage, Storage, publish, sha256_of
+
+__all__ = ["Artifact", "Blob", "RoundRecord", "RunStore", "StaleWriterError", "fingerprint", "read_rounds"]
+
+MAX_CONTESTS = 100
+"""Claims lost in a row before an opener gives up."""
+
+
+class StaleWriterError(ArtifactError):
+    """Another writer has claimed the run since; this one may not publish any more."""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One file of an artifact."""
+
+    name: str
+    """Path below the artifact, separated by ``/``."""
+    sha256: str
+    size: int
+    """Bytes."""
+
+    @property
+    def key(self) -> str:
+        """Return where the content lies in the storage."""
+        return _object_key(self.sha256)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage: small values, and files by name."""
+
+    stage: str
+    fingerprint: str
+    """sha256 of the identity of the stage."""
+    values: Mapping[str, JSON]
+    blobs: Mapping[str, Blob]
+    _storage: Storage = field(repr=False, compare=False)
+
+    def path(self, name: str) -> Path:
+        """Return a local file with the verified content of a blob; read it, never write to it.
+
+        Raises:
+            ArtifactError: No such blob, or its content is missing or damaged.
+        """
+        if name not in self.blobs:
+            raise ArtifactError(f"stage {self.stage}", f"has no file {name}", sorted(self.blobs))
+        blob = self.blobs[name]
+        return self._storage.fetch(blob.key, blob.sha256, blob.size)
+
+    def folder(self, prefix: str = "") -> Path:
+        """Return a local folder in which the verified blobs below a prefix have their own names; read only.
+
+        Raises:
+            ArtifactError: No blob below the prefix, or content is missing or damaged.
+        """
+        start = f"{prefix}/" if prefix else ""
+        files = {name[len(start) :]: self.path(name) for name in self.blobs if name.startswith(start)}
+        if not files:
+            raise ArtifactError(f"stage {self.stage}", f"has no files below {prefix!r}", sorted(self.blobs))
+        content = {
+            name[len(start) :]: blob.sha256 for name, blob in self.blobs.items() if name.startswith(start)
+        }
+        return _view(self._storage.views / f"{self.stage}-{fingerprint(content)[:16]}", files)
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One published round."""
+
+    index: int
+    previous: str
+    """sha256 of the manifest before; of the run's identity for round 0."""
+    payload: Mapping[str, JSON]
+    sha256: str
+    """sha256 of this manifest."""
+
+
+class RunStore:
+    """The durable state of one run, opened for writing."""
+
+    def __init__(self, storage: Storage, identity: Mapping[str, Any], clock: Callable[[], float]) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._token = secrets.token_hex(8)
+        self._root = fingerprint(identity)
+        self._slot = 0
+        self._epoch = 0
+        self._rounds: tuple[RoundRecord, ...] = ()
+
+    @classmethod
+    def open(cls, run_dir: str, identity: Mapping[str, Any]) -> RunStore:
+        """Open a run for writing, made when it is new; earlier writers are superseded.
+
+        Args:
+            run_dir: Local path, or URL with scheme s3, gs or az.
+            identity: Everything that bears on the run's result.
+
+        Raises:
+            ArtifactError: The folder holds another run (names the first field that differs), is damaged, or
+                another process of this machine is running in it.
+        """
+        return cls.claim(_open_storage(run_dir), identity)
+
+    @classmethod
+    def claim(
+        cls, storage: Storage, identity: Mapping[str, Any], clock: Callable[[], float] = time.time
+    ) -> RunStore:
+        """Open a run in a storage; see `open`."""
+        store = cls(storage, identity, clock)
+        storage.prepare()
+        _check_identity(storage, identity, store._token)
+        store._take_epoch()
+        store.sweep()
+        return store
+
+    @property
+    def epoch(self) -> int:
+        """Return the number of this writer; higher than all before it."""
+        return self._epoch
+
+    def stage(
+        self, name: str, identity: Mapping[str, Any], build: Callable[[Path], Mapping[str, JSON]]
+    ) -> Artifact:
+        """Return a finished stage; build and record it when there is none for this identity.
+
+        Args:
+            name: Lower-case letters, digits, ``_`` and ``-``.
+            identity: Everything that bears on the stage's result.
+            build: Writes files into the folder it is given and returns small values.
+
+        Raises:
+            ArtifactError: The recorded stage is missing files or is damaged; it is never rebuilt silently.
+            StaleWriterError: Another writer has claimed the run.
+        """
+        if not re.fullmatch(r"[a-z0-9_-]+", name):
+            raise InvalidInputError("stage name", "must be lower-case letters, digits, _ and -", name)
+        mark = fingerprint(identity)
+        key = f"stages/{name}-{mark[:16]}.json"
+        found = self._storage.read(key)
+        if found is None:
+            self._check_fence()
+            found = publish(self._storage, key, seal(self._build(name, mark, build)), self._token)
+        artifact = self._artifact(key, found, name, mark)
+        for blob in artifact.blobs.values():
+            self._storage.check(blob.key, blob.sha256, blob.size)
+        return artifact
+
+    def commit_round(
+        self, index: int, payload: Mapping[str, JSON], artifacts: Sequence[Artifact] = ()
+    ) -> RoundRecord:
+        """Publish a round: durable and visible to every later reader once this has returned.
+
+        Args:
+            index: The next round, or one that was published before with the same payload.
+            payload: What the round is.
+            artifacts: Stages whose files the round needs; their names, sizes and sha256 enter the manifest.
+
+        Raises:
+            ArtifactError: The index is not the next one, or this round was published with another content.
+            StaleWriterError: Another writer has claimed the run; nothing was changed.
+            StorageUnavailableError: The storage did not answer; calling again is safe.
+        """
+        if not 0 <= index <= len(self._rounds):
+            raise ArtifactError(f"round {index}", f"the next round is {len(self._rounds)}")
+        record, manifest = self._manifest(index, payload, artifacts)
+        if index < len(self._rounds):
+            return self._confirm(self._rounds[index], record)
+        self._check_fence()
+        self._publish_same(_object_key(record.sha256), manifest)
+        self._append({"kind": "round", "index": index, "sha256": record.sha256})
+        self._publish_same(_round_key(index), manifest)
+        self._rounds = (*self._rounds, record)
+        return record
+
+    def rounds(self) -> tuple[RoundRecord, ...]:
+        """Return the published rounds, chain verified when they were read."""
+        return self._rounds
+
+    def log(self, event: str, **fields: JSON) -> None:
+        """Append an event with the wall clock to the events of this writer; never part of any identity."""
+        line = json.dumps({"time_s": self._clock(), "event": event, **fields}) + "\n"
+        self._storage.append(f"events/{self._epoch:06d}.jsonl", line.encode())
+
+    def sweep(self) -> None:
+        """Remove temporary files of writers that were superseded."""
+        self._storage.sweep(self._token)
+
+    def _take_epoch(self) -> None:
+        for _ in range(MAX_CONTESTS):
+            slots = _read_journal(self._storage)
+            manifests = _read_manifests(self._storage, slots)
+            self._rounds = _chain(self._storage, manifests, self._root)
+            self._slot = len(slots)
+            self._epoch = 1 + max((slot["epoch"] for slot in slots), default=0)
+            try:
+                self._append({"kind": "claim"})
+            except StaleWriterError:
+                continue
+            for index, manifest in enumerate(manifests):  # one may be committed and not yet visible by name
+                self._publish_same(_round_key(index), manifest)
+            return
+        raise ArtifactError(self._storage.where("journal"), f"lost {MAX_CONTESTS} claims in a row")
+
+    def _append(self, event: Mapping[str, JSON]) -> None:
+        body = {**event, "slot": self._slot, "epoch": self._epoch, "token": self._token}
+        key = _slot_key(self._slot)
+        data = seal(body)
+        found = publish(self._storage, key, data, self._token)
+        if found != data:
+            raise self._stale(key, found)
+        self._slot += 1
+
+    def _publish_same(self, key: str, manifest: bytes) -> None:
+        if publish(self._storage, key, manifest, self._token) != manifest:
+            raise ArtifactError(self._storage.where(key), "is damaged: it holds another content")
+
+    def _check_fence(self) -> None:
+        key = _slot_key(self._slot)
+        found = self._storage.read(key)
+        # Our own entry may stand there already, from a call whose outcome stayed unknown.
+        if found is not None and unseal(self._storage.where(key), found)["token"] != self._token:
+            raise self._stale(key, found)
+
+    def _stale(self, key: str, found: bytes) -> StaleWriterError:
+        other = unseal(self._storage.where(key), found)["epoch"]
+        rule = f"writer {self._epoch} was superseded by writer {other}; it changes nothing more"
+        return StaleWriterError(self._storage.where(key), rule)
+
+    def _build(self, name: str, mark: str, build: Callable[[Path], Mapping[str, JSON]]) -> dict[str, Any]:
+        scratch = self._storage.scratch(self._token)
+        started_s = self._clock()
+        try:
+            values = plain(build(scratch), f"values of stage {name}")
+            blobs = self._adopt(scratch)
+        except OSError:
+            self._check_fence()  # a later writer sweeps our scratch: say that, not "no such file"
+            raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        self.log("stage", name=name, fingerprint=mark, seconds=self._clock() - started_s)
+        return {"stage": name, "fingerprint": mark, "values": values, "blobs": blobs}
+
+    def _adopt(self, scratch: Path) -> dict[str, Any]:
+        blobs = {}
+        for file in sorted(path for path in scratch.rglob("*") if path.is_file()):
+            blob = Blob(file.relative_to(scratch).as_posix(), sha256_of(file), file.stat().st_size)
+            self._storage.adopt(file, blob.key)
+            blobs[blob.name] = {"sha256": blob.sha256, "size": blob.size}
+        return blobs
+
+    def _artifact(self, key: str, found: bytes, name: str, mark: str) -> Artifact:
+        body = unseal(self._storage.where(key), found)
+        if (body.get("stage"), body.get("fingerprint")) != (name, mark):
+            raise ArtifactError(self._storage.where(key), f"is damaged: must be the record of stage {name}")
+        blobs = {name: Blob(name, **item) for name, item in body["blobs"].items()}
+        return Artifact(name, mark, body["values"], blobs, self._storage)
+
+    def _manifest(
+        self, index: int, payload: Mapping[str, JSON], artifacts: Sequence[Artifact]
+    ) -> tuple[RoundRecord, bytes]:
+        previous = self._rounds[index - 1].sha256 if index else self._root
+        body = {"index": index, "previous": previous, "payload": plain(payload, f"round {index}")}
+        if artifacts:
+            body["artifacts"] = [_reference(artifact) for artifact in artifacts]
+        manifest = canonical_json(body) + b"\n"
+        return RoundRecord(index, previous, body["payload"], hashlib.sha256(manifest).hexdigest()), manifest
+
+    def _confirm(self, published: RoundRecord, record: RoundRecord) -> RoundRecord:
+        if published.sha256 == record.sha256:
+            return published
+        difference = first_difference(published.payload, record.payload) or ("artifacts", "", "")
+        path, before, now = difference
+        where = self._storage.where(_round_key(record.index))
+        raise ArtifactError(where, f"was published with another content: {path} was {before!r}, is {now!r}")
+
+
+def read_rounds(run_dir: str) -> tuple[RoundRecord, ...]:
+    """Return the published rounds of a run, without claiming it; writers are not disturbed.
+
+    Raises:
+        ArtifactError: No run there, or a manifest or journal slot is missing or damaged.
+    """
+    storage = _open_storage(run_dir)
+    manifests = _read_manifests(storage, _read_journal(storage))
+    return _chain(storage, manifests, fingerprint(_read_identity(storage)))
+
+
+def _open_storage(run_dir: str) -> Storage:
+    scheme = urlsplit(run_dir).scheme
+    if scheme in SCHEMES:
+        return ObjectStorage(connect(run_dir), run_dir)
+    if "://" in run_dir:
+        raise ArtifactError(scheme, f"a run directory is a local path or one of {', '.join(SCHEMES)}://")
+    return FolderStorage(Disk(Path(run_dir)))
+
+
+def _check_identity(storage: Storage, identity: Mapping[str, Any], token: str) -> None:
+    found = publish(storage, "run.json", seal(identity), token)
+    difference = first_difference(unseal(storage.where("run.json"), found), plain(identity))
+    if difference:
+        path, before, now = difference
+        rule = f"belongs to another run: {path} is {before!r} there and {now!r} here"
+        raise ArtifactError(storage.where("run.json"), rule)
+
+
+def _read_identity(storage: Storage) -> dict[str, Any]:
+    found = storage.read("run.json")
+    if found is None:
+        raise ArtifactError(storage.where("run.json"), "no such run")
+    return unseal(storage.where("run.json"), found)
+
+
+def _read_journal(storage: Storage) -> list[dict[str, Any]]:
+    """Return the journal's slots, by forward probe because a listing may lag, checked against the listing."""
+    slots: list[dict[str, Any]] = []
+    listed = storage.names("journal")
+    while (found := storage.read(_slot_key(len(slots)))) is not None:
+        where = storage.where(_slot_key(len(slots)))
+        slots.append(unseal(where, found))
+        if slots[-1].get("slot") != len(slots) - 1:
+            raise ArtifactError(where, "is damaged: it holds another slot")
+    if len(listed) > len(slots):
+        raise ArtifactError(storage.where(_slot_key(len(slots))), "is missing")
+    return slots
+
+
+def _read_manifests(storage: Storage, slots: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    hashes = [slot["sha256"] for slot in slots if slot["kind"] == "round"]
+    for name in storage.names("rounds"):
+        if name not in {PurePosixPath(_round_key(index)).name for index in range(len(hashes))}:
+            raise ArtifactError(
+                storage.where(f"rounds/{name}"), "is not in the journal, whose end is missing"
+            )
+    return [_read_manifest(storage, index, sha256) for index, sha256 in enumerate(hashes)]
+
+
+def _read_manifest(storage: Storage, index: int, sha256: str) -> bytes:
+    for key in (_round_key(index), _object_key(sha256)):
+        found = storage.read(key)
+        if found is not None:
+            if hashlib.sha256(found).hexdigest() != sha256:
+                raise ArtifactError(storage.where(key), f"is damaged: must have sha256 {sha256}")
+            return found
+    raise ArtifactError(storage.where(_round_key(index)), "is missing")
+
+
+def _chain(storage: Storage, manifests: Sequence[bytes], root: str) -> tuple[RoundRecord, ...]:
+    records: list[RoundRecord] = []
+    for index, manifest in enumerate(manifests):
+        body = json.loads(manifest)
+        previous = records[-1].sha256 if records else root
+        if (body["index"], body["previous"]) != (index, previous):
+            raise ArtifactError(storage.where(_round_key(index)), "does not follow the round before it")
+        records.append(RoundRecord(index, previous, body["payload"], hashlib.sha256(manifest).hexdigest()))
+    return tuple(records)
+
+
+def _reference(artifact: Artifact) -> dict[str, Any]:
+    files = {name: {"sha256": blob.sha256, "size": blob.size} for name, blob in artifact.blobs.items()}
+    return {"stage": artifact.stage, "fingerprint": artifact.fingerprint, "files": files}
+
+
+def _view(view: Path, files: Mapping[str, Path]) -> Path:
+    """Make a folder of hard links (copies across file systems) in one step; a whole view is used again."""
+    if all(_same(view / name, path) for name, path in files.items()):
+        return view
+    draft = view.with_name(f".{view.name}-{secrets.token_hex(4)}")
+    for name, path in files.items():
+        (draft / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, draft / name)
+        except OSError:
+            shutil.copyfile(path, draft / name)
+    shutil.rmtree(view, ignore_errors=True)
+    try:
+        draft.rename(view)
+    except OSError:  # another process of this run made it first
+        shutil.rmtree(draft)
+    return view
+
+
+def _same(view: Path, path: Path) -> bool:
+    return view.exists() and (view.samefile(path) or sha256_of(view) == sha256_of(path))
+
+
+def _slot_key(slot: int) -> str:
+    return f"journal/{slot:06d}.json"
+
+
+def _round_key(index: int) -> str:
+    return f"rounds/{index:05d}.json"
+
+
+def _object_key(sha256: str) -> str:
+    return f"objects/{sha256[:2]}/{sha256}"

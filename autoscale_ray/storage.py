@@ -1,0 +1,355 @@
+"""Where a run's durable bytes lie: a local folder or an object store, behind one small interface.
+
+Keys are relative, separated by ``/``. Three kinds of names are kept apart:
+
+* contested names (journal slots, stage records) are made with `Storage.create`, which never overwrites;
+* content-addressed names are made with `Storage.adopt`; writing one twice writes the same bytes;
+* everything else (temporary files, scratch folders, event logs, views) holds nothing a reader relies on.
+
+A folder is reached through `Disk`, whose few calls are those a power cut can fall between, so that a test can
+stop at each of them. `object_storage.ObjectStorage` is the other implementation.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+import fcntl
+import hashlib
+import itertools
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from autoscale_ray.errors import ArtifactError
+
+NUM_ATTEMPTS = 8
+"""Tries of one storage call before its outcome is given up as unknown."""
+LEASE_WAIT_S = 5.0
+"""How long an opener waits for a dying process to let go of the folder."""
+
+
+class StorageUnavailableError(ArtifactError):
+    """No usable answer within the budget of tries; nothing is assumed about what the storage holds."""
+
+
+class Outcome(enum.Enum):
+    """What is known after one attempt to create a name."""
+
+    CREATED = "created"
+    TAKEN = "taken"
+    UNKNOWN = "unknown"
+
+
+class Storage(abc.ABC):
+    """Durable bytes under relative keys."""
+
+    views: Path
+    """Local folder for views that give adopted files their own names."""
+
+    @abc.abstractmethod
+    def prepare(self) -> None:
+        """Make the storage ready for writing.
+
+        Raises:
+            ArtifactError: Another process on this machine is writing there.
+        """
+
+    @abc.abstractmethod
+    def where(self, key: str) -> str:
+        """Return the full name of a key, for messages."""
+
+    @abc.abstractmethod
+    def create(self, key: str, data: bytes, writer: str) -> Outcome:
+        """Create a durable object unless the name is taken; never overwrite.
+
+        Args:
+            key: Name of the object.
+            data: Its whole content.
+            writer: Token of the writer; names its temporary files.
+        """
+
+    @abc.abstractmethod
+    def read(self, key: str) -> bytes | None:
+        """Return the content of an object, or None where there is none."""
+
+    @abc.abstractmethod
+    def names(self, folder: str) -> tuple[str, ...]:
+        """Return the sorted names directly below a folder."""
+
+    @abc.abstractmethod
+    def scratch(self, writer: str) -> Path:
+        """Return a new, empty local folder for files that are to be adopted."""
+
+    @abc.abstractmethod
+    def adopt(self, file: Path, key: str) -> None:
+        """Make a local file durable under a content-addressed key; the file is gone afterwards."""
+
+    @abc.abstractmethod
+    def check(self, key: str, sha256: str, size: int) -> None:
+        """Check a content-addressed key as far as the place allows without moving its content.
+
+        Raises:
+            ArtifactError: Missing or damaged.
+        """
+
+    @abc.abstractmethod
+    def fetch(self, key: str, sha256: str, size: int) -> Path:
+        """Return a local file with the content of a content-addressed key, verified.
+
+        Raises:
+            ArtifactError: Missing, of another size, or of another content.
+        """
+
+    @abc.abstractmethod
+    def append(self, key: str, line: bytes) -> None:
+        """Append a line to a log that has one writer."""
+
+    @abc.abstractmethod
+    def sweep(self, writer: str) -> None:
+        """Remove what interrupted writers left behind, apart from this writer's own."""
+
+
+def publish(storage: Storage, key: str, data: bytes, writer: str) -> bytes:
+    """Create a contested name and return what it holds in the end: our bytes (won) or another's (lost).
+
+    A refused or unanswered attempt is never taken for a loss: the first of several attempts may have won,
+    so the name is read back until the answer is known (docs/reliability.md, publishing).
+
+    Raises:
+        StorageUnavailableError: Still unknown after `NUM_ATTEMPTS`.
+    """
+    for _ in range(NUM_ATTEMPTS):
+        if storage.create(key, data, writer) is Outcome.CREATED:
+            return data
+        found = storage.read(key)
+        if found is not None:
+            return found
+    raise StorageUnavailableError(storage.where(key), f"outcome still unknown after {NUM_ATTEMPTS} attempts")
+
+
+class Disk:
+    """The file system calls of `FolderStorage` below one root; durable only after `sync`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        if self.root.exists() and not self.root.is_dir():
+            raise ArtifactError(str(root), "must be a folder")
+
+    def make_root(self) -> None:
+        """Make the root folder."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        _sync(self.root.parent)
+
+    def lease(self, key: str) -> IO[bytes] | None:
+        """Lock a file until it is closed or this process ends; None where the file system has no locks.
+
+        The lease only spares two processes of one machine the work: what keeps them apart is the fence.
+
+        Raises:
+            ArtifactError: Another process holds it.
+        """
+        file = open(self.path(key), "ab")  # noqa: SIM115 - open as long as the lease is held
+        give_up = time.monotonic() + LEASE_WAIT_S
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return file
+            except (BlockingIOError, PermissionError) as error:
+                if time.monotonic() > give_up:
+                    raise ArtifactError(
+                        str(self.root), "another process is running in this folder"
+                    ) from error
+                time.sleep(0.05)
+            except OSError:
+                return None
+
+    def path(self, key: str) -> Path:
+        """Return the path of a key."""
+        return self.root / key
+
+    def make_folder(self, key: str) -> None:
+        """Make one folder; its parent must exist."""
+        self.path(key).mkdir(exist_ok=True)
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write a new file; the name must be free."""
+        with open(self.path(key), "xb") as file:
+            file.write(data)
+
+    def move_in(self, file: Path, key: str) -> None:
+        """Make a local file's content durable and move it below the root, replacing what is there."""
+        _sync(file)
+        os.replace(file, self.path(key))
+
+    def sync(self, key: str) -> None:
+        """Make the content of a file, or the names in a folder, durable."""
+        _sync(self.path(key))
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name; the name must be free."""
+        os.link(self.path(source), self.path(target))
+
+    def remove(self, key: str) -> None:
+        """Remove a name."""
+        self.path(key).unlink()
+
+    def read(self, key: str) -> bytes:
+        """Return the content of a file."""
+        return self.path(key).read_bytes()
+
+    def append(self, key: str, data: bytes) -> None:
+        """Append to a file, made when missing."""
+        with open(self.path(key), "ab") as file:
+            file.write(data)
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """Return the sorted names in a folder; none where there is no folder."""
+        folder = self.path(key)
+        return tuple(sorted(os.listdir(folder))) if folder.is_dir() else ()
+
+
+class FolderStorage(Storage):
+    """Durable bytes in a local folder.
+
+    A file becomes visible under its name only when its content is on disk: written to a temporary name,
+    synced, then linked (which refuses a taken name) or moved, then the folder is synced.
+    """
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self._numbers = itertools.count()
+        self._folders: set[str] = set()
+        self._verified: set[str] = set()
+        self._lease: IO[bytes] | None = None
+        self.views = disk.path("views")
+
+    def prepare(self) -> None:
+        """Make the folder and take its lease, which the kernel lets go of when this process ends."""
+        self._disk.make_root()
+        self._lease = self._disk.lease("lease")
+
+    def where(self, key: str) -> str:
+        """Return the path of a key."""
+        return str(self._disk.path(key))
+
+    def create(self, key: str, data: bytes, writer: str) -> Outcome:
+        """Create a file unless the name is taken."""
+        temporary = f"tmp/{writer}-{next(self._numbers)}"
+        self._ensure_folders(temporary, key)
+        self._disk.write(temporary, data)
+        self._disk.sync(temporary)
+        try:
+            self._disk.link(temporary, key)
+            outcome = Outcome.CREATED
+        except FileExistsError:
+            outcome = Outcome.TAKEN
+        except FileNotFoundError:  # a later writer took us for dead and swept the temporary file
+            return Outcome.UNKNOWN
+        # Also when taken: whoever linked the name may have died before it was durable, and we rely on it now.
+        self._disk.sync(_parent(key))
+        with suppress(FileNotFoundError):
+            self._disk.remove(temporary)
+        return outcome
+
+    def read(self, key: str) -> bytes | None:
+        """Return the content of a file, or None."""
+        try:
+            return self._disk.read(key)
+        except FileNotFoundError:
+            return None
+
+    def names(self, folder: str) -> tuple[str, ...]:
+        """Return the sorted names in a folder."""
+        return self._disk.names(folder)
+
+    def scratch(self, writer: str) -> Path:
+        """Return a new folder on the same file system, so that files can be moved."""
+        key = f"scratch/{writer}-{next(self._numbers)}"
+        self._ensure_folders(key)
+        self._disk.make_folder(key)
+        return self._disk.path(key)
+
+    def adopt(self, file: Path, key: str) -> None:
+        """Move a local file to its content-addressed name."""
+        self._ensure_folders(key)
+        # Moving, not linking: a damaged file under this name is replaced by the content the name promises.
+        self._disk.move_in(file, key)
+        self._disk.sync(_parent(key))
+
+    def check(self, key: str, sha256: str, size: int) -> None:
+        """Read the file once in the life of this process and compare size and sha256."""
+        if key not in self._verified:
+            check_file(self._disk.path(key), sha256, size)
+            self._verified.add(key)
+
+    def fetch(self, key: str, sha256: str, size: int) -> Path:
+        """Return the file itself, verified."""
+        self.check(key, sha256, size)
+        return self._disk.path(key)
+
+    def append(self, key: str, line: bytes) -> None:
+        """Append a line."""
+        self._ensure_folders(key)
+        self._disk.append(key, line)
+
+    def sweep(self, writer: str) -> None:
+        """Remove temporary files and scratch folders of other writers, and unfinished views."""
+        for name in self._disk.names("tmp"):
+            if not name.startswith(writer):
+                with suppress(FileNotFoundError):
+                    self._disk.remove(f"tmp/{name}")
+        for name in self._disk.names("scratch"):
+            if not name.startswith(writer):
+                shutil.rmtree(self._disk.path(f"scratch/{name}"), ignore_errors=True)
+        for name in self._disk.names("views"):
+            if name.startswith("."):
+                shutil.rmtree(self._disk.path(f"views/{name}"), ignore_errors=True)
+
+    def _ensure_folders(self, *keys: str) -> None:
+        for folder in (str(parent) for key in keys for parent in reversed(PurePosixPath(key).parents[:-1])):
+            if folder not in self._folders:
+                self._disk.make_folder(folder)
+                self._disk.sync(_parent(folder))
+                self._folders.add(folder)
+
+
+def check_file(path: Path, sha256: str, size: int) -> None:
+    """Check size, then content, of a file.
+
+    Raises:
+        ArtifactError: Missing, of another size, or of another content.
+    """
+    if not path.is_file():
+        raise ArtifactError(str(path), "is missing")
+    if path.stat().st_size != size:
+        raise ArtifactError(str(path), f"is damaged: must have {size} bytes", path.stat().st_size)
+    found = sha256_of(path)
+    if found != sha256:
+        raise ArtifactError(str(path), f"is damaged: must have sha256 {sha256}", found)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_intact(path: Path, sha256: str, size: int) -> bool:
+    """Return whether a file has this size and content."""
+    return path.stat().st_size == size and sha256_of(path) == sha256
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _parent(key: str) -> str:
+    return str(PurePosixPath(key).parent)
