@@ -24,7 +24,8 @@ def weighted_mean(values_N: Float64, weights_N: Float64, logs_N: Int64) -> tuple
         logs_N: Number of the log of each scene.
 
     Returns:
-        Mean and standard error. NaN mean without a scene of positive weight; NaN error with fewer than two logs.
+        Mean and standard error; NaN mean without a scene of positive weight, NaN error with fewer than two
+        logs.
     """
     used = np.isfinite(values_N) & (weights_N > 0)
     if not used.any():
