@@ -1,0 +1,103 @@
+"""Drive and measure batches of trajectories with a chosen backend.
+
+Shape legend: S scenes, P trajectories per scene, N = S * P, n waypoints (8 or 40), T = 41.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from autoscale_ray.errors import MissingExtraError
+from autoscale_ray.evaluation.arena import ArenaBatch, stack_arenas
+from autoscale_ray.evaluation.metrics import Measures, measure
+from autoscale_ray.evaluation.prepare import PreparedScene
+from autoscale_ray.evaluation.simulate import interpolate, simulate
+from autoscale_ray.evaluation.scene import Floats
+
+CHUNK_TRAJECTORIES = 256
+CHUNK_SCENES = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drives:
+    """Driven states (N, 41, 11) in the arenas' frames and their measures, scene-major."""
+
+    states: Tensor
+    measures: Measures
+
+
+def drive(prepared: Sequence[PreparedScene], trajectories: Floats, backend: str, device: str) -> Drives:
+    """Interpolate, simulate and measure trajectories.
+
+    Args:
+        prepared: S scenes prepared with the same rules and vehicle.
+        trajectories: (S, P, 8 or 40, 3) relative waypoints.
+        backend: "auto" (numba on the CPU where it is installed, else torch), "torch" or "numba".
+        device: Device of the torch backend.
+
+    Returns:
+        The drives of all S * P trajectories.
+
+    Raises:
+        MissingExtraError: If "numba" is asked for and not installed.
+    """
+    return BACKENDS[choose_backend(backend, device)](prepared, trajectories, device)
+
+
+def choose_backend(backend: str, device: str) -> str:
+    """Resolve "auto" and refuse a backend that cannot run."""
+    if backend == "auto":
+        return "numba" if has_numba() and torch.device(device).type == "cpu" else "torch"
+    if backend == "numba" and not has_numba():
+        raise MissingExtraError("numba", "pip install 'autoscale-ray[cpu]'")
+    return backend
+
+
+def has_numba() -> bool:
+    """Tell whether numba can be imported."""
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _drive_with_torch(prepared: Sequence[PreparedScene], trajectories: Floats, device: str) -> Drives:
+    num_scenes, num_proposals = trajectories.shape[:2]
+    scenes_per_chunk = max(1, min(CHUNK_SCENES, CHUNK_TRAJECTORIES // max(1, num_proposals)))
+    parts = []
+    for first in range(0, num_scenes, scenes_per_chunk):
+        chosen = prepared[first : first + scenes_per_chunk]
+        arenas = stack_arenas([scene.arena for scene in chosen], device)
+        for start in range(0, num_proposals, CHUNK_TRAJECTORIES):
+            rows = trajectories[first : first + scenes_per_chunk, start : start + CHUNK_TRAJECTORIES]
+            parts.append(_drive_chunk(chosen, rows, arenas, device))
+    return _join(parts)
+
+
+def _drive_chunk(prepared: Sequence[PreparedScene], rows: Floats, arenas: ArenaBatch, device: str) -> Drives:
+    num_proposals, num_waypoints = rows.shape[1:3]
+    scene_N = torch.arange(len(prepared), device=device).repeat_interleave(num_proposals)
+    grids = [scene.grids[num_waypoints] for scene in prepared]
+    left_ST = torch.stack([torch.as_tensor(grid.left) for grid in grids]).to(device)
+    share_ST = torch.stack([torch.as_tensor(grid.share) for grid in grids]).to(device)
+    start_S11 = torch.stack([torch.as_tensor(scene.arena.ego_state) for scene in prepared]).to(device)
+    waypoints_Nn3 = torch.as_tensor(rows, device=device).flatten(0, 1)
+    start_N11 = start_S11[scene_N]
+    poses_NT3 = interpolate(waypoints_Nn3, start_N11[:, :3], left_ST[scene_N], share_ST[scene_N])
+    states_NT11 = simulate(poses_NT3, start_N11, arenas.vehicle)
+    return Drives(states_NT11, measure(states_NT11, scene_N, arenas, prepared[0].rules, with_history=True))
+
+
+def _join(parts: list[Drives]) -> Drives:
+    if len(parts) == 1:
+        return parts[0]
+    columns = {item.name: torch.cat([getattr(part.measures, item.name) for part in parts]) for item in fields(Measures)}
+    return Drives(torch.cat([part.states for part in parts]), Measures(**columns))
+
+
+BACKENDS: dict[str, Callable[[Sequence[PreparedScene], Floats, str], Drives]] = {"torch": _drive_with_torch}

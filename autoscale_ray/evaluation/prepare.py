@@ -1,0 +1,125 @@
+"""Everything about a scene that does not depend on the planner's trajectory, computed once and picklable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from autoscale_ray.errors import InvalidSceneError
+from autoscale_ray.evaluation.arena import Arena, build_arena, stack_arenas
+from autoscale_ray.evaluation.combine import multiplier, sub_scores
+from autoscale_ray.evaluation.metrics import Rules, measure
+from autoscale_ray.evaluation.pdm_closed import ReferenceDrive, pdm_closed, touches_ego
+from autoscale_ray.evaluation.scene import Flags, Floats, ScoringScene, validate_scene
+from autoscale_ray.evaluation.simulate import interpolate, simulate
+from autoscale_ray.evaluation.timing import TimeGrid, waypoint_grid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PreparedScene:
+    """A scene ready to score any number of trajectories with one version of the score.
+
+    Fields:
+        arena: Geometry, tracks and history.
+        rules: Which version.
+        grids: Time nodes for 8 and 40 waypoints.
+        reference_poses: (41, 3) PDM-Closed in the arena's frame.
+        reference: PDM-Closed's proposals and scores, None where the poses were given.
+        reference_progress_m: Raw progress of the simulated reference.
+        reference_multiplier: Its product of multiplicative sub-scores.
+        human_fails: (8,) sub-scores at exactly 0 for the human, None where the filter does not apply.
+    """
+
+    arena: Arena
+    rules: Rules
+    grids: dict[int, TimeGrid]
+    reference_poses: Floats
+    reference: ReferenceDrive | None
+    reference_progress_m: float
+    reference_multiplier: float
+    human_fails: Flags | None
+
+
+def prepare(scene: ScoringScene, rules: Rules, reference_poses: Floats | None = None) -> PreparedScene:
+    """Prepare one scene: check it, replay tracks, run PDM-Closed, drive the human.
+
+    Args:
+        scene: Any scene.
+        rules: RULES_V1 or RULES_V2.
+        reference_poses: (41, 3) PDM-Closed poses every 0.1 s in the scene's frame; None runs PDM-Closed.
+
+    Returns:
+        The prepared scene.
+
+    Raises:
+        InvalidSceneError: If the scene breaks a rule, or has too few frames for this version.
+    """
+    validate_scene(scene)
+    if scene.num_frames < rules.num_frames:
+        raise InvalidSceneError(
+            f"{scene.scene_id}: agent_states", f"must have {rules.num_frames} frames for {rules.version}", scene.num_frames
+        )
+    arena = _replay_arena(scene, rules)
+    reference = pdm_closed(scene, rules) if reference_poses is None else None
+    poses = reference.poses if reference is not None else np.asarray(reference_poses, dtype=np.float64)
+    poses = poses - np.append(arena.origin, 0.0)
+    start_us = int(scene.ego_history_times_us[-1])
+    prepared = PreparedScene(
+        arena=arena,
+        rules=rules,
+        grids={count: waypoint_grid(start_us, count) for count in (8, 40)},
+        reference_poses=poses,
+        reference=reference,
+        reference_progress_m=0.0,
+        reference_multiplier=0.0,
+        human_fails=None,
+    )
+    return _with_companions(prepared, scene)
+
+
+def prepare_all(
+    scenes: Sequence[ScoringScene], rules: Rules, reference_poses: Sequence[Floats] | Floats | None = None
+) -> list[PreparedScene]:
+    """Prepare several scenes; `reference_poses` holds (41, 3) for each of them or is None."""
+    references = [None] * len(scenes) if reference_poses is None else list(reference_poses)
+    return [prepare(scene, rules, reference) for scene, reference in zip(scenes, references, strict=True)]
+
+
+def _replay_arena(scene: ScoringScene, rules: Rules) -> Arena:
+    arena = build_arena(scene, rules.num_frames)
+    if rules.version == "v1":
+        return arena
+    kept_A = ~touches_ego(arena, arena.tracks)  # log replay removes what overlaps the ego at t = 0
+    return replace(arena, tracks=replace(arena.tracks, present=arena.tracks.present & kept_A[:, None]))
+
+
+def _with_companions(prepared: PreparedScene, scene: ScoringScene) -> PreparedScene:
+    """Drive the reference and, where the filter applies, the human, and keep what later scoring needs of them."""
+    rules, arena = prepared.rules, prepared.arena
+    poses = [torch.as_tensor(prepared.reference_poses)]
+    filtered = rules.version == "v2" and not scene.is_synthetic and scene.human_poses is not None
+    if filtered:
+        poses.append(human_reference(prepared, scene))
+    start_N11 = torch.as_tensor(arena.ego_state).expand(len(poses), -1)
+    states_NT11 = simulate(torch.stack(poses), start_N11, arena.vehicle)
+    scene_N = torch.zeros(len(poses), dtype=torch.int64)
+    measures = measure(states_NT11, scene_N, stack_arenas([arena]), rules, with_history=False)
+    product = multiplier(measures, rules)
+    columns = sub_scores(measures, torch.ones_like(product), rules)
+    return replace(
+        prepared,
+        reference_progress_m=float(measures.progress_m[0]),
+        reference_multiplier=float(product[0]),
+        human_fails=np.array([float(column[1]) == 0.0 for column in columns.values()]) if filtered else None,
+    )
+
+
+def human_reference(prepared: PreparedScene, scene: ScoringScene) -> torch.Tensor:
+    """Return the human's (41, 3) reference poses in the arena's frame."""
+    grid = prepared.grids[8]
+    waypoints = torch.as_tensor(scene.human_poses)[None]
+    ego_pose = torch.as_tensor(prepared.arena.ego_state[:3])[None]
+    return interpolate(waypoints, ego_pose, torch.as_tensor(grid.left)[None], torch.as_tensor(grid.share)[None])[0]
