@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import torch
+from torch import Tensor
 
 from autoscale_ray.errors import InvalidSceneError
 from autoscale_ray.evaluation.epdms import epdms, two_frame_extended_comfort, with_extended_comfort
@@ -20,7 +22,7 @@ from autoscale_ray.evaluation.pdms import pdms
 from autoscale_ray.evaluation.prepare import PreparedScene, prepare
 from autoscale_ray.evaluation.scene import NUM_FRAMES_V1, NUM_FRAMES_V2, ScoringScene, make_scene
 from autoscale_ray.evaluation.scene import POLYGON_LAYERS as SCORED_LAYERS
-from autoscale_ray.evaluation.scoring import ScoreResult
+from autoscale_ray.evaluation.scoring import Metric, ScoreResult
 from autoscale_ray.evaluation.vehicle import VehicleParameters
 from autoscale_ray.scenes.pool import ScenePool
 from autoscale_ray.scenes.schema import CURRENT_FRAME, DOMAINS, NUM_FRAMES, NUM_PLAN_FRAMES
@@ -98,26 +100,19 @@ def score_pool(prepared: PreparedPool, poses_N83: np.ndarray) -> pa.Table:
         One row a scene: scene_id, every sub-score of EPDMS (human filter applied), extended_comfort, epdms,
         pdms, pdms_comfort; null where a score cannot be given.
     """
-    num_scenes = len(prepared.scene_ids)
-    columns: dict[str, np.ndarray] = {"epdms": np.full(num_scenes, np.nan), "pdms": np.full(num_scenes, np.nan)}
-    states: dict[int, np.ndarray] = {}
-    paired = set(np.flatnonzero(prepared.previous_N >= 0)) | set(prepared.previous_N[prepared.previous_N >= 0])
-    for rows, scenes in _scorable(prepared.scenes["epdms"]):
-        result = epdms(scenes, poses_N83[rows][:, None], keep_states=not paired.isdisjoint(rows.tolist()))
-        result = _with_previous(result, rows, prepared, states)
-        _fill(columns, rows, {name: metric.value for name, metric in result.filtered.items()})
-        _fill(columns, rows, {"extended_comfort": result.extended_comfort.value})
-        columns["epdms"][rows] = result.score_with_comfort.value[:, 0].numpy()
+    columns: dict[str, np.ndarray] = {}
+    for rows, result in _comfortable(prepared, _driven(prepared, poses_N83)):
+        values = {name: metric.value for name, metric in result.filtered.items()}
+        values["extended_comfort"] = result.extended_comfort.value
+        _fill(columns, rows, {**values, "epdms": result.score_with_comfort.value}, len(poses_N83))
     for rows, scenes in _scorable(prepared.scenes["pdms"]):
         result = pdms(scenes, poses_N83[rows][:, None])
-        _fill(columns, rows, {"pdms_comfort": result.filtered["comfort"].value})
-        columns["pdms"][rows] = result.score.value[:, 0].numpy()
-    return pa.table(
-        {
-            "scene_id": pa.array(prepared.scene_ids),
-            **{name: pa.array(values, from_pandas=True) for name, values in sorted(columns.items())},
-        }
-    )
+        values = {"pdms_comfort": result.filtered["comfort"].value, "pdms": result.score.value}
+        _fill(columns, rows, values, len(poses_N83))
+    for name in RULES:
+        columns.setdefault(name, np.full(len(poses_N83), np.nan))
+    arrays = {name: pa.array(values, from_pandas=True) for name, values in sorted(columns.items())}
+    return pa.table({"scene_id": pa.array(prepared.scene_ids), **arrays})
 
 
 def scoring_scene(row: Mapping[str, object]) -> ScoringScene:
@@ -164,7 +159,9 @@ def _scoring_scenes(pool: ScenePool) -> Iterator[tuple[str, ScoringScene | str]]
 
 
 def _value(scalar: pa.Scalar) -> object:
-    return scalar.values.to_numpy(zero_copy_only=False) if isinstance(scalar, pa.ListScalar) else scalar.as_py()
+    return (
+        scalar.values.to_numpy(zero_copy_only=False) if isinstance(scalar, pa.ListScalar) else scalar.as_py()
+    )
 
 
 def _prepared(
@@ -226,7 +223,9 @@ def _polygons(row: Mapping[str, object], frames: slice) -> dict[str, np.ndarray]
 
 def _previous_rows(pool: ScenePool) -> tuple[np.ndarray, np.ndarray]:
     row_of = {scene: row for row, scene in enumerate(pool.scene_ids.tolist())}
-    previous_N = np.array([row_of.get(scene, -1) for scene in pool.column("prev_scene_id").tolist()], dtype=np.int64)
+    previous_N = np.array(
+        [row_of.get(scene, -1) for scene in pool.column("prev_scene_id").tolist()], dtype=np.int64
+    )
     times_N = pool.column("timestamp_us")
     interval_N = np.where(previous_N >= 0, (times_N - times_N[previous_N]) / 1e6, np.nan)
     return previous_N, interval_N
@@ -240,13 +239,37 @@ def _scorable(scenes: Sequence[PreparedScene | None]) -> Iterator[tuple[np.ndarr
         yield part, [scene for scene in (scenes[row] for row in part) if scene is not None]
 
 
-def _with_previous(
-    result: ScoreResult, rows: np.ndarray, prepared: PreparedPool, states: dict[int, np.ndarray]
-) -> ScoreResult:
-    raise NotImplementedError
+def _driven(prepared: PreparedPool, poses_N83: np.ndarray) -> list[tuple[np.ndarray, ScoreResult]]:
+    has_previous = bool((prepared.previous_N >= 0).any())
+    return [
+        (rows, epdms(scenes, poses_N83[rows][:, None], keep_states=has_previous))
+        for rows, scenes in _scorable(prepared.scenes["epdms"])
+    ]
 
 
-def _fill(columns: dict[str, np.ndarray], rows: np.ndarray, values: Mapping[str, object]) -> None:
+def _comfortable(
+    prepared: PreparedPool, results: Sequence[tuple[np.ndarray, ScoreResult]]
+) -> Iterator[tuple[np.ndarray, ScoreResult]]:
+    """Add extended comfort to the scenes whose previous scene was driven too."""
+    chunk_of = {
+        int(row): (chunk, place) for chunk, (rows, _) in enumerate(results) for place, row in enumerate(rows)
+    }
+    for rows, result in results:
+        found = [chunk_of.get(int(row)) for row in prepared.previous_N[rows]]
+        if result.states is None or not any(found):
+            yield rows, result
+            continue
+        previous = [
+            results[place[0]][1].states[place[1], 0] if place else result.states[0, 0] for place in found
+        ]
+        known = np.array([place is not None for place in found])
+        interval = np.where(known, prepared.interval_N[rows], np.nan)
+        comfort = two_frame_extended_comfort(result.states[:, 0], torch.stack(previous), interval)
+        yield rows, with_extended_comfort(result, Metric(comfort.value[:, None], comfort.valid[:, None]))
+
+
+def _fill(
+    columns: dict[str, np.ndarray], rows: np.ndarray, values: Mapping[str, Tensor], num_scenes: int
+) -> None:
     for name, value in values.items():
-        column = columns.setdefault(name, np.full(len(columns["epdms"]), np.nan))
-        column[rows] = value[:, 0].numpy()  # type: ignore[index]
+        columns.setdefault(name, np.full(num_scenes, np.nan))[rows] = value[:, 0].numpy()

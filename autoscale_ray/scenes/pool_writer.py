@@ -21,7 +21,7 @@ from autoscale_ray.scenes.manifest import MANIFEST_NAME, ContentHash, PoolFile, 
 from autoscale_ray.scenes.schema import SCENE_SCHEMA, SCHEMA_VERSION, check_schema
 
 ROW_GROUP_SIZE = 512
-SIDE_TABLES = ("quarantine", "truth")
+SIDE_TABLES = ("quarantine", "truth", "weights")
 
 
 class PoolWriter:

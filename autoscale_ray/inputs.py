@@ -1,0 +1,88 @@
+"""The four pools of a run, opened and checked once; made by the built-in world where none is named."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autoscale_ray.artifacts import fingerprint
+from autoscale_ray.config import RunConfig
+from autoscale_ray.errors import ConfigError, PoolError
+from autoscale_ray.records import SIDES
+from autoscale_ray.scenes.pool import ScenePool, check_disjoint, open_pool
+from autoscale_ray.world import make_pool
+
+WEIGHTS_TABLE = "weights"
+"""Side file of a dev or test pool: scene_id, weight in the objective."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Inputs:
+    """Opened pools of a run, disjoint by log, and the declared weights of dev and test scenes."""
+
+    pools: Mapping[str, ScenePool]
+    weights: Mapping[str, np.ndarray]
+    """Weight of every scene of the dev and test pools, in pool order."""
+
+    def identity(self) -> dict[str, str]:
+        """Return the content hash of every pool and of its weights: what the run's fingerprint sees of its data."""
+        hashes = {side: pool.manifest.content_hash for side, pool in self.pools.items()}
+        marks = {f"{side}_weights": fingerprint(w.tolist()) for side, w in self.weights.items()}
+        return {**hashes, **marks}
+
+
+def open_inputs(config: RunConfig, world_dir: Path) -> Inputs:
+    """Open the four pools of a run; refuse empty ones and any log that stands on two sides.
+
+    Args:
+        config: Names the pools, or none of them: then the built-in world makes all four.
+        world_dir: Where pools of the built-in world are kept between runs.
+
+    Raises:
+        ConfigError: Some pools are named and some are not.
+        PoolError: A pool is missing, empty, damaged or of another schema version.
+        SplitLeakError: Two sides share a log.
+    """
+    named = dataclasses.asdict(config.data)
+    if not any(named.values()):
+        named = {side: str(_world_pool(config, side, world_dir)) for side in SIDES}
+    missing = [side for side in SIDES if not named[side]]
+    if missing:
+        raise ConfigError("data", "name all four pools or none of them; missing", missing)
+    pools = {side: open_pool(named[side]) for side in SIDES}
+    check_disjoint(pools)
+    return Inputs(
+        pools=pools,
+        weights={side: scene_weights(pools[side], config.evaluation.use_weights) for side in ("dev", "test")},
+    )
+
+
+def scene_weights(pool: ScenePool, use_weights: bool) -> np.ndarray:
+    """Return the weight of every scene of a pool in the objective: its side file's, or 1.
+
+    Raises:
+        PoolError: The side file lacks a scene or holds a weight that is negative or not finite.
+    """
+    table = pool.side_table(WEIGHTS_TABLE) if use_weights else None
+    if table is None:
+        return np.ones(len(pool))
+    by_id = dict(zip(table["scene_id"].to_pylist(), table["weight"].to_pylist(), strict=True))
+    where = f"{pool.path}/{WEIGHTS_TABLE}.parquet"
+    absent = [scene for scene in pool.scene_ids.tolist() if scene not in by_id]
+    if absent:
+        raise PoolError(where, "must hold a weight for every scene; missing", absent[0])
+    weights_N = np.array([by_id[scene] for scene in pool.scene_ids.tolist()], dtype=np.float64)
+    if not (np.isfinite(weights_N).all() and (weights_N >= 0).all() and weights_N.sum() > 0):
+        raise PoolError(where, "weights must be finite, >= 0 and not all 0")
+    return weights_N
+
+
+def _world_pool(config: RunConfig, side: str, world_dir: Path) -> Path:
+    folder = world_dir / f"{side}-{fingerprint(dataclasses.asdict(config.world))[:12]}"
+    if not (folder / "manifest.json").is_file():
+        make_pool(config.world, side, folder)
+    return folder
