@@ -62,6 +62,50 @@ class WorldConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddingLossConfig:
+    """Weights of the terms of the Graph-RAE objective; 0 switches a term off. Formulae: docs/graph_rae.md."""
+
+    decoder: NonNegative = 1.0
+    """Reconstruction of rasters, drive and sector counts from z alone."""
+    masked: NonNegative = 0.5
+    """Reconstruction of masked agents and lanes."""
+    relation: NonNegative = 0.5
+    """Prediction of the edges of the graph."""
+    contrastive: NonNegative = 0.5
+    """Two views of a scene are alike, other scenes are not."""
+    metric: NonNegative = 0.5
+    """Embedding distances follow the scenario distance."""
+    pairs: NonNegative = 0.5
+    """A perturbed scene stays near its source, the less the more it differs."""
+    variance: NonNegative = 0.1
+    """Every dimension varies and no two are correlated (VICReg)."""
+    norm: NonNegative = 1e-4
+    """Squared length of z."""
+    laplacian: NonNegative = 0.0
+    """Squared differences of z between similar scenes."""
+    response: NonNegative = 0.0
+    """Prediction of the sub-scores of a frozen planner, where they are given."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScenarioDistanceConfig:
+    """Weight of each aspect in the scenario distance that the metric term follows; 0 leaves an aspect out."""
+
+    drive: NonNegative = 1.0
+    """Mean distance between the ego's positions, -1.5 to 4 s."""
+    speed: NonNegative = 1.0
+    """Mean difference of the ego's speeds."""
+    agents: NonNegative = 1.0
+    """Transport distance between the agents, by kind of motion, in route coordinates."""
+    interaction: NonNegative = 1.0
+    """How near the ego comes to others, gap and closing speed ahead."""
+    lanes: NonNegative = 1.0
+    """Weisfeiler-Lehman histogram of the lane graph."""
+    controls: NonNegative = 0.5
+    """Red lights and crosswalks ahead."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RepresentationConfig:
     """Graph-RAE, the scene embedding."""
 
@@ -79,6 +123,10 @@ class RepresentationConfig:
     """Peak AdamW learning rate."""
     max_training_scenes: Count = 20_000
     """Largest seeded sample of real and synthetic scenes used for training."""
+    use_future: bool = False
+    """Whether the logged future of ego and agents is encoder input, beside 1.5 s of history."""
+    loss: EmbeddingLossConfig = EmbeddingLossConfig()
+    distance: ScenarioDistanceConfig = ScenarioDistanceConfig()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

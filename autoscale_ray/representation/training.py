@@ -1,0 +1,426 @@
+"""Train Graph-RAE on scene pools, embed pools with it, keep it on disk.
+
+`train` and `embed` are what the loop calls. Everything is deterministic given the seed: initial weights, the sample of
+scenes, batch order, views and masks each have their own generator.
+
+Shape legend: N scenes, D embedding size, P pairs, R responses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from autoscale_ray.config import RepresentationConfig
+from autoscale_ray.errors import ArtifactError, PoolError
+from autoscale_ray.representation import objectives
+from autoscale_ray.representation.decoder import NUM_CELLS, GraphDecoder
+from autoscale_ray.representation.distance import (
+    ScenarioDistance,
+    Signature,
+    fit_scenario_distance,
+    scenario_signature,
+    select_signature,
+)
+from autoscale_ray.representation.encoder import GraphEncoder, Path as EncoderPath
+from autoscale_ray.representation.rasters import bev_rasters, sector_counts
+from autoscale_ray.representation.scene_graph import (
+    RELATIONS,
+    SceneGraph,
+    global_edges,
+    graph_from_batch,
+    join_graphs,
+    select_scenes,
+)
+from autoscale_ray.representation.views import draw_node_masks, masked_graph, semantic_view
+from autoscale_ray.scenes.batch import SceneBatch, row_of
+from autoscale_ray.scenes.pool import ScenePool
+
+GRAPH_CHUNK = 1024
+"""Scenes turned into a graph at a time; bounds memory, not the result."""
+WARMUP_SHARE = 0.05
+WEIGHT_DECAY = 1e-4
+PAIR_SHARE = 0.125
+"""Share of a batch given to perturbed scenes, with as many places for their sources."""
+WEIGHTS_FILE = "graph_rae.safetensors"
+CONFIG_FILE = "graph_rae.json"
+FORMAT_VERSION = 1
+
+
+class GraphRae(nn.Module):
+    """Encoder and decoder with the configuration they were made from."""
+
+    def __init__(
+        self, config: RepresentationConfig, feature_sizes: Mapping[str, int], num_responses: int = 0
+    ):
+        super().__init__()
+        self.config = config
+        self.feature_sizes = dict(feature_sizes)
+        self.num_responses = num_responses
+        self.encoder = GraphEncoder(
+            feature_sizes, config.hidden_size, config.embedding_size, config.num_layers
+        )
+        self.decoder = GraphDecoder(feature_sizes, config.hidden_size, config.embedding_size, num_responses)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """Scenes held in memory as one graph, with what the objective compares."""
+
+    graph: SceneGraph
+    signature: Signature
+    source_N: Tensor
+    """Row of the real source of a perturbed scene, -1 without one (int64)."""
+    responses_NR: Tensor | None = None
+    """Sub-scores of a frozen planner, NaN where unknown."""
+
+
+def training_set(
+    batches: Sequence[SceneBatch] | Iterator[SceneBatch],
+    source_N: np.ndarray | None = None,
+    responses_NR: np.ndarray | None = None,
+    *,
+    use_future: bool = False,
+) -> TrainingSet:
+    """Turn batches into a training set.
+
+    Args:
+        batches: Scenes, at least one.
+        source_N: Row of each scene's source, -1 without one; None for no pairs.
+        responses_NR: Sub-scores of a frozen planner, NaN where unknown.
+        use_future: See `scene_graph.graph_from_batch`.
+    """
+    graph = join_graphs([graph_from_batch(batch, use_future=use_future) for batch in batches])
+    source = np.full(len(graph), -1, np.int64) if source_N is None else np.asarray(source_N, np.int64)
+    responses = None if responses_NR is None else torch.as_tensor(responses_NR, dtype=torch.float32)
+    return TrainingSet(graph, scenario_signature(graph), torch.from_numpy(source), responses)
+
+
+def train(
+    pools: Sequence[ScenePool],
+    config: RepresentationConfig,
+    seed: int,
+    report: Callable[[int, dict[str, float]], None] | None = None,
+) -> GraphRae:
+    """Train the autoencoder on the scenes of the training pools.
+
+    Args:
+        pools: Real and synthetic training pools; never dev or test.
+        config: Sizes, steps and weights of the terms.
+        seed: Root of every random stream.
+        report: Called with the step number and the value of every term.
+
+    Returns:
+        The trained model, in evaluation mode.
+
+    Raises:
+        PoolError: There is no scene to train on.
+    """
+    if sum(len(pool) for pool in pools) == 0:
+        raise PoolError("representation", "training needs at least one scene", 0)
+    rows = _sampled_rows([len(pool) for pool in pools], config.max_training_scenes, seed)
+    source_N = _source_rows(pools, rows)
+    batches = (
+        batch for pool, chosen in zip(pools, rows, strict=True) for batch in _pool_batches(pool, chosen)
+    )
+    return fit(training_set(batches, source_N, use_future=config.use_future), config, seed, report)
+
+
+def _sampled_rows(sizes: Sequence[int], limit: int, seed: int) -> list[np.ndarray]:
+    """Return sorted rows of each pool: everything, or a seeded sample over all pools of `limit` scenes."""
+    total = sum(sizes)
+    chosen = np.arange(total)
+    if total > limit:
+        chosen = np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))
+    bounds = np.concatenate([[0], np.cumsum(sizes)])
+    return [
+        chosen[(chosen >= low) & (chosen < high)] - low for low, high in zip(bounds, bounds[1:], strict=False)
+    ]
+
+
+def _source_rows(pools: Sequence[ScenePool], rows: Sequence[np.ndarray]) -> np.ndarray:
+    ids = np.concatenate([pool.scene_ids[chosen] for pool, chosen in zip(pools, rows, strict=True)])
+    origins = np.concatenate([pool.origin_ids[chosen] for pool, chosen in zip(pools, rows, strict=True)])
+    row_by_id = {scene_id: row for row, scene_id in enumerate(ids)}
+    return np.array([row_by_id.get(origin, -1) if origin else -1 for origin in origins], dtype=np.int64)
+
+
+def _pool_batches(pool: ScenePool, rows: np.ndarray, size: int = GRAPH_CHUNK) -> Iterator[SceneBatch]:
+    for start in range(0, len(rows), size):
+        yield pool.batch(rows[start : start + size])
+
+
+def fit(
+    scenes: TrainingSet,
+    config: RepresentationConfig,
+    seed: int,
+    report: Callable[[int, dict[str, float]], None] | None = None,
+) -> GraphRae:
+    """Train the autoencoder on a training set; see `train`.
+
+    Args:
+        scenes: At least one scene.
+        config: Sizes, steps and weights of the terms.
+        seed: Root of every random stream.
+        report: Called with the step number and the value of every term.
+    """
+    num_responses = 0 if scenes.responses_NR is None else scenes.responses_NR.shape[1]
+    model = new_model(config, feature_sizes_of(scenes.graph), seed, num_responses)
+    distance = fit_scenario_distance(scenes.signature, dataclasses.asdict(config.distance), seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.num_steps))
+    generator = torch.Generator().manual_seed(seed)
+    draws = _draw_batches(scenes.source_N, config.batch_size, torch.Generator().manual_seed(seed + 1))
+    model.train()
+    for step in range(config.num_steps):
+        rows, copies = next(draws)
+        terms = batch_terms(model, _take(scenes, rows), copies, distance, generator)
+        optimizer.zero_grad(set_to_none=True)
+        weighted_sum(terms, config).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+        if report is not None:
+            report(step, {name: float(value.detach()) for name, value in terms.items()})
+    return model.eval()
+
+
+def new_model(
+    config: RepresentationConfig, feature_sizes: Mapping[str, int], seed: int, num_responses: int = 0
+) -> GraphRae:
+    """Make an untrained model whose weights depend on the seed alone.
+
+    Args:
+        config: Sizes.
+        feature_sizes: Width of the encoder input by node type.
+        seed: Seed of the initial weights.
+        num_responses: Width of the response head, 0 for none.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GraphRae(config, feature_sizes, num_responses).eval()
+
+
+def feature_sizes_of(graph: SceneGraph) -> dict[str, int]:
+    """Return the width of the encoder input by node type."""
+    return {name: table.shape[1] for name, table in graph.features.items()}
+
+
+def _rate(step: int, num_steps: int) -> float:
+    """Return the learning rate factor: linear warm-up, then half a cosine to 0."""
+    warmup = max(1, int(WARMUP_SHARE * num_steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + np.cos(np.pi * min(1.0, (step - warmup) / max(1, num_steps - warmup))))
+
+
+def _draw_batches(source_N: Tensor, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, int]]:
+    """Yield rows of a batch and how many of them are copies.
+
+    The first k rows are perturbed scenes, the next k their sources, the rest an epoch-wise shuffle of everything.
+    """
+    copies_C = torch.nonzero(source_N >= 0).flatten()
+    num_copies = min(int(size * PAIR_SHARE), len(copies_C))
+    order, place = torch.randperm(len(source_N), generator=generator), 0
+    while True:
+        chosen = copies_C[torch.randint(max(len(copies_C), 1), (num_copies,), generator=generator)]
+        num_rest = size - 2 * num_copies
+        while len(order) - place < num_rest:
+            order = torch.cat([order[place:], torch.randperm(len(source_N), generator=generator)])
+            place = 0
+        yield torch.cat([chosen, source_N[chosen], order[place : place + num_rest]]), num_copies
+        place += num_rest
+
+
+def _take(scenes: TrainingSet, rows: Tensor) -> TrainingSet:
+    responses = None if scenes.responses_NR is None else scenes.responses_NR[rows]
+    return TrainingSet(
+        select_scenes(scenes.graph, rows),
+        select_signature(scenes.signature, rows),
+        scenes.source_N[rows],
+        responses,
+    )
+
+
+def weighted_sum(terms: Mapping[str, Tensor], config: RepresentationConfig) -> Tensor:
+    """Add up the terms with the weights of the configuration."""
+    weights = dataclasses.asdict(config.loss)
+    return sum((weights[name] * value for name, value in terms.items()), torch.zeros(()))
+
+
+def batch_terms(
+    model: GraphRae,
+    scenes: TrainingSet,
+    num_copies: int,
+    distance: ScenarioDistance,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Compute every term of the objective that has a weight.
+
+    Args:
+        model: In training mode.
+        scenes: One batch: first the perturbed scenes, then as many sources, then the rest.
+        num_copies: Number of perturbed scenes with their source.
+        distance: The fitted scenario distance.
+        generator: Source of views, masks and negatives.
+
+    Returns:
+        Scalars by name of the weight in `EmbeddingLossConfig`.
+    """
+    weights = dataclasses.asdict(model.config.loss)
+    encoding = model.encoder(scenes.graph)
+    z_ND = encoding.z_ND
+    delta_NN = None
+    if weights["metric"] or weights["pairs"] or weights["laplacian"]:
+        delta_NN = distance(scenes.signature, scenes.signature)
+    copies = torch.arange(num_copies)
+    makers: dict[str, Callable[[], Tensor]] = {
+        "decoder": lambda: _decoder_term(model, scenes.graph, z_ND),
+        "masked": lambda: _masked_term(model, scenes.graph, generator),
+        "relation": lambda: _relation_term(model, scenes.graph, encoding.nodes, generator),
+        "contrastive": lambda: objectives.contrastive_loss(
+            z_ND, model.encoder(semantic_view(scenes.graph, generator)).z_ND
+        ),
+        "metric": lambda: objectives.metric_loss(z_ND, delta_NN),
+        "pairs": lambda: objectives.pair_loss(
+            z_ND, copies + num_copies, copies, delta_NN[copies, copies + num_copies]
+        ),
+        "variance": lambda: objectives.variance_loss(z_ND),
+        "norm": lambda: z_ND.square().sum(1).mean(),
+        "laplacian": lambda: objectives.laplacian_loss(z_ND, delta_NN),
+    }
+    if model.decoder.responses is not None:
+        makers["response"] = lambda: objectives.response_loss(
+            model.decoder.responses(z_ND), scenes.responses_NR
+        )
+    return {name: make() for name, make in makers.items() if weights[name] > 0}
+
+
+def _decoder_term(model: GraphRae, graph: SceneGraph, z_ND: Tensor) -> Tensor:
+    return objectives.scene_loss(
+        model.decoder.scene(z_ND),
+        bev_rasters(graph, NUM_CELLS),
+        graph.targets["ego.drive"],
+        graph.targets["ego.drive_valid"],
+        sector_counts(graph),
+    )
+
+
+def _masked_term(model: GraphRae, graph: SceneGraph, generator: torch.Generator) -> Tensor:
+    masks = draw_node_masks(graph, generator)
+    encoding = model.encoder(masked_graph(graph, masks, model.decoder.mask_tokens))
+    total = torch.zeros(())
+    for name, mask in masks.items():
+        z_MD = encoding.z_ND[row_of(graph.offsets[name])[mask]]
+        found = model.decoder.node(name, encoding.nodes[name][mask], z_MD)
+        total = total + objectives.masked_loss(found, graph.features[name][mask])
+    return total / len(masks)
+
+
+def _relation_term(
+    model: GraphRae, graph: SceneGraph, nodes: Mapping[str, Tensor], generator: torch.Generator
+) -> Tensor:
+    total = torch.zeros(())
+    for relation, (source, target) in RELATIONS.items():
+        edges = global_edges(graph, relation)
+        # Negatives come from the same scene: telling scenes apart would be too easy.
+        owner = row_of(graph.edge_offsets[relation])
+        count = graph.offsets[source].diff()[owner]
+        other = graph.offsets[source][owner] + (torch.rand(len(owner), generator=generator) * count).long()
+        target_states = nodes[target][edges[:, 1]]
+        positive = model.decoder.relation(relation, nodes[source][edges[:, 0]], target_states)
+        negative = model.decoder.relation(relation, nodes[source][other], target_states)
+        total = total + objectives.relation_loss(positive, negative)
+    return total / len(RELATIONS)
+
+
+@torch.no_grad()
+def embed_batch(model: GraphRae, batch: SceneBatch, path: EncoderPath = "fast") -> Tensor:
+    """Embed the scenes of a batch.
+
+    Args:
+        model: In evaluation mode.
+        batch: N scenes.
+        path: See `encoder.GraphEncoder`.
+
+    Returns:
+        Float32 (N, D).
+    """
+    graph = graph_from_batch(batch, use_future=model.config.use_future)
+    return model.encoder(graph, path).z_ND.float()
+
+
+def embed(
+    model: GraphRae, pool: ScenePool, rows: np.ndarray | None = None, batch_size: int = GRAPH_CHUNK
+) -> np.ndarray:
+    """Embed scenes of a pool.
+
+    Args:
+        model: In evaluation mode.
+        pool: Scenes.
+        rows: Row numbers; None for all.
+        batch_size: Scenes encoded at a time; bears on memory only.
+
+    Returns:
+        Float32 (N, D), in the order of `rows`.
+    """
+    chosen = np.arange(len(pool)) if rows is None else np.asarray(rows, dtype=np.int64)
+    parts = [embed_batch(model, batch).numpy() for batch in _pool_batches(pool, chosen, batch_size)]
+    return np.concatenate([np.zeros((0, model.config.embedding_size), np.float32), *parts])
+
+
+def save(model: GraphRae, folder: Path | str) -> None:
+    """Write weights (safetensors) and configuration (JSON) into a folder.
+
+    Args:
+        model: Any model.
+        folder: Created if it is missing.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path / WEIGHTS_FILE)
+    described = {
+        "format": FORMAT_VERSION,
+        "feature_sizes": model.feature_sizes,
+        "num_responses": model.num_responses,
+        "config": dataclasses.asdict(model.config),
+    }
+    (path / CONFIG_FILE).write_text(json.dumps(described, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def load(folder: Path | str) -> GraphRae:
+    """Read a model written by `save`.
+
+    Args:
+        folder: Folder with both files.
+
+    Raises:
+        ArtifactError: A file is missing, of another format, or does not fit the other.
+    """
+    path = Path(folder)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (path / name).is_file():
+            raise ArtifactError(str(path / name), "file of a saved encoder is missing")
+    described = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    if described.get("format") != FORMAT_VERSION:
+        raise ArtifactError(
+            str(path / CONFIG_FILE), f"format must be {FORMAT_VERSION}", described.get("format")
+        )
+    config = TypeAdapter(RepresentationConfig).validate_python(described["config"])
+    model = new_model(config, described["feature_sizes"], 0, described["num_responses"])
+    try:
+        model.load_state_dict(load_file(path / WEIGHTS_FILE))
+    except RuntimeError as error:
+        raise ArtifactError(
+            str(path / WEIGHTS_FILE), "weights do not fit the configuration beside them"
+        ) from error
+    return model

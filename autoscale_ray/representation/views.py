@@ -1,0 +1,81 @@
+"""Changes of a scene graph that keep its meaning: views for the contrastive term, masks for the masked decoder.
+
+Scenes are not mirrored (left and right differ in meaning) and not rotated (the ego frame already fixes the direction).
+
+Shape legend: N scenes, M nodes of one type, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from autoscale_ray.representation.decoder import MASKED_TYPES
+from autoscale_ray.representation.scene_graph import SceneGraph, drop_nodes
+
+FAR_AGENT_M = 30.0
+FAR_LANE_M = 40.0
+DROP_SHARE = 0.2
+FEATURE_MASK_SHARE = 0.1
+JITTER = 0.01
+"""Standard deviation of the noise on every feature: 0.2 m on positions, 0.1 m/s on speeds."""
+NODE_MASK_SHARE = 0.5
+
+
+def semantic_view(graph: SceneGraph, generator: torch.Generator) -> SceneGraph:
+    """Return a view that a driver would call the same scene.
+
+    Drops each agent beyond 30 m and each lane piece beyond 40 m with probability 0.2, adds noise of about 0.2 m and
+    0.1 m/s, and hides a tenth of the feature values.
+
+    Args:
+        graph: N scenes with their targets.
+        generator: Source of every draw.
+    """
+    far = {
+        "agent": graph.targets["agent.box"][:, :2].norm(dim=1) > FAR_AGENT_M,
+        "lane": graph.targets["lane.points"][:, 1].norm(dim=1) > FAR_LANE_M,
+    }
+    keep = {
+        name: ~(far[name] & (torch.rand(len(far[name]), generator=generator) < DROP_SHARE)) for name in far
+    }
+    view = drop_nodes(replace(graph, targets={}), keep)
+    return replace(view, features={name: _noisy(table, generator) for name, table in view.features.items()})
+
+
+def _noisy(table_MF: Tensor, generator: torch.Generator) -> Tensor:
+    shown = torch.rand(table_MF.shape, generator=generator) >= FEATURE_MASK_SHARE
+    return (table_MF + JITTER * torch.randn(table_MF.shape, generator=generator)) * shown
+
+
+def draw_node_masks(graph: SceneGraph, generator: torch.Generator) -> dict[str, Tensor]:
+    """Choose half of the agents and lane pieces.
+
+    Args:
+        graph: N scenes.
+        generator: Source of every draw.
+
+    Returns:
+        Bool by node type, True where the features are to be hidden.
+    """
+    return {
+        name: torch.rand(len(graph.features[name]), generator=generator) < NODE_MASK_SHARE
+        for name in MASKED_TYPES
+    }
+
+
+def masked_graph(graph: SceneGraph, masks: Mapping[str, Tensor], tokens: Mapping[str, Tensor]) -> SceneGraph:
+    """Replace the features of chosen nodes by a learned token.
+
+    Args:
+        graph: N scenes.
+        masks: From `draw_node_masks`.
+        tokens: One feature row by node type.
+    """
+    hidden = {
+        name: torch.where(mask[:, None], tokens[name], graph.features[name]) for name, mask in masks.items()
+    }
+    return replace(graph, features={**graph.features, **hidden})
