@@ -28,7 +28,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -326,7 +326,11 @@ def read_rounds(run_dir: str) -> tuple[RoundRecord, ...]:
     Raises:
         ArtifactError: No run there, or a manifest or journal slot is missing or damaged.
     """
-    storage = _open_storage(run_dir)
+    return read_chain(_open_storage(run_dir))
+
+
+def read_chain(storage: Storage) -> tuple[RoundRecord, ...]:
+    """Return the published rounds in a storage; see `read_rounds`."""
     manifests = _read_manifests(storage, _read_journal(storage))
     return _chain(storage, manifests, fingerprint(_read_identity(storage)))
 
@@ -359,25 +363,26 @@ def _read_identity(storage: Storage) -> dict[str, Any]:
 def _read_journal(storage: Storage) -> list[dict[str, Any]]:
     """Return the journal's slots, by forward probe because a listing may lag, checked against the listing."""
     slots: list[dict[str, Any]] = []
-    listed = storage.names("journal")
+    # Listed first: what is there now must be found below, what others add meanwhile need not.
+    listed, rounds = storage.names("journal"), storage.names("rounds")
     while (found := storage.read(_slot_key(len(slots)))) is not None:
         where = storage.where(_slot_key(len(slots)))
         slots.append(unseal(where, found))
         if slots[-1].get("slot") != len(slots) - 1:
             raise ArtifactError(where, "is damaged: it holds another slot")
-    if len(listed) > len(slots):
-        raise ArtifactError(storage.where(_slot_key(len(slots))), "is missing")
+    if len(listed) > len(slots) or len(rounds) > len(_round_hashes(slots)):
+        raise ArtifactError(
+            storage.where(_slot_key(len(slots))), "is missing: there are later slots or rounds"
+        )
     return slots
 
 
+def _round_hashes(slots: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [slot["sha256"] for slot in slots if slot["kind"] == "round"]
+
+
 def _read_manifests(storage: Storage, slots: Sequence[Mapping[str, Any]]) -> list[bytes]:
-    hashes = [slot["sha256"] for slot in slots if slot["kind"] == "round"]
-    for name in storage.names("rounds"):
-        if name not in {PurePosixPath(_round_key(index)).name for index in range(len(hashes))}:
-            raise ArtifactError(
-                storage.where(f"rounds/{name}"), "is not in the journal, whose end is missing"
-            )
-    return [_read_manifest(storage, index, sha256) for index, sha256 in enumerate(hashes)]
+    return [_read_manifest(storage, index, sha256) for index, sha256 in enumerate(_round_hashes(slots))]
 
 
 def _read_manifest(storage: Storage, index: int, sha256: str) -> bytes:

@@ -46,7 +46,7 @@ class ObjectStorage(Storage):
     def create(self, key: str, data: bytes, writer: str) -> Outcome:
         """Put with If-None-Match; whatever is neither a success nor a refusal leaves the outcome unknown."""
         try:
-            _obstore().put(self._store, key, data, mode="create")
+            self._store.put(key, data, mode="create")
         except _errors().AlreadyExistsError:
             return Outcome.TAKEN
         except _refusals() as error:
@@ -59,13 +59,13 @@ class ObjectStorage(Storage):
     def read(self, key: str) -> bytes | None:
         """Return the content of an object, or None."""
         try:
-            return self._insist(key, lambda: bytes(_obstore().get(self._store, key).bytes()))
+            return self._insist(key, lambda: bytes(self._store.get(key).bytes()))
         except FileNotFoundError:
             return None
 
     def names(self, folder: str) -> tuple[str, ...]:
         """Return the sorted names directly below a prefix."""
-        listing = self._insist(folder, lambda: _obstore().list_with_delimiter(self._store, folder))
+        listing = self._insist(folder, lambda: self._store.list_with_delimiter(folder))
         keys = [item["path"] for item in listing["objects"]] + list(listing["common_prefixes"])
         return tuple(sorted(PurePosixPath(key).name for key in keys))
 
@@ -75,13 +75,13 @@ class ObjectStorage(Storage):
 
     def adopt(self, file: Path, key: str) -> None:
         """Upload a file under its content-addressed name, then remove it here."""
-        self._insist(key, lambda: _obstore().put(self._store, key, file))
+        self._insist(key, lambda: self._store.put(key, file))
         file.unlink()
 
     def check(self, key: str, sha256: str, size: int) -> None:
         """Compare the size; the content is compared when it is fetched."""
         try:
-            found = self._insist(key, lambda: _obstore().head(self._store, key))["size"]
+            found = self._insist(key, lambda: self._store.head(key))["size"]
         except FileNotFoundError as error:
             raise ArtifactError(self.where(key), "is missing") from error
         if found != size:
@@ -101,7 +101,7 @@ class ObjectStorage(Storage):
     def append(self, key: str, line: bytes) -> None:
         """Put the whole log again: objects cannot grow, and a run logs little."""
         lines = self._logs.get(key, b"") + line
-        self._insist(key, lambda: _obstore().put(self._store, key, lines))
+        self._insist(key, lambda: self._store.put(key, lines))
         self._logs[key] = lines
 
     def sweep(self, writer: str) -> None:
@@ -111,7 +111,7 @@ class ObjectStorage(Storage):
         descriptor, temporary = tempfile.mkstemp(dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                for chunk in _obstore().get(self._store, key).stream():
+                for chunk in self._store.get(key).stream():
                     file.write(chunk)
             if not is_intact(Path(temporary), sha256, size):
                 raise ArtifactError(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import abc
 import enum
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -22,7 +23,6 @@ import shutil
 import time
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from autoscale_ray.errors import ArtifactError
 
@@ -30,6 +30,9 @@ NUM_ATTEMPTS = 8
 """Tries of one storage call before its outcome is given up as unknown."""
 LEASE_WAIT_S = 5.0
 """How long an opener waits for a dying process to let go of the folder."""
+
+_LEASES: dict[tuple[int, Path], int] = {}
+"""Descriptors of the leases of this process: closing one, by whomever, would let go of the lock."""
 
 
 class StorageUnavailableError(ArtifactError):
@@ -144,28 +147,25 @@ class Disk:
         self.root.mkdir(parents=True, exist_ok=True)
         _sync(self.root.parent)
 
-    def lease(self, key: str) -> IO[bytes] | None:
-        """Lock a file until it is closed or this process ends; None where the file system has no locks.
+    def lease(self, key: str) -> None:
+        """Lock a file until this process ends; without effect where the file system has no locks.
 
         The lease only spares two processes of one machine the work: what keeps them apart is the fence.
 
         Raises:
             ArtifactError: Another process holds it.
         """
-        file = open(self.path(key), "ab")  # noqa: SIM115 - open as long as the lease is held
+        mine = (os.getpid(), self.path(key))
+        if mine in _LEASES:
+            return
+        descriptor = os.open(self.path(key), os.O_RDWR | os.O_CREAT, 0o644)
         give_up = time.monotonic() + LEASE_WAIT_S
-        while True:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return file
-            except (BlockingIOError, PermissionError) as error:
-                if time.monotonic() > give_up:
-                    raise ArtifactError(
-                        str(self.root), "another process is running in this folder"
-                    ) from error
-                time.sleep(0.05)
-            except OSError:
-                return None
+        while not _lock(descriptor):
+            if time.monotonic() > give_up:
+                os.close(descriptor)
+                raise ArtifactError(str(self.root), "another process is running in this folder")
+            time.sleep(0.05)
+        _LEASES[mine] = descriptor
 
     def path(self, key: str) -> Path:
         """Return the path of a key."""
@@ -224,13 +224,12 @@ class FolderStorage(Storage):
         self._numbers = itertools.count()
         self._folders: set[str] = set()
         self._verified: set[str] = set()
-        self._lease: IO[bytes] | None = None
         self.views = disk.path("views")
 
     def prepare(self) -> None:
         """Make the folder and take its lease, which the kernel lets go of when this process ends."""
         self._disk.make_root()
-        self._lease = self._disk.lease("lease")
+        self._disk.lease("lease")
 
     def where(self, key: str) -> str:
         """Return the path of a key."""
@@ -240,9 +239,9 @@ class FolderStorage(Storage):
         """Create a file unless the name is taken."""
         temporary = f"tmp/{writer}-{next(self._numbers)}"
         self._ensure_folders(temporary, key)
-        self._disk.write(temporary, data)
-        self._disk.sync(temporary)
         try:
+            self._disk.write(temporary, data)
+            self._disk.sync(temporary)
             self._disk.link(temporary, key)
             outcome = Outcome.CREATED
         except FileExistsError:
@@ -341,6 +340,17 @@ def sha256_of(path: Path) -> str:
 def is_intact(path: Path, sha256: str, size: int) -> bool:
     """Return whether a file has this size and content."""
     return path.stat().st_size == size and sha256_of(path) == sha256
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+    return True
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,164 @@
+"""Several drivers on one run: one writer for each round, the others stop with a named error (P4)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections import Counter
+from pathlib import Path
+
+import obstore.store
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from storage_shims import IDENTITY, HookedStore, MemoryDisk
+
+from autoscale_ray.artifacts import RunStore, StaleWriterError, read_chain
+from autoscale_ray.errors import ArtifactError
+from autoscale_ray.object_storage import ObjectStorage
+from autoscale_ray.storage import FolderStorage
+
+NUM_ROUNDS = 3
+
+
+class Baton:
+    """Lets one thread run at a time, from storage call to storage call, in an order given beforehand."""
+
+    def __init__(self, order: list[int], num_threads: int) -> None:
+        self.order, self.position = order, 0
+        self.alive = set(range(num_threads))
+        self.turn = threading.Condition()
+        self.holder = self._next()
+
+    def _next(self) -> int | None:
+        if not self.alive:
+            return None
+        wanted = self.order[self.position % len(self.order)] if self.order else 0
+        self.position += 1
+        return sorted(self.alive)[wanted % len(self.alive)]
+
+    def wait(self, thread: int) -> None:
+        with self.turn:
+            assert self.turn.wait_for(lambda: self.holder == thread, timeout=30)
+
+    def pass_on(self, thread: int, leave: bool = False) -> None:
+        with self.turn:
+            if leave:
+                self.alive.discard(thread)
+            self.holder = self._next()
+            self.turn.notify_all()
+
+
+def contest(open_storage, order: list[int], num_drivers: int) -> tuple[list[tuple[int, int]], list[int]]:
+    """Run drivers that each publish rounds of their own; return what each was told, and who was stopped."""
+    baton = Baton(order, num_drivers)
+    acknowledged: list[tuple[int, int]] = []
+    stopped: list[int] = []
+    failures: list[BaseException] = []
+
+    def hook(call, key, perform, tear=None):
+        thread = int(threading.current_thread().name)
+        baton.pass_on(thread)
+        baton.wait(thread)
+        return perform()
+
+    def drive(driver: int) -> None:
+        baton.wait(driver)
+        try:
+            store = RunStore.claim(open_storage(hook), IDENTITY, clock=lambda: 0.0)
+            for index in range(len(store.rounds()), NUM_ROUNDS):
+                store.commit_round(index, {"driver": driver})
+                acknowledged.append((index, driver))
+        except StaleWriterError:
+            stopped.append(driver)
+        except BaseException as error:
+            failures.append(error)
+        baton.pass_on(driver, leave=True)
+
+    threads = [
+        threading.Thread(target=drive, args=(number,), name=str(number)) for number in range(num_drivers)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not failures, failures
+    return acknowledged, stopped
+
+
+def check_contest(make_open, order: list[int], num_drivers: int) -> None:
+    open_storage = make_open()
+    acknowledged, stopped = contest(open_storage, order, num_drivers)
+    chain = read_chain(open_storage(None))
+    writers = [record.payload["driver"] for record in chain]
+    assert len(chain) == NUM_ROUNDS
+    assert max(Counter(index for index, _ in acknowledged).values()) == 1
+    assert all(writers[index] == driver for index, driver in acknowledged)
+    assert len(stopped) < num_drivers
+
+
+ORDERS = st.lists(st.integers(0, 3), max_size=60)
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(order=ORDERS, num_drivers=st.sampled_from([2, 2, 4]))
+def test_contest_on_a_disk_never_forks(order: list[int], num_drivers: int, tmp_path_factory) -> None:
+    folder = tmp_path_factory.mktemp("contest")
+
+    def make_open():
+        disk = MemoryDisk(folder)
+
+        def open_storage(hook):
+            disk.hook = hook or disk.hook if threading.active_count() > 1 else hook
+            return FolderStorage(disk)
+
+        return open_storage
+
+    check_contest(make_open, order, num_drivers)
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(order=ORDERS, num_drivers=st.sampled_from([2, 2, 4]))
+def test_contest_on_an_object_store_never_forks(order: list[int], num_drivers: int, tmp_path_factory) -> None:
+    folder = tmp_path_factory.mktemp("contest")
+
+    def make_open():
+        store = obstore.store.MemoryStore()
+        return lambda hook: ObjectStorage(HookedStore(store, hook), "mem://run", folder, lambda _: None)
+
+    check_contest(make_open, order, num_drivers)
+
+
+def test_a_paused_driver_wakes_up_superseded_and_changes_nothing(tmp_path: Path) -> None:
+    paused = RunStore.open(str(tmp_path), IDENTITY)
+    paused.commit_round(0, {"by": "first"})
+    other = RunStore.open(str(tmp_path), IDENTITY)
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    with pytest.raises(StaleWriterError, match="writer 1 was superseded by writer 2"):
+        paused.commit_round(1, {"by": "first"})
+    with pytest.raises(StaleWriterError):
+        paused.stage("late", {}, lambda folder: {})
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
+    assert other.commit_round(1, {"by": "second"}).payload == {"by": "second"}
+
+
+def _hold(run_dir: str, ready, leave) -> None:
+    RunStore.open(run_dir, IDENTITY)
+    ready.set()
+    leave.wait(60)
+
+
+def test_a_second_process_on_the_same_folder_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("autoscale_ray.storage.LEASE_WAIT_S", 0.1)
+    context = multiprocessing.get_context("spawn")
+    ready, leave = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(str(tmp_path), ready, leave))
+    holder.start()
+    try:
+        assert ready.wait(60)
+        with pytest.raises(ArtifactError, match="another process is running in this folder"):
+            RunStore.open(str(tmp_path), IDENTITY)
+    finally:
+        leave.set()
+        holder.join(30)
+    assert RunStore.open(str(tmp_path), IDENTITY).epoch == 2
