@@ -303,12 +303,15 @@ def check_config(config: RunConfig) -> RunConfig:
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
-    """Return what bears on the result of a run: the tree without `PlacementConfig` and without pool paths.
+    """Return what bears on the rounds of a run: the tree without what may change when it is continued.
 
-    Pools enter a run's identity through their content hash, not through the folder they lie in.
+    Left out are `PlacementConfig`, pool paths (pools enter by content hash), and how far to go: the number of
+    rounds and the final comparison.
     """
     tree = dataclasses.asdict(config)
     del tree["placement"], tree["data"]
+    for name in ("num_rounds", "final_seeds", "baselines"):
+        del tree["loop"][name]
     return tree
 
 

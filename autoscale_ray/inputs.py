@@ -29,7 +29,7 @@ class Inputs:
     """Weight of every scene of the dev and test pools, in pool order."""
 
     def identity(self) -> dict[str, str]:
-        """Return the content hash of every pool and of its weights: what the run's fingerprint sees of its data."""
+        """Return the content hash of every pool and of its weights: what a fingerprint sees of the data."""
         hashes = {side: pool.manifest.content_hash for side, pool in self.pools.items()}
         marks = {f"{side}_weights": fingerprint(w.tolist()) for side, w in self.weights.items()}
         return {**hashes, **marks}

@@ -49,7 +49,7 @@ class PreparedPool:
     """Seconds since that scene, NaN where there is none."""
 
     def references(self, version: str) -> np.ndarray:
-        """Return the PDM-Closed poses (N, 41, 3) in each scene's frame, NaN where a scene cannot be scored."""
+        """Return the PDM-Closed poses (N, 41, 3) in each scene's frame, NaN where there are none."""
         empty = np.full((41, 3), np.nan)
         return np.stack(
             [
@@ -64,8 +64,8 @@ def prepare_pool(pool: ScenePool, references: Mapping[str, np.ndarray] | None = 
 
     Args:
         pool: Dev or test pool.
-        references: PDM-Closed poses by version as `PreparedPool.references` returns them; None drives PDM-Closed
-            for every scene, which is most of the cost.
+        references: PDM-Closed poses by version as `PreparedPool.references` returns them; None drives
+            PDM-Closed for every scene, which is most of the cost.
 
     Returns:
         The prepared pool. A scene that breaks a rule of the scorer is listed with its reason, never scored 0.

@@ -1,0 +1,357 @@
+"""What each stage computes, as plain functions from pools and files to files; the same wherever they run.
+
+Every function writes into a folder that it is given and returns small plain values (None = missing).
+
+Shape legend: N scenes, K clusters, D embedding, S training seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from autoscale_ray.config import ClusterConfig, PlannerConfig, RetrievalConfig, RunConfig, derive_seed
+from autoscale_ray.evaluation.feedback import cluster_feedback, cluster_weights, weighted_mean
+from autoscale_ray.evaluation.from_pool import PreparedPool, prepare_pool, score_pool
+from autoscale_ray.inputs import Inputs
+from autoscale_ray.mixture.clusters import ClusterModel, cluster_names, fit_clusters, random_labels
+from autoscale_ray.mixture.retrieval import Candidates, Queries, make_candidates, query_weights, retrieve
+from autoscale_ray.mixture.similarity import fit_domain_probe
+from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
+from autoscale_ray.records import SIDES
+from autoscale_ray.representation import training as representation
+from autoscale_ray.scenes.parquet import read_parquet
+from autoscale_ray.scenes.pool import ScenePool
+
+MODEL_FILE = "clusters.safetensors"
+SCORES_FILE = "scores.parquet"
+SELECTION_FILE = "selection.parquet"
+VERSIONS = ("epdms", "pdms")
+
+
+def table_file(side: str) -> str:
+    """Return the name of the file of a stage that belongs to one side."""
+    return f"{side}.parquet"
+
+
+def train_encoder(config: RunConfig, inputs: Inputs, folder: Path) -> dict[str, Any]:
+    """Train Graph-RAE on the real and synthetic pools; dev and test are never seen."""
+    model = representation.train(
+        [inputs.pools["real"], inputs.pools["synthetic"]],
+        config.representation,
+        derive_seed(config.seed, "encoder"),
+    )
+    representation.save(model, folder)
+    return {}
+
+
+def embed_pools(encoder: Path, inputs: Inputs, folder: Path) -> dict[str, Any]:
+    """Embed every scene of the four pools with a trained encoder."""
+    model = representation.load(encoder)
+    for side in SIDES:
+        pool = inputs.pools[side]
+        write_embeddings(pool.scene_ids, representation.embed(model, pool), folder / table_file(side))
+    return {}
+
+
+def write_embeddings(scene_ids: np.ndarray, embeddings_ND: np.ndarray, path: Path) -> None:
+    """Write ids and embeddings as Parquet."""
+    size = embeddings_ND.shape[1]
+    flat = pa.array(np.ascontiguousarray(embeddings_ND, dtype=np.float32).ravel())
+    column = pa.FixedSizeListArray.from_arrays(flat, size)
+    _write(pa.table({"scene_id": pa.array(scene_ids.tolist()), "embedding": column}), path)
+
+
+def read_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return scene ids (N,) and embeddings (N, D) of a file of `write_embeddings`."""
+    table = read_parquet(path)
+    column = table["embedding"].combine_chunks()
+    return _strings(table["scene_id"]), column.values.to_numpy().reshape(len(table), -1)
+
+
+def cluster_scenes(
+    config: RunConfig, embeddings: Mapping[str, Path], inputs: Inputs, folder: Path
+) -> dict[str, Any]:
+    """Fit the clusters on real and synthetic scenes and label all four pools.
+
+    Args:
+        config: Cluster settings and seed.
+        embeddings: Embedding file by side.
+        inputs: Pools and dev weights.
+        folder: Receives the cluster model and one label file a side (scene_id, cluster, fine).
+
+    Returns:
+        Cluster ids, sizes and dev weights, in cluster order.
+    """
+    by_side = {side: read_embeddings(embeddings[side]) for side in SIDES}
+    seed = derive_seed(config.seed, "clusters")
+    train_ND = np.concatenate([by_side["real"][1], by_side["synthetic"][1]])
+    model = fit_clusters(train_ND, by_side["dev"][1], config.clusters, seed)
+    model.save(folder / MODEL_FILE)
+    names, labels = _labels(config.clusters, model, {side: z for side, (_, z) in by_side.items()}, seed)
+    for side, (scene_ids, _) in by_side.items():
+        fine_N, coarse_N = labels[side]
+        columns = {"scene_id": scene_ids.tolist(), "cluster": np.array(names)[coarse_N].tolist()}
+        _write(pa.table({**columns, "fine": pa.array(fine_N.astype(np.int32))}), folder / table_file(side))
+    sizes = {side: np.bincount(labels[side][1], minlength=len(names)).tolist() for side in SIDES}
+    shares_K = cluster_weights(inputs.weights["dev"], labels["dev"][1], len(names))
+    return {
+        "cluster_ids": list(names),
+        "pool_sizes": sizes["synthetic"],
+        "real_counts": sizes["real"],
+        "dev_counts": sizes["dev"],
+        "dev_weights": shares_K.tolist(),
+    }
+
+
+def _labels(
+    config: ClusterConfig, model: ClusterModel, embeddings: Mapping[str, np.ndarray], seed: int
+) -> tuple[tuple[str, ...], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    labels = {side: model.assign(z_ND) for side, z_ND in embeddings.items()}
+    if config.method == "embedding":
+        return model.coarse_ids, labels
+    even_K = np.ones(config.num_coarse)
+    dealt = {
+        side: (fine_N, random_labels(len(fine_N), even_K, derive_seed(seed, "deal", side)))
+        for side, (fine_N, _) in labels.items()
+    }
+    return cluster_names(config.num_coarse), dealt
+
+
+def choose_scenes(
+    config: RetrievalConfig,
+    seed: int,
+    counts: Mapping[str, int],
+    synthetic: ScenePool,
+    files: Mapping[str, Path],
+    guide: Path | None,
+    folder: Path,
+) -> dict[str, Any]:
+    """Choose scenes in every cluster and write them in a stable order.
+
+    What a cluster cannot deliver (duplicates, caps) goes to the clusters that can, in proportion to their
+    counts.
+
+    Args:
+        config: Retrieval settings.
+        seed: Seed of the random share.
+        counts: Scenes wanted by cluster id, every cluster named.
+        synthetic: The pool.
+        files: Label files (``labels_<side>``), embedding files (``embeddings_<side>``), cluster ``model``.
+        guide: Score file of a dev evaluation; None when the rule needs no queries.
+        folder: Receives the selection (scene_id, cluster).
+
+    Returns:
+        Scenes delivered by cluster id.
+    """
+    chosen: dict[str, tuple[str, ...]] = dict.fromkeys(counts, ())
+    if sum(counts.values()) > 0:
+        candidates, clusters_N = _candidates(config, synthetic, files)
+        queries = _queries(files, guide) if guide is not None and config.method != "random" else {}
+        wanted = dict(counts)
+        for _ in range(len(counts) + 1):
+            result = retrieve(candidates, clusters_N, queries, wanted, config, seed)
+            chosen = result.scene_ids
+            spilled = _spill(wanted, {name: len(ids) for name, ids in chosen.items()})
+            if spilled is None:
+                break
+            wanted = spilled
+    rows = [(scene, name) for name in sorted(chosen) for scene in chosen[name]]
+    scenes, names = zip(*rows, strict=True) if rows else ((), ())
+    table = pa.table({"scene_id": pa.array(scenes, pa.string()), "cluster": pa.array(names, pa.string())})
+    _write(table, folder / SELECTION_FILE)
+    return {"counts": {name: len(ids) for name, ids in chosen.items()}}
+
+
+def _candidates(
+    config: RetrievalConfig, synthetic: ScenePool, files: Mapping[str, Path]
+) -> tuple[Candidates, np.ndarray]:
+    whitening = ClusterModel.load(files["model"]).whitening
+    scene_ids, z_ND = read_embeddings(files["embeddings_synthetic"])
+    unit_ND = whitening.apply(z_ND)
+    _, real_ND = read_embeddings(files["embeddings_real"])
+    needs_probe = config.method != "random" and config.gap_weight > 0 and min(len(real_ND), len(unit_ND)) > 1
+    probe = fit_domain_probe(whitening.apply(real_ND), unit_ND) if needs_probe else None
+    candidates = make_candidates(
+        scene_ids,
+        unit_ND,
+        origin_ids=synthetic.origin_ids,
+        probe=probe,
+        quality_N=synthetic.column("expert_quality").astype(np.float64),
+    )
+    return candidates, _strings(read_parquet(files["labels_synthetic"])["cluster"])
+
+
+def _queries(files: Mapping[str, Path], guide: Path) -> dict[str, Queries]:
+    whitening = ClusterModel.load(files["model"]).whitening
+    _, z_ED = read_embeddings(files["embeddings_dev"])
+    unit_ED = whitening.apply(z_ED)
+    clusters_E = _strings(read_parquet(files["labels_dev"])["cluster"])
+    scores_SE, weights_E = _objective_by_seed(read_parquet(guide))
+    wanted_E = query_weights(scores_SE.mean(axis=0, keepdims=True)) * weights_E
+    return {
+        name: Queries(embeddings_ED=unit_ED[clusters_E == name], weights_E=wanted_E[clusters_E == name])
+        for name in np.unique(clusters_E).tolist()
+    }
+
+
+def _spill(wanted: Mapping[str, int], got: Mapping[str, int]) -> dict[str, int] | None:
+    """Give what is missing to clusters that delivered all they were asked; None when nothing can move."""
+    missing = sum(wanted.values()) - sum(got.values())
+    full = {name: count for name, count in wanted.items() if got[name] == count and count > 0}
+    if missing == 0 or not full:
+        return None
+    total, given, spilled = sum(full.values()), 0, dict(got)
+    for place, name in enumerate(sorted(full)):
+        due = missing * sum(full[other] for other in sorted(full)[: place + 1]) // total
+        spilled[name] += due - given
+        given = due
+    return spilled
+
+
+def retrieval_rule(config: RetrievalConfig, how: str | None) -> RetrievalConfig:
+    """Return the retrieval settings with another selection rule in place, where one is given."""
+    return config if how is None else dataclasses.replace(config, method=how)  # type: ignore[arg-type]
+
+
+def pool_features(planner: PlannerConfig, pool: ScenePool, folder: Path) -> dict[str, Any]:
+    """Compute the planner's inputs and targets for a whole pool."""
+    spec = load_planner_spec(planner.factory, planner)
+    spec.save_features(spec.features(pool), folder)
+    return {}
+
+
+def train_planner(
+    spec: PlannerSpec,
+    features: Any,
+    num_real: int,
+    synthetic: ScenePool,
+    selection: Path,
+    seed: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """Train one planner on every real scene and a selection.
+
+    Args:
+        spec: The planner.
+        features: Real rows first, then the synthetic pool's.
+        num_real: Real scenes.
+        synthetic: The synthetic pool.
+        selection: Selection file.
+        seed: Training seed.
+        folder: Receives the weights.
+    """
+    chosen = synthetic.rows_of(_strings(read_parquet(selection)["scene_id"]).tolist())
+    rows = np.concatenate([np.arange(num_real), num_real + np.sort(chosen)])
+    spec.save_weights(spec.train(features, rows, seed), folder)
+    return {"num_scenes": len(rows)}
+
+
+def reference_drives(pool: ScenePool, folder: Path) -> dict[str, Any]:
+    """Drive PDM-Closed once in every scene of a dev or test pool: what progress is measured against."""
+    prepared = prepare_pool(pool)
+    for version in VERSIONS:
+        np.save(folder / f"{version}.npy", prepared.references(version), allow_pickle=False)
+    return {"unscored": {version: dict(prepared.reasons[version]) for version in VERSIONS}}
+
+
+def load_prepared(pool: ScenePool, references: Path) -> PreparedPool:
+    """Prepare a pool with reference drives that were made before."""
+    return prepare_pool(
+        pool, {version: np.load(references / f"{version}.npy", allow_pickle=False) for version in VERSIONS}
+    )
+
+
+def score_planner(spec: PlannerSpec, weights: Path, features: Any, prepared: PreparedPool) -> pa.Table:
+    """Let a planner plan every scene of a pool; return scene_id, sub-scores, epdms, pdms and miou."""
+    planner = spec.load_weights(weights)
+    rows = np.arange(len(prepared.scene_ids))
+    table = score_pool(prepared, spec.predict(planner, features, rows).astype(np.float64))
+    value_N, valid_N = spec.miou(planner, features, rows)
+    return table.append_column("miou", pa.array(np.where(valid_N, value_N, np.nan), from_pandas=True))
+
+
+def gather_scores(
+    tables: Sequence[pa.Table],
+    seeds: Sequence[int],
+    objective: str,
+    pool: ScenePool,
+    weights_N: np.ndarray,
+    labels: Path,
+    cluster_ids: Sequence[str],
+    folder: Path,
+) -> dict[str, Any]:
+    """Write the scene scores of all training seeds and return cluster feedback and totals.
+
+    Args:
+        tables: One table of `score_planner` for each seed.
+        seeds: Training seeds.
+        objective: epdms or pdms.
+        pool: The scored pool.
+        weights_N: Scene weights.
+        labels: Label file of the pool.
+        cluster_ids: The K clusters.
+        folder: Receives the score file: scene_id, seed, weight, objective, sub-scores, epdms, pdms, miou.
+    """
+    stacked = pa.concat_tables(
+        [
+            table.append_column("objective", table[objective])
+            .append_column("seed", pa.array([seed] * len(table), pa.int64()))
+            .append_column("weight", pa.array(weights_N))
+            for table, seed in zip(tables, seeds, strict=True)
+        ]
+    )
+    _write(stacked, folder / SCORES_FILE)
+    place = {name: k for k, name in enumerate(cluster_ids)}
+    clusters_N = np.array([place[name] for name in read_parquet(labels)["cluster"].to_pylist()])
+    logs_N = np.unique(pool.log_ids, return_inverse=True)[1]
+    scores_SN = _column(tables, objective)
+    means_K, errors_K = cluster_feedback(scores_SN, weights_N, logs_N, clusters_N, len(cluster_ids))
+    names = {"objective": objective, "epdms": "epdms", "pdms": "pdms", "miou": "miou"}
+    columns = {name: _column(tables, column) for name, column in names.items()}
+    totals = {name: weighted_mean(column.mean(axis=0), weights_N, logs_N) for name, column in columns.items()}
+    return {
+        "cluster_scores": [_number(value) for value in means_K],
+        "cluster_se": [_number(value) for value in errors_K],
+        "totals": {name: _number(mean) for name, (mean, _) in totals.items()},
+        "total_se": _number(totals["objective"][1]),
+        "seed_totals": {
+            name: [_number(weighted_mean(row_N, weights_N, logs_N)[0]) for row_N in column]
+            for name, column in columns.items()
+        },
+    }
+
+
+def _objective_by_seed(scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Return the objective (S, N) and the scene weights (N,) of a score file, scenes in pool order."""
+    num_seeds = len(np.unique(scores["seed"].to_numpy()))
+    values = scores["objective"].to_numpy().reshape(num_seeds, -1)
+    return values, scores["weight"].to_numpy().reshape(num_seeds, -1)[0]
+
+
+def _column(tables: Sequence[pa.Table], name: str) -> np.ndarray:
+    return np.stack([table[name].to_numpy().astype(np.float64) for table in tables])
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path, compression="zstd", compression_level=1, use_dictionary=False)
+
+
+def _strings(column: pa.ChunkedArray) -> np.ndarray:
+    return np.array(column.to_pylist(), dtype=np.str_)
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def stage_identity(section: Any) -> dict[str, Any]:
+    """Return a configuration section as plain values for a stage's identity."""
+    return dataclasses.asdict(section)
