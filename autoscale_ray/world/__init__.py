@@ -1,1 +1,1 @@
-"""world."""
+"""The built-in driving world: roads, traffic, a privileged expert, and pools with a known gap."""

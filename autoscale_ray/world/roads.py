@@ -1,0 +1,487 @@
+"""Road layouts of the world: lanes, links, areas and the paths that traffic follows.
+
+Right-hand traffic. Every layout is built for N scenes at once with one topology and per-scene measures. Path
+0 of a road is the ego's route; its station 0 is the ego's rear axle at t = 0. A lane's own area is derived
+from its centre line; roadblocks and intersections (the drivable area of the score) and crosswalks are listed
+in `areas`.
+
+Shape legend: N scenes, M paths, S stations, P vertices, W ring vertices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoscale_ray.world.paths import (
+    FIRST_STATION_M,
+    STATIONS_S,
+    bezier,
+    line,
+    offset_polyline,
+    path_from_curvature,
+    path_through,
+    poses_at,
+    rotate_quarter,
+    smooth_step,
+    strip,
+)
+
+ROADBLOCK, INTERSECTION, CROSSWALK = 0, 3, 5
+"""Indices into `autoscale_ray.scenes.schema.POLYGON_LAYERS`."""
+SUCCESSOR, LEFT, RIGHT = 0, 1, 2
+NO_SIGNAL, EGO_SIGNAL, CROSS_SIGNAL = 0, 1, 2
+ARM_LENGTH_M = 80.0
+SHOULDER_M = 0.6
+_BEFORE_M = -FIRST_STATION_M
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One lane or lane connector."""
+
+    points_NP2: np.ndarray
+    on_route: bool = False
+    connector: bool = False
+    signal: int = NO_SIGNAL
+    widening_m: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """A polygon that is not the area of one lane."""
+
+    points_NW2: np.ndarray
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Road:
+    """A layout for N scenes."""
+
+    lanes: tuple[Lane, ...]
+    links: tuple[tuple[int, int, int], ...]
+    areas: tuple[Area, ...]
+    paths_NMS3: np.ndarray
+    width_N: np.ndarray
+    limit_N: np.ndarray
+    left_room_N: np.ndarray
+    right_room_N: np.ndarray
+    """Drivable room to the left and right of the route, m, as far as an expert that leaves its lane may use it."""
+
+
+def _road(
+    lanes: dict[tuple, Lane],
+    links: list[tuple[tuple, tuple, int]],
+    areas: list[Area],
+    paths: list[np.ndarray],
+    width_N: np.ndarray,
+    limit_N: np.ndarray,
+    room: tuple[np.ndarray, np.ndarray],
+) -> Road:
+    number = {name: i for i, name in enumerate(lanes)}
+    numbered = tuple((number[a], number[b], kind) for a, b, kind in links)
+    return Road(
+        tuple(lanes.values()), numbered, tuple(areas), np.stack(paths, axis=1), width_N, limit_N, *room
+    )
+
+
+def corridor(
+    curvature_NS: np.ndarray,
+    width_N: np.ndarray,
+    limit_N: np.ndarray,
+    *,
+    num_lanes: int = 1,
+    ego_lane: int = 0,
+    num_oncoming: int = 1,
+    crosswalk_N: np.ndarray | None = None,
+) -> Road:
+    """Build a road of parallel lanes along the ego's route; all traffic moves in the stations of path 0.
+
+    Args:
+        curvature_NS: Curvature of the ego's lane at `STATIONS_S`, 1/m.
+        width_N: Lane width, m.
+        limit_N: Speed limit, m/s.
+        num_lanes: Lanes in the ego's direction.
+        ego_lane: The ego's lane, 0 is the rightmost.
+        num_oncoming: Lanes of the opposite direction, to the left.
+        crosswalk_N: Station of a pedestrian crossing, m, or None.
+    """
+    route = path_from_curvature(curvature_NS)
+    pieces = [route[:, _stations(-40, 30)], route[:, _stations(30, 110)]]
+    lanes: dict[tuple, Lane] = {}
+    links: list[tuple[tuple, tuple, int]] = []
+    for piece, poses in enumerate(pieces):
+        for i in range(num_lanes):
+            shifted = offset_polyline(poses[..., :2], (i - ego_lane) * width_N)
+            lanes["ahead", i, piece] = Lane(shifted, on_route=True)
+        for i in range(num_oncoming):
+            shifted = offset_polyline(poses[..., :2], (num_lanes - ego_lane + i) * width_N)
+            lanes["oncoming", i, piece] = Lane(shifted[:, ::-1])
+    for direction, count, order in (("ahead", num_lanes, (0, 1)), ("oncoming", num_oncoming, (1, 0))):
+        links += [((direction, i, order[0]), (direction, i, order[1]), SUCCESSOR) for i in range(count)]
+        step = 1 if direction == "ahead" else -1
+        links += _neighbours([(direction, i) for i in range(count)][::step], 2)
+    right_N = (ego_lane + 0.5) * width_N + SHOULDER_M
+    middle_N = (num_lanes - ego_lane - 0.5) * width_N
+    left_N = middle_N + num_oncoming * width_N + SHOULDER_M
+    areas = _corridor_blocks(pieces, right_N, middle_N, left_N, num_oncoming > 0)
+    if crosswalk_N is not None:
+        areas.append(_crosswalk(route, crosswalk_N, left_N, right_N))
+    return _road(lanes, links, areas, [route], width_N, limit_N, (left_N, right_N))
+
+
+def _stations(first_m: float, last_m: float, step_m: int = 5) -> slice:
+    start = int(first_m - FIRST_STATION_M)
+    return slice(start, start + int(last_m - first_m) + 1, step_m)
+
+
+def _neighbours(right_to_left: list[tuple], num_pieces: int) -> list[tuple[tuple, tuple, int]]:
+    links = []
+    for right, left in zip(right_to_left, right_to_left[1:], strict=False):
+        for piece in range(num_pieces):
+            links.append(((*right, piece), (*left, piece), LEFT))
+            links.append(((*left, piece), (*right, piece), RIGHT))
+    return links
+
+
+def _corridor_blocks(
+    pieces: list[np.ndarray], right_N: np.ndarray, middle_N: np.ndarray, left_N: np.ndarray, oncoming: bool
+) -> list[Area]:
+    areas = []
+    for poses in pieces:
+        points = poses[..., :2]
+        border_N = middle_N if oncoming else left_N
+        areas.append(Area(strip(points, border_N, -right_N), ROADBLOCK))
+        if oncoming:
+            areas.append(Area(strip(points, left_N, middle_N), ROADBLOCK))
+    return areas
+
+
+def _crosswalk(route_NS3: np.ndarray, station_N: np.ndarray, left_N: np.ndarray, right_N: np.ndarray) -> Area:
+    station_NC = station_N[:, None] + np.array([-1.6, 1.6, 1.6, -1.6])
+    offset_NC = np.stack([-right_N, -right_N, left_N, left_N], axis=1)
+    return Area(poses_at(route_NS3[:, None], np.array(0), station_NC, offset_NC)[..., :2], CROSSWALK)
+
+
+def merge(ramp_end_N: np.ndarray, width_N: np.ndarray, limit_N: np.ndarray, bend_N: np.ndarray) -> Road:
+    """Build a two-lane road that the ego joins from a lane on its right.
+
+    Path 1 is the right main lane; its station 0 is abreast of the ego.
+
+    Args:
+        ramp_end_N: Distance from the ego to the end of the joining lane, m, about 50 ... 80.
+        width_N: Lane width, m.
+        limit_N: Speed limit of the main road, m/s.
+        bend_N: How quickly the ramp leaves the main road backwards, 1/m, for example 0.004.
+    """
+    num = len(width_N)
+    along_NP = np.broadcast_to(np.arange(-60.0, 20.0, 4.0), (num, 20))
+    ramp_y = -width_N[:, None] - bend_N[:, None] * np.minimum(along_NP + 20.0, 0.0) ** 2
+    ramp_back = np.stack([along_NP, ramp_y], axis=-1)
+    ahead_NP = np.linspace(20.0, ramp_end_N, 8, axis=1)
+    ramp_ahead = np.stack([ahead_NP, np.broadcast_to(-width_N[:, None], ahead_NP.shape)], axis=-1)
+    change_NP = np.linspace(ramp_end_N - 45.0, ramp_end_N, 16, axis=1)
+    change_y = -width_N[:, None] * (1.0 - smooth_step((change_NP - change_NP[:, :1]) / 45.0))
+    before = ramp_back[:, along_NP[0] < 4.0]
+    route = np.concatenate(
+        [before, np.stack([change_NP, change_y], axis=-1), _points(num, 160.0, 0.0)], axis=1
+    )
+    zero = int(np.flatnonzero(along_NP[0] == 0.0)[0])
+    length_N = np.linalg.norm(np.diff(ramp_back[:, : zero + 1], axis=1), axis=-1).sum(axis=1)
+    main = line(_point(num, -60.0, 0.0), _point(num, 110.0, 0.0), 35)
+    left = offset_polyline(main, width_N)
+    lanes = {
+        ("main", 0, 0): Lane(main[:, :18], on_route=True),
+        ("main", 1, 0): Lane(left[:, :18], on_route=True),
+        ("main", 0, 1): Lane(main[:, 17:], on_route=True),
+        ("main", 1, 1): Lane(left[:, 17:], on_route=True),
+        ("ramp",): Lane(np.concatenate([ramp_back, ramp_ahead[:, 1:]], axis=1), on_route=True),
+    }
+    links = [(("main", i, 0), ("main", i, 1), SUCCESSOR) for i in (0, 1)]
+    links += [*_neighbours([("main", 0), ("main", 1)], 2), (("ramp",), ("main", 0, 1), LEFT)]
+    half_N = 0.5 * width_N
+    areas = [
+        Area(strip(main, 1.5 * width_N + SHOULDER_M, -half_N), ROADBLOCK),
+        Area(strip(lanes[("ramp",)].points_NP2, half_N, -half_N - SHOULDER_M), ROADBLOCK),
+    ]
+    paths = [path_through(lead_in(route, length_N)), _straight(_point(num, 0.0, 0.0))]
+    return _road(lanes, links, areas, paths, width_N, limit_N, (1.5 * width_N, half_N))
+
+
+def lead_in(points_NP2: np.ndarray, length_N: np.ndarray) -> np.ndarray:
+    """Prepend a straight piece so that a point `length_N` metres into the polylines gets station 0."""
+    back = points_NP2[:, 0] - points_NP2[:, 1]
+    back /= np.linalg.norm(back, axis=-1, keepdims=True)
+    first = points_NP2[:, 0] + back * (_BEFORE_M - length_N)[:, None]
+    return np.concatenate([first[:, None], points_NP2], axis=1)
+
+
+def _point(num: int, x: float | np.ndarray, y: float | np.ndarray) -> np.ndarray:
+    return np.stack([np.broadcast_to(x, num), np.broadcast_to(y, num)], axis=-1).astype(float)
+
+
+def _points(num: int, x: float | np.ndarray, y: float | np.ndarray) -> np.ndarray:
+    return _point(num, x, y)[:, None]
+
+
+def _pose(num: int, x: float | np.ndarray, y: float | np.ndarray, yaw_rad: float) -> np.ndarray:
+    return np.concatenate([_point(num, x, y), np.full((num, 1), yaw_rad)], axis=1)
+
+
+def _straight(zero_N2: np.ndarray) -> np.ndarray:
+    yaw = np.zeros(len(zero_N2))
+    x = zero_N2[:, :1] + STATIONS_S
+    y = np.broadcast_to(zero_N2[:, 1:], x.shape)
+    return np.stack([x, y, np.broadcast_to(yaw[:, None], x.shape)], axis=-1)
+
+
+def _rotated_path(poses_NS3: np.ndarray, quarters: int) -> np.ndarray:
+    points = rotate_quarter(poses_NS3[..., :2], quarters)
+    return np.concatenate([points, poses_NS3[..., 2:] + quarters * np.pi / 2], axis=-1)
+
+
+def intersection(
+    distance_N: np.ndarray,
+    width_N: np.ndarray,
+    limit_N: np.ndarray,
+    *,
+    movement: str = "straight",
+    num_lanes: int = 1,
+    signals: bool = False,
+) -> Road:
+    """Build a four-way intersection; the ego comes from the west, arms are numbered west, south, east, north.
+
+    Paths: 0 the route; 1 northbound from the south; 2 westbound from the east; 3 southbound from the north,
+    each straight through in the lane next to the middle, station 0 at the centre of the intersection.
+
+    Args:
+        distance_N: Ego's rear axle to the centre of the intersection, m.
+        width_N: Lane width, m.
+        limit_N: Speed limit, m/s.
+        movement: straight, left or right.
+        num_lanes: Lanes of every arm in each direction.
+        signals: Whether connectors carry signal groups.
+    """
+    half_N = half_size(width_N, num_lanes)
+    lanes: dict[tuple, Lane] = {}
+    links: list[tuple[tuple, tuple, int]] = []
+    target = {"straight": 2, "left": 3, "right": 1}[movement]
+    for arm in range(4):
+        own = _arm_lanes(half_N, width_N, num_lanes)
+        for (kind, i), points in own.items():
+            lanes[kind, arm, i] = Lane(
+                rotate_quarter(points, arm),
+                on_route=(kind, arm) in (("in", 0), ("out", target), (movement, 0)),
+                connector=kind not in ("in", "out"),
+                signal=NO_SIGNAL if kind in ("in", "out") or not signals else EGO_SIGNAL + arm % 2,
+            )
+        links += _arm_links(arm, num_lanes)
+    areas = [Area(_square(half_N), INTERSECTION)]
+    for arm in range(4):
+        areas += _arm_areas(half_N, width_N, num_lanes, arm)
+    lane = 0 if movement != "right" else num_lanes - 1
+    paths = [_junction_route(lanes, movement, target, lane, distance_N, half_N)]
+    middle = _straight(_point(len(width_N), 0.0, -0.5 * width_N))
+    paths += [_rotated_path(middle, arm) for arm in (1, 2, 3)]
+    room = ((lane + 0.5) * width_N, (num_lanes - lane - 0.5) * width_N + SHOULDER_M)
+    return _road(lanes, links, areas, paths, width_N, limit_N, room)
+
+
+def half_size(width_N: np.ndarray, num_lanes: int) -> np.ndarray:
+    """Return half the side of the intersection square, m: all lanes of one direction and a corner of 5 m."""
+    return num_lanes * width_N + 5.0
+
+
+def _arm_lanes(half_N: np.ndarray, width_N: np.ndarray, num_lanes: int) -> dict[tuple[str, int], np.ndarray]:
+    num = len(half_N)
+    far_N = half_N + ARM_LENGTH_M
+    lanes = {}
+    for i in range(num_lanes):
+        y_N = (i + 0.5) * width_N
+        lanes["in", i] = line(_point(num, -far_N, -y_N), _point(num, -half_N, -y_N), 9)
+        lanes["out", i] = line(_point(num, -half_N, y_N), _point(num, -far_N, y_N), 9)
+        lanes["straight", i] = line(_point(num, -half_N, -y_N), _point(num, half_N, -y_N), 4)
+    first_N, last_N = 0.5 * width_N, (num_lanes - 0.5) * width_N
+    start, end = _pose(num, -half_N, -first_N, 0.0), _pose(num, first_N, half_N, np.pi / 2)
+    lanes["left", 0] = bezier(start, end, 10)
+    start, end = _pose(num, -half_N, -last_N, 0.0), _pose(num, -last_N, -half_N, -np.pi / 2)
+    lanes["right", num_lanes - 1] = bezier(start, end, 8)
+    return lanes
+
+
+def _arm_links(arm: int, num_lanes: int) -> list[tuple[tuple, tuple, int]]:
+    links = []
+    turns = [("straight", i, (arm + 2) % 4) for i in range(num_lanes)]
+    turns += [("left", 0, (arm + 3) % 4), ("right", num_lanes - 1, (arm + 1) % 4)]
+    for kind, i, target in turns:
+        links.append((("in", arm, i), (kind, arm, i), SUCCESSOR))
+        links.append(((kind, arm, i), ("out", target, i), SUCCESSOR))
+    for i in range(num_lanes - 1):
+        for kind in ("in", "out"):
+            links.append(((kind, arm, i + 1), (kind, arm, i), LEFT))
+            links.append(((kind, arm, i), (kind, arm, i + 1), RIGHT))
+    return links
+
+
+def _square(half_N: np.ndarray) -> np.ndarray:
+    corners = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
+    return half_N[:, None, None] * corners
+
+
+def _arm_areas(half_N: np.ndarray, width_N: np.ndarray, num_lanes: int, arm: int) -> list[Area]:
+    num = len(half_N)
+    outer_N = num_lanes * width_N + SHOULDER_M
+    axis = line(_point(num, -half_N - ARM_LENGTH_M, 0.0), _point(num, -half_N + 0.5, 0.0), 2)
+    zebra = line(_point(num, -half_N - 3.6, 0.0), _point(num, -half_N - 0.6, 0.0), 2)
+    rings = [
+        (strip(axis, 0.0, -outer_N), ROADBLOCK),
+        (strip(axis, outer_N, 0.0), ROADBLOCK),
+        (strip(zebra, outer_N, -outer_N), CROSSWALK),
+    ]
+    return [Area(rotate_quarter(ring, arm), layer) for ring, layer in rings]
+
+
+def _junction_route(
+    lanes: dict[tuple, Lane],
+    movement: str,
+    target: int,
+    lane: int,
+    distance_N: np.ndarray,
+    half_N: np.ndarray,
+) -> np.ndarray:
+    connector = lanes[movement, 0, lane].points_NP2
+    end = lanes["out", target, lane].points_NP2[:, -1:]
+    start = connector[:, :1] - np.stack([distance_N - half_N + _BEFORE_M, np.zeros_like(half_N)], -1)[:, None]
+    return path_through(np.concatenate([start, connector, end], axis=1))
+
+
+ENTRY_ANGLE_RAD = np.deg2rad(40.0)
+ENTRY_RUN_M = 16.0
+
+
+def roundabout(
+    distance_N: np.ndarray,
+    radius_N: np.ndarray,
+    width_N: np.ndarray,
+    limit_N: np.ndarray,
+    *,
+    exit_arm: int = 2,
+) -> Road:
+    """Build a one-lane roundabout with four arms; the ego comes from the west and gives way to the ring.
+
+    Traffic circulates anticlockwise. Arms: west, south, east, north. Paths: 0 the route; 1 the ring, station
+    0 where the ego joins it; 2 from the north onto the ring, station 0 at the same point; 3 on the ring and
+    out to the west, station 0 where it leaves the ring.
+
+    Args:
+        distance_N: Ego's rear axle to the end of its straight approach lane, m.
+        radius_N: Radius of the ring's centre line, m, about 16 ... 20.
+        width_N: Lane width, m; the ring is 1.2 m wider.
+        limit_N: Speed limit, m/s.
+        exit_arm: 2 straight on, 3 left.
+    """
+    on_route = {
+        ("in", 0),
+        ("entry", 0),
+        ("gap", 0),
+        ("ring", 1),
+        ("gap", 1),
+        ("exit", exit_arm),
+        ("out", exit_arm),
+    }
+    on_route |= {("ring", 2), ("gap", 2)} if exit_arm == 3 else set()
+    lanes: dict[tuple, Lane] = {}
+    links: list[tuple[tuple, tuple, int]] = []
+    for arm in range(4):
+        for kind, points in _roundabout_arm(radius_N, width_N).items():
+            ring = kind in ("ring", "gap")
+            lanes[kind, arm] = Lane(
+                rotate_quarter(points, arm),
+                on_route=(kind, arm) in on_route,
+                connector=kind not in ("in", "out"),
+                widening_m=1.2 if ring else 0.6 if kind in ("entry", "exit") else 0.0,
+            )
+        following = (arm + 1) % 4
+        chain = [("in", arm), ("entry", arm), ("gap", arm), ("exit", following), ("out", following)]
+        links += [(a, b, SUCCESSOR) for a, b in zip(chain, chain[1:], strict=False)]
+        links += [(("gap", arm), ("ring", following), SUCCESSOR), (("ring", arm), ("gap", arm), SUCCESSOR)]
+    areas = [area for arm in range(4) for area in _roundabout_areas(lanes, width_N, arm)]
+    paths = _roundabout_paths(lanes, radius_N, distance_N, exit_arm)
+    return _road(lanes, links, areas, paths, width_N, limit_N, (0.5 * width_N, 0.5 * width_N + SHOULDER_M))
+
+
+def _roundabout_arm(radius_N: np.ndarray, width_N: np.ndarray) -> dict[str, np.ndarray]:
+    num = len(radius_N)
+    near_N = radius_N + ENTRY_RUN_M
+    y_N = 0.5 * width_N
+    join, leave = np.pi + ENTRY_ANGLE_RAD, np.pi - ENTRY_ANGLE_RAD
+    joined = _pose(num, radius_N * np.cos(join), radius_N * np.sin(join), join - 1.5 * np.pi)
+    left = _pose(num, radius_N * np.cos(leave), radius_N * np.sin(leave), leave + 0.5 * np.pi)
+    return {
+        "in": line(_point(num, -near_N - ARM_LENGTH_M, -y_N), _point(num, -near_N, -y_N), 9),
+        "out": line(_point(num, -near_N, y_N), _point(num, -near_N - ARM_LENGTH_M, y_N), 9),
+        "entry": bezier(_pose(num, -near_N, -y_N, 0.0), joined, 9),
+        "exit": bezier(left, _pose(num, -near_N, y_N, np.pi), 9),
+        "ring": _arc(radius_N, leave, join, 13),
+        "gap": _arc(radius_N, join, leave + np.pi / 2, 3),
+    }
+
+
+def _arc(radius_N: np.ndarray, first_rad: float, last_rad: float, num_points: int) -> np.ndarray:
+    angle_P = np.linspace(first_rad, last_rad, num_points)
+    return radius_N[:, None, None] * np.stack([np.cos(angle_P), np.sin(angle_P)], axis=-1)
+
+
+def _roundabout_areas(lanes: dict[tuple, Lane], width_N: np.ndarray, arm: int) -> list[Area]:
+    outer_N = 0.5 * width_N + SHOULDER_M
+    ring_N = 0.5 * width_N + 0.9
+    areas = [
+        Area(strip(lanes["ring", arm].points_NP2, ring_N, -ring_N), ROADBLOCK),
+        Area(strip(lanes["gap", arm].points_NP2, ring_N, -ring_N), ROADBLOCK),
+        Area(strip(lanes["in", arm].points_NP2, 0.5 * width_N, -outer_N), ROADBLOCK),
+        Area(strip(lanes["out", arm].points_NP2, 0.5 * width_N, -outer_N), ROADBLOCK),
+    ]
+    for kind in ("entry", "exit"):
+        areas.append(
+            Area(strip(lanes[kind, arm].points_NP2, 0.5 * width_N + 1.0, -outer_N - 0.6), INTERSECTION)
+        )
+    return areas
+
+
+def _roundabout_paths(
+    lanes: dict[tuple, Lane], radius_N: np.ndarray, distance_N: np.ndarray, exit_arm: int
+) -> list[np.ndarray]:
+    num = len(radius_N)
+    join, leave = np.pi + ENTRY_ANGLE_RAD, np.pi - ENTRY_ANGLE_RAD
+    until = leave + exit_arm * np.pi / 2
+    entry = lanes["entry", 0].points_NP2
+    back = np.stack([distance_N + _BEFORE_M, np.zeros(num)], axis=-1)
+    around = _arc(radius_N, join, until, 24 * (exit_arm - 1))
+    out = [lanes["exit", exit_arm].points_NP2[:, 1:], lanes["out", exit_arm].points_NP2[:, -1:]]
+    route = np.concatenate([entry[:, :1] - back[:, None], entry, around[:, 1:], *out], axis=1)
+    angle_NS = join + STATIONS_S / radius_N[:, None]
+    ring = np.stack(
+        [radius_N[:, None] * np.cos(angle_NS), radius_N[:, None] * np.sin(angle_NS), angle_NS + np.pi / 2],
+        axis=-1,
+    )
+    north_entry = lanes["entry", 3].points_NP2
+    north_arc = _arc(radius_N, join - np.pi / 2, join + 1.5 * np.pi, 60)
+    north = np.concatenate([north_entry, north_arc[:, 1:]], axis=1)
+    north_length_N = _length(north_entry) + radius_N * np.pi / 2
+    west = np.concatenate(
+        [_arc(radius_N, leave - 0.9 * np.pi, leave, 50), lanes["exit", 0].points_NP2[:, 1:]]
+        + [lanes["out", 0].points_NP2[:, -1:]],
+        axis=1,
+    )
+    return [
+        path_through(route),
+        ring,
+        path_through(lead_in(north, north_length_N)),
+        path_through(lead_in(west, radius_N * 0.9 * np.pi)),
+    ]
+
+
+def _length(points_NP2: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(np.diff(points_NP2, axis=1), axis=-1).sum(axis=1)
