@@ -1,0 +1,171 @@
+"""Planner features: everything a training run reads, computed once per scene and kept as flat arrays.
+
+Inputs come from frames -1.5 ... 0 s and from the map at 0 s; targets from the ego's and the agents' recorded
+future. A training run only indexes rows of these arrays.
+
+Shape legend: N scenes, F features, K slots, R route points, P plan frames (8), O occupancy channels, G grid
+cells.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoscale_ray.config import PlannerConfig
+from autoscale_ray.errors import ArtifactError
+from autoscale_ray.planning.agent_tokens import agent_tokens
+from autoscale_ray.planning.ego_tokens import ego_state_on_route, ego_tokens
+from autoscale_ray.planning.frenet import make_routes, project_poses
+from autoscale_ray.planning.map_tokens import lane_tokens
+from autoscale_ray.planning.occupancy import occupancy_targets
+from autoscale_ray.scenes.batch import SceneBatch
+from autoscale_ray.scenes.pool import ScenePool
+from autoscale_ray.scenes.schema import CURRENT_FRAME, NUM_PLAN_FRAMES
+
+CHUNK_SCENES = 512
+FEATURES_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerFeatures:
+    """Inputs and targets of N scenes as dense tensors; row k belongs to row k of the pool."""
+
+    ego_NF: Tensor
+    """float32 ego token."""
+    agents_NKF: Tensor
+    """float32 agent tokens, 0 in empty slots."""
+    agents_valid_NK: Tensor
+    """bool."""
+    lanes_NKF: Tensor
+    """float32 lane tokens, 0 in empty slots."""
+    lanes_valid_NK: Tensor
+    """bool."""
+    state_N4: Tensor
+    """float32 ego now on its route: s, d in m, relative heading in rad, speed in m/s."""
+    route_NR3: Tensor
+    """float32 route points."""
+    target_NP3: Tensor
+    """float32 recorded ego poses at 0.5 ... 4 s on the route: s, d, relative heading."""
+    target_valid_NP: Tensor
+    """bool, frame recorded."""
+    occupancy_NOGG: Tensor
+    """uint8 occupancy targets."""
+
+    def __len__(self) -> int:
+        """Return the number of scenes."""
+        return len(self.ego_NF)
+
+    def take(self, rows: Tensor) -> PlannerFeatures:
+        """Return copies of the given rows (int64), in that order."""
+        return PlannerFeatures(*(getattr(self, field.name).index_select(0, rows) for field in fields(self)))
+
+    def to(self, device: torch.device | str) -> PlannerFeatures:
+        """Return the features on `device`."""
+        return PlannerFeatures(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+def features_of_batch(batch: SceneBatch, config: PlannerConfig) -> PlannerFeatures:
+    """Compute inputs and targets of a batch of scenes.
+
+    Args:
+        batch: N scenes, each with a route centre line of at least two distinct points.
+        config: Number of agent and lane slots.
+
+    Returns:
+        Features of the N scenes.
+    """
+    route_NR3 = make_routes(batch.centerline_C3, batch.centerline_offsets)
+    state_N4 = ego_state_on_route(batch, route_NR3)
+    future = slice(CURRENT_FRAME + 1, CURRENT_FRAME + 1 + NUM_PLAN_FRAMES)
+    agents_NKF, agents_valid_NK = agent_tokens(batch, route_NR3, state_N4[:, [0, 1, 3]], config.num_agents)
+    lanes_NKF, lanes_valid_NK = lane_tokens(batch, route_NR3, config.num_lanes)
+    return PlannerFeatures(
+        ego_NF=ego_tokens(batch, route_NR3, state_N4),
+        agents_NKF=agents_NKF,
+        agents_valid_NK=agents_valid_NK,
+        lanes_NKF=lanes_NKF,
+        lanes_valid_NK=lanes_valid_NK,
+        state_N4=state_N4,
+        route_NR3=route_NR3,
+        target_NP3=project_poses(route_NR3, batch.ego_states_NT7[:, future, :3]),
+        target_valid_NP=batch.ego_valid_NT[:, future].contiguous(),
+        occupancy_NOGG=occupancy_targets(batch),
+    )
+
+
+def features_of_pool(
+    pool: ScenePool, config: PlannerConfig, rows: np.ndarray | None = None
+) -> PlannerFeatures:
+    """Compute the features of a pool, 512 scenes at a time.
+
+    Args:
+        pool: Scenes.
+        config: Number of agent and lane slots.
+        rows: int64 pool rows; all by default.
+
+    Returns:
+        Features in the order of `rows`.
+    """
+    rows = np.arange(len(pool)) if rows is None else rows
+    return concatenate(list(_chunks(pool, config, rows)))
+
+
+def _chunks(pool: ScenePool, config: PlannerConfig, rows: np.ndarray) -> Iterator[PlannerFeatures]:
+    for start in range(0, len(rows), CHUNK_SCENES):
+        yield features_of_batch(pool.batch(rows[start : start + CHUNK_SCENES]), config)
+
+
+def concatenate(parts: Sequence[PlannerFeatures]) -> PlannerFeatures:
+    """Put the scenes of several features one after another, for example real before synthetic."""
+    assert parts, "nothing to concatenate"
+    return PlannerFeatures(
+        *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(parts[0]))
+    )
+
+
+def save_features(features: PlannerFeatures, path: Path | str) -> None:
+    """Write features as one .npy file per array; the description is written last.
+
+    Args:
+        features: What to write.
+        path: Folder, created if missing.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    for field in fields(features):
+        np.save(folder / f"{field.name}.npy", getattr(features, field.name).numpy())
+    description = {"version": FEATURES_VERSION, "num_scenes": len(features)}
+    (folder / "features.json").write_text(json.dumps(description))
+
+
+def load_features(path: Path | str) -> PlannerFeatures:
+    """Map features written by `save_features` into memory; pages are read when rows are used.
+
+    Args:
+        path: Folder.
+
+    Returns:
+        Features backed by the files; they must not be written to.
+
+    Raises:
+        ArtifactError: No complete features of this version in the folder.
+    """
+    folder = Path(path)
+    try:
+        description = json.loads((folder / "features.json").read_text())
+        # Mode "c" (copy on write) keeps torch from warning about read-only memory; nothing writes to it.
+        arrays = [np.load(folder / f"{field.name}.npy", mmap_mode="c") for field in fields(PlannerFeatures)]
+    except (OSError, ValueError) as error:
+        raise ArtifactError(str(folder), "must hold planner features", str(error)) from error
+    if description.get("version") != FEATURES_VERSION:
+        raise ArtifactError(
+            str(folder), f"planner features must have version {FEATURES_VERSION}", description
+        )
+    return PlannerFeatures(*(torch.from_numpy(array) for array in arrays))

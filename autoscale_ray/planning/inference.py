@@ -1,0 +1,85 @@
+"""Driving with a trained planner: plans in the scene frame and the occupancy score.
+
+Shape legend: N scenes asked for, P plan frames (8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from autoscale_ray.planning.features import PlannerFeatures
+from autoscale_ray.planning.frenet import unproject_poses
+from autoscale_ray.planning.occupancy import mean_iou
+from autoscale_ray.planning.planner import Planner
+from autoscale_ray.planning.training import PlannerWeights, one_thread
+
+CHUNK_SCENES = 256
+
+
+def load_planner(weights: PlannerWeights) -> Planner:
+    """Return the module with the averaged weights."""
+    with torch.device("meta"):
+        planner = Planner(weights.config)
+    planner.load_state_dict(dict(weights.average), assign=True)
+    return planner
+
+
+def predict(weights: PlannerWeights, features: PlannerFeatures, rows: np.ndarray) -> np.ndarray:
+    """Plan for scenes: the trajectory of the most probable mode.
+
+    Args:
+        weights: A trained planner.
+        features: Scenes to choose from.
+        rows: int64 rows to plan for.
+
+    Returns:
+        poses_NP3: float32 x, y in m and yaw in rad of the rear axle in the scene frame at 0.5 ... 4 s.
+    """
+    planner = load_planner(weights)
+    poses = [np.empty((0, *features.target_NP3.shape[1:]), np.float32)]
+    with one_thread(), torch.no_grad():
+        for scenes, count in _chunks(features, rows):
+            output = planner(scenes, 0)
+            best_B = output.logits_BM.argmax(1)
+            route_poses_BP3 = output.trajectories_BMP3[torch.arange(len(best_B)), best_B]
+            poses.append(unproject_poses(scenes.route_NR3, route_poses_BP3)[:count].numpy())
+    return np.concatenate(poses)
+
+
+def occupancy_miou(
+    weights: PlannerWeights, features: PlannerFeatures, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Score the auxiliary occupancy head.
+
+    Args:
+        weights: A trained planner.
+        features: Scenes to choose from.
+        rows: int64 rows to score.
+
+    Returns:
+        value_N: float64 mean IoU in [0, 1], 0 where invalid; valid_N: bool, all False if the head was not
+            trained.
+    """
+    planner = load_planner(weights)
+    values, valid = [np.empty(0)], [np.empty(0, bool)]
+    with one_thread(), torch.no_grad():
+        for scenes, count in _chunks(features, rows):
+            occupancy_BOGG = planner(scenes).occupancy_BOGG
+            assert occupancy_BOGG is not None
+            value_B, valid_B = mean_iou(occupancy_BOGG, scenes.occupancy_NOGG)
+            values.append(value_B[:count].numpy())
+            valid.append(valid_B[:count].numpy())
+    trained = weights.config.occupancy_weight > 0
+    return np.concatenate(values) * trained, np.concatenate(valid) & trained
+
+
+def _chunks(features: PlannerFeatures, rows: np.ndarray) -> Iterator[tuple[PlannerFeatures, int]]:
+    """Yield chunks of one size: a shorter one could take other matrix kernels and move the last bits."""
+    rows_N = torch.as_tensor(rows)
+    for start in range(0, len(rows_N), CHUNK_SCENES):
+        chunk = rows_N[start : start + CHUNK_SCENES]
+        padded = torch.cat([chunk, chunk[-1:].expand(CHUNK_SCENES - len(chunk))])
+        yield features.take(padded), len(chunk)
