@@ -212,7 +212,7 @@ def _leaders(
         if proposal == 0 or path != path_P[proposal - 1]:
             leader = np.zeros(3)  # the official code reuses one row per path: stale entries are part of the rule
         if ahead_PO[proposal].any():
-            nearest = int(np.argmin(distance_PO[proposal]))
+            nearest = _nearest(obstacles, distance_PO[proposal], forecast)
             leader[0] = progress_P[proposal] + distance_PO[proposal, nearest]
             if not obstacles.is_light[nearest]:
                 leader[1] = obstacles.speed_mps[nearest] * np.cos(obstacles.yaw_rad[nearest] - poses_P3[proposal, 2])
@@ -220,6 +220,25 @@ def _leaders(
             leader[0], leader[2] = paths.progress[path, -1], arena.vehicle.half_length_m
         leaders_P3[proposal] = leader
     return leaders_P3
+
+
+def _nearest(obstacles: Obstacles, distance_O: Floats, forecast: int) -> int:
+    nearest = np.flatnonzero(distance_O == distance_O.min())
+    if len(nearest) == 1:
+        return int(nearest[0])
+    rank_O = tree_ranks(obstacles, forecast)
+    return int(nearest[np.argmin(rank_O[nearest])])
+
+
+def tree_ranks(obstacles: Obstacles, forecast: int) -> Integers:
+    """Return the rank (O,) in which the official code's search tree lists obstacles; it decides between equals."""
+    import shapely
+
+    tree = shapely.STRtree([shapely.Polygon(vertices[forecast]) for vertices in obstacles.corners])
+    listed = tree.query(shapely.box(-1e9, -1e9, 1e9, 1e9))
+    rank_O = np.empty(len(obstacles.corners), dtype=np.int64)
+    rank_O[listed] = np.arange(len(listed))
+    return rank_O
 
 
 def _gaps(arena: Arena, obstacles: Obstacles, poses_P3: Floats, ahead_PO: Flags, forecast: int) -> Floats:

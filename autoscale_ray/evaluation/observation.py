@@ -99,7 +99,9 @@ def forecast_tracks(scene: ScoringScene, origin: Floats, ego_centre: Floats, num
     yaw_A = np.where(chosen_A, state_A5[:, 2], 0.0)
     velocity_A2 = np.where(chosen_A[:, None], state_A5[:, 3:5], 0.0)
     speed_A = np.hypot(*velocity_A2.T)
-    backwards_A = np.abs(_wrap(yaw_A - np.arctan2(velocity_A2[:, 1], velocity_A2[:, 0]))) >= np.pi / 2
+    drift_A = yaw_A - np.arctan2(velocity_A2[:, 1], velocity_A2[:, 0])
+    # same operations as the official code: tracks that move exactly sideways are decided by the last bit
+    backwards_A = np.abs(np.arctan2(np.sin(drift_A), np.cos(drift_A))) >= np.pi / 2
     signed_A = np.where(scene.agent_types < NUM_MOVING_TYPES, np.where(backwards_A, -speed_A, speed_A), 0.0)
     direction_A2 = np.stack([np.cos(yaw_A), np.sin(yaw_A)], axis=-1)
     time_T = 0.1 * FORECAST_STEP * (np.arange(num_steps) // FORECAST_STEP)
