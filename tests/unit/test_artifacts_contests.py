@@ -109,7 +109,7 @@ def test_contest_on_a_disk_never_forks(order: list[int], num_drivers: int, tmp_p
         disk = MemoryDisk(folder)
 
         def open_storage(hook):
-            disk.hook = hook or disk.hook if threading.active_count() > 1 else hook
+            disk.hook = hook
             return FolderStorage(disk)
 
         return open_storage
