@@ -8,6 +8,7 @@ Shape legend: N scenes, M nodes of one type, H hidden size, E edges, D embedding
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -15,11 +16,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
-from torch_geometric.nn import SAGEConv
-from torch_geometric.nn.aggr import AttentionalAggregation, MeanAggregation
 
 from autoscale_ray.representation.scene_graph import NODE_TYPES, RELATIONS, SceneGraph, global_edges
 from autoscale_ray.scenes.batch import offsets_of, row_of
+
+with warnings.catch_warnings():  # torch_geometric scripts a class at import, which torch 2.13 calls deprecated
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from torch_geometric.nn import SAGEConv
+    from torch_geometric.nn.aggr import AttentionalAggregation, MeanAggregation
 
 NUM_POOL_HEADS = 4
 GATE_LIMIT = 6.0

@@ -1,0 +1,202 @@
+"""What the embedding must not depend on, and equality of the fast path with the PyG layers."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from autoscale_ray.config import RepresentationConfig
+from autoscale_ray.representation.scene_graph import graph_from_batch
+from autoscale_ray.representation.training import embed_batch, feature_sizes_of, new_model
+from autoscale_ray.scenes.batch import row_of
+from autoscale_ray.scenes.schema import CURRENT_FRAME
+from tests.unit.representation.random_scenes import random_batch
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def model():
+    return new_model(RepresentationConfig(), feature_sizes_of(graph_from_batch(random_batch(4, 0))), 0)
+
+
+def assert_close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_fast_path_equals_pyg_layers(model):
+    graph = graph_from_batch(random_batch(100, 1))
+    fast, slow = model.encoder(graph, "fast"), model.encoder(graph, "pyg")
+    assert_close(fast.z_ND, slow.z_ND)
+    for name, states in fast.nodes.items():
+        assert_close(states, slow.nodes[name])
+
+
+def test_fast_path_has_the_gradients_of_pyg_layers(model):
+    graph = graph_from_batch(random_batch(20, 1))
+    gradients = {}
+    for path in ("fast", "pyg"):
+        model.zero_grad()
+        model.encoder(graph, path).z_ND.square().sum().backward()
+        gradients[path] = {
+            name: value.grad.clone() for name, value in model.encoder.named_parameters() if value.grad is not None
+        }
+    model.zero_grad()
+    assert gradients["fast"].keys() == gradients["pyg"].keys()
+    for name, expected in gradients["pyg"].items():
+        torch.testing.assert_close(gradients["fast"][name], expected, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_bfloat16_points_the_same_way(model):
+    graph = graph_from_batch(random_batch(200, 2))
+    with torch.no_grad():
+        full = model.encoder(graph).z_ND
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model.encoder(graph).z_ND.float()
+    assert float(torch.cosine_similarity(full, half).min()) >= 0.999
+
+
+def _shuffled_inside(offsets, seed):
+    """Return a permutation of the elements that keeps every scene's elements in its scene."""
+    owner = row_of(offsets)
+    noise = torch.from_numpy(np.random.default_rng(seed).random(len(owner)))
+    return torch.argsort(owner.double() + 0.5 * noise)
+
+
+def test_order_of_agents_does_not_matter(model):
+    batch = random_batch(60, 3)
+    order = _shuffled_inside(batch.agent_offsets, 0)
+    names = ("agent_type_A", "agent_size_A2", "agent_states_AT5", "agent_valid_AT")
+    shuffled = dataclasses.replace(batch, **{name: getattr(batch, name)[order] for name in names})
+    assert not torch.equal(order, torch.arange(len(order)))
+    assert_close(embed_batch(model, shuffled), embed_batch(model, batch))
+
+
+def test_order_of_lanes_does_not_matter(model):
+    batch = random_batch(40, 4)
+    order = _shuffled_inside(batch.lane_offsets, 1)
+    new_number = torch.empty_like(order)
+    new_number[order] = torch.arange(len(order))
+    points = [batch.lane_points_V2[batch.lane_point_offsets[lane] : batch.lane_point_offsets[lane + 1]] for lane in order]
+    lengths = torch.tensor([len(line) for line in points])
+    start_E = batch.lane_offsets[row_of(batch.link_offsets)]
+    links = batch.links_E3.clone()
+    links[:, 0] = new_number[batch.links_E3[:, 0] + start_E] - start_E
+    links[:, 1] = new_number[batch.links_E3[:, 1] + start_E] - start_E
+    start_Q = batch.lane_offsets[row_of(batch.polygon_offsets)]
+    lane_Q = batch.polygon_lane_Q
+    moved_Q = torch.where(lane_Q >= 0, new_number[lane_Q.clamp(min=0) + start_Q] - start_Q, -1)
+    shuffled = dataclasses.replace(
+        batch,
+        lane_points_V2=torch.cat(points),
+        lane_point_offsets=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
+        lane_width_L=batch.lane_width_L[order],
+        lane_speed_limit_L=batch.lane_speed_limit_L[order],
+        lane_on_route_L=batch.lane_on_route_L[order],
+        links_E3=links.flip(0)[torch.argsort(row_of(batch.link_offsets).flip(0), stable=True)],
+        polygon_lane_Q=moved_Q,
+    )
+    assert_close(embed_batch(model, shuffled), embed_batch(model, batch))
+
+
+def test_other_scenes_of_the_batch_do_not_matter(model):
+    batch = random_batch(64, 5)
+    together = embed_batch(model, batch)
+    alone = torch.cat([embed_batch(model, batch.select([row])) for row in range(64)])
+    assert_close(alone, together)
+    backwards = embed_batch(model, batch.select(np.arange(63, -1, -1)))
+    assert_close(backwards.flip(0), together)
+
+
+def test_domain_and_identity_do_not_matter(model):
+    batch = random_batch(20, 6)
+    renamed = dataclasses.replace(
+        batch, domain_N=1 - batch.domain_N, scene_ids=tuple(f"other{row}" for row in range(20))
+    )
+    assert torch.equal(embed_batch(model, renamed), embed_batch(model, batch))
+
+
+def test_unseen_agents_do_not_matter(model):
+    """Padding: agents that are absent at t = 0 change nothing, whatever their numbers are."""
+    batch = random_batch(20, 7, num_agents=4)
+    absent = dataclasses.replace(batch, agent_valid_AT=batch.agent_valid_AT.clone())
+    absent.agent_valid_AT[::2, CURRENT_FRAME] = False
+    filled = dataclasses.replace(absent, agent_states_AT5=absent.agent_states_AT5.clone())
+    filled.agent_states_AT5[::2] = 7.0
+    assert_close(embed_batch(model, filled), embed_batch(model, absent))
+
+
+def _in_ego_frame(points_K2, yaw_K, ego_pose):
+    """Express map points and headings in the frame of a map pose, in float64, as every reader does."""
+    shift = points_K2 - ego_pose[:2]
+    cos, sin = np.cos(ego_pose[2]), np.sin(ego_pose[2])
+    local = np.stack([cos * shift[:, 0] + sin * shift[:, 1], cos * shift[:, 1] - sin * shift[:, 0]], axis=1)
+    turn = yaw_K - ego_pose[2]
+    return local, np.arctan2(np.sin(turn), np.cos(turn))
+
+
+@pytest.mark.parametrize("motion", [(1.0e6, -2.0e6, 2.5), (-3.0e5, 4.0e6, -0.7)])
+def test_rigid_motion_of_the_map_does_not_matter(model, motion):
+    """A scene moved and turned on the map, then cut around its ego again, has the same embedding."""
+    batch = random_batch(30, 8)
+    x, y, angle = motion
+    cos, sin = np.cos(angle), np.sin(angle)
+
+    def moved(points, yaw):
+        shape = yaw.shape
+        flat, flat_yaw = points.double().reshape(-1, 2).numpy(), yaw.double().reshape(-1).numpy()
+        turned = flat @ np.array([[cos, sin], [-sin, cos]]) + [x, y]
+        local, local_yaw = _in_ego_frame(turned, flat_yaw + angle, np.array([x, y, angle]))
+        return torch.from_numpy(local).reshape(*shape, 2).float(), torch.from_numpy(local_yaw).reshape(shape).float()
+
+    states = batch.agent_states_AT5.clone()
+    states[..., :2], states[..., 2] = moved(states[..., :2], states[..., 2])
+    line = batch.centerline_C3.clone()
+    line[:, :2], line[:, 2] = moved(line[:, :2], line[:, 2])
+    lanes, _ = moved(batch.lane_points_V2, torch.zeros(len(batch.lane_points_V2)))
+    rings, _ = moved(batch.polygon_points_W2, torch.zeros(len(batch.polygon_points_W2)))
+    again = dataclasses.replace(
+        batch, agent_states_AT5=states, centerline_C3=line, lane_points_V2=lanes, polygon_points_W2=rings
+    )
+    assert_close(embed_batch(model, again), embed_batch(model, batch))
+
+
+def _ego_alone(num_scenes):
+    batch = random_batch(num_scenes, 9, num_agents=0)
+    zeros = torch.zeros(num_scenes + 1, dtype=torch.int64)
+    empty = {
+        "lane_offsets": zeros, "lane_point_offsets": zeros[:1], "lane_points_V2": torch.zeros(0, 2),
+        "lane_width_L": torch.zeros(0), "lane_speed_limit_L": torch.zeros(0),
+        "lane_on_route_L": torch.zeros(0, dtype=torch.bool), "link_offsets": zeros,
+        "links_E3": torch.zeros(0, 3, dtype=torch.int64), "polygon_offsets": zeros, "polygon_point_offsets": zeros[:1],
+        "polygon_points_W2": torch.zeros(0, 2), "polygon_layer_Q": zeros[:0], "polygon_lane_Q": zeros[:0],
+        "polygon_on_route_Q": torch.zeros(0, dtype=torch.bool), "polygon_red_QT": torch.zeros(0, 15, dtype=torch.bool),
+        "centerline_offsets": zeros, "centerline_C3": torch.zeros(0, 3),
+    }  # fmt: skip
+    return dataclasses.replace(batch, **empty)
+
+
+@pytest.mark.parametrize("path", ["fast", "pyg"])
+def test_ego_alone_has_an_embedding(model, path):
+    z = embed_batch(model, _ego_alone(3), path)
+    assert z.shape == (3, 64)
+    assert z.isfinite().all()
+    assert float((z[0] - z[1]).abs().max()) > 1e-4  # other speeds, other embeddings
+
+
+def test_three_hundred_agents_have_an_embedding(model):
+    crowd = random_batch(2, 10, num_agents=300)
+    z = embed_batch(model, crowd)
+    assert z.isfinite().all()
+    assert_close(embed_batch(model, crowd, "pyg"), z)
+
+
+def test_embedding_sees_agents_lanes_and_controls(model):
+    batch = random_batch(40, 11, num_agents=5)
+    moved = dataclasses.replace(batch, agent_states_AT5=batch.agent_states_AT5 + 1.0)
+    wider = dataclasses.replace(batch, lane_points_V2=batch.lane_points_V2 * 1.1)
+    lit = dataclasses.replace(batch, polygon_red_QT=~batch.polygon_red_QT)
+    z = embed_batch(model, batch)
+    for changed in (moved, wider, lit):
+        assert float((embed_batch(model, changed) - z).abs().amax(dim=1).min()) > 1e-5
