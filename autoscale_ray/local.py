@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ class LocalStages:
         config: The run.
         inputs: Its pools.
         store: Where finished stages and rounds are kept.
-        observe: Called with every published round.
+        observe: Called with the history after every published round.
+        watch: Makes the context in which a stage runs, from its name; a progress line for example.
     """
 
     def __init__(
@@ -38,9 +40,11 @@ class LocalStages:
         config: RunConfig,
         inputs: Inputs,
         store: RunStore,
-        observe: Callable[[Round], None] = lambda finished: None,
+        observe: Callable[[Clusters, tuple[Round, ...]], None] = lambda clusters, history: None,
+        watch: Callable[[str], AbstractContextManager[Any]] = lambda stage: nullcontext(),
     ) -> None:
-        self.config, self.inputs, self.store, self.observe = config, inputs, store, observe
+        self.config, self.inputs, self.store = config, inputs, store
+        self.observe, self.watch = observe, watch
         self.seconds: dict[str, float] = defaultdict(float)
         self._pool_marks = inputs.identity()
         self._features_by_side: dict[str, Any] = {}
@@ -152,10 +156,10 @@ class LocalStages:
         )
         return scores_record(artifact, side, planners.seeds)
 
-    def publish(self, finished: Round) -> None:
-        """Make a finished round durable and visible."""
-        self.store.commit_round(finished.index, round_payload(finished))
-        self.observe(finished)
+    def publish(self, clusters: Clusters, history: tuple[Round, ...]) -> None:
+        """Make the newest round durable and visible."""
+        self.store.commit_round(history[-1].index, round_payload(history[-1]))
+        self.observe(clusters, history)
 
     def _train_one(self, selection: Selection, seed: int) -> Artifact:
         return self._stage(
@@ -213,7 +217,8 @@ class LocalStages:
         self, name: str, identity: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
     ) -> Artifact:
         started = time.perf_counter()
-        artifact = self.store.stage(name, identity, build)
+        with self.watch(name.replace("_", " ")):
+            artifact = self.store.stage(name, identity, build)
         self.seconds[name] += time.perf_counter() - started
         return artifact
 

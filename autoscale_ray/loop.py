@@ -43,7 +43,7 @@ def play(
     config: RunConfig,
     stages: Stages,
     clusters: Clusters,
-    weights: Mapping[str, float],
+    weights: dict[str, float],
     history: tuple[Round, ...],
 ) -> Round:
     """Play one round: choose scenes, train on them at the fixed number of steps, score on dev, publish."""
@@ -57,7 +57,7 @@ def play(
         selection=selection,
         scores=stages.evaluate(planners, clusters, "dev"),
     )
-    stages.publish(finished)
+    stages.publish(clusters, (*history, finished))
     return finished
 
 

@@ -43,6 +43,6 @@ class Stages(Protocol):
         """Score planners on the dev or test scenes."""
         ...
 
-    def publish(self, finished: Round) -> None:
-        """Make a finished round durable and visible; afterwards no reader ever misses it."""
+    def publish(self, clusters: Clusters, history: tuple[Round, ...]) -> None:
+        """Make the newest round durable and visible; afterwards no reader ever misses it."""
         ...

@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+from autoscale_ray.records import Clusters
+
 Summary = Mapping[str, Any]
 
 
@@ -61,6 +63,17 @@ def arm_table(summary: Summary) -> Table:
             points(totals["pdms"]),
             points(totals["miou"]),
         )
+    return table
+
+
+def cluster_table(clusters: Clusters) -> Table:
+    """Return the sizes of the clusters."""
+    table = Table(title=f"{len(clusters.cluster_ids)} clusters")
+    for name in ("cluster", "synthetic", "real", "dev", "dev weight"):
+        table.add_column(name, justify="left" if name == "cluster" else "right")
+    for k, name in enumerate(clusters.cluster_ids):
+        sizes = (clusters.pool_sizes_K[k], clusters.real_counts_K[k], clusters.dev_counts_K[k])
+        table.add_row(name, *(f"{size}" for size in sizes), f"{clusters.dev_weights_K[k]:.3f}")
     return table
 
 

@@ -1,0 +1,209 @@
+"""The command `autoscale`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.tree import Tree
+from tyro.conf import Positional
+
+from autoscale_ray.config import RunConfig, load_config
+from autoscale_ray.errors import AutoScaleError, ConfigError
+
+EXIT_BAD_INPUT = 2
+Preset = Literal["harm_low_deficit", "harm_high_deficit", "no_harm", "null"]
+Domain = Literal["real", "synthetic"]
+
+
+def run(
+    arguments: Positional[tuple[str, ...]] = (),
+    out: Path | None = None,
+) -> None:
+    """Run the data loop, or go on where an earlier start of the same run stopped.
+
+    Arguments are an optional YAML file and any number of overrides such as `loop.num_rounds=8`. Without a file the
+    defaults run on the built-in driving world.
+
+    Args:
+        arguments: [run.yaml] [section.field=value ...]
+        out: Folder for everything the run writes (placement.run_dir).
+    """
+    from autoscale_ray.session import run_local
+
+    run_local(_config(arguments, out), Console())
+
+
+def world(
+    out: Path,
+    preset: Preset = "harm_low_deficit",
+    seed: int = 0,
+    plot: bool = False,
+) -> None:
+    """Make the four pools of the built-in driving world, or a picture of every family.
+
+    Args:
+        out: Folder that receives the pools real, synthetic, dev and test (or the pictures).
+        preset: Where the synthetic pool is faithful, gapped or harmful; docs/world.md.
+        seed: Seed of the training pools.
+        plot: Draw every scenario family instead.
+    """
+    from autoscale_ray.world.plots import plot_families
+    from autoscale_ray.world.pools import make_pool
+
+    console = Console()
+    if plot:
+        console.print(f"drawn: {plot_families(out)}")
+        return
+    config = load_config(None, [f"world.preset={preset}", f"world.seed={seed}"]).world
+    for side in ("real", "synthetic", "dev", "test"):
+        with console.status(f"drawing {side}"):
+            manifest = make_pool(config, side, out / side)
+        console.print(f"{out / side}: {manifest.num_scenes} scenes")
+
+
+def ingest(
+    format: Positional[str],
+    path: Positional[Path],
+    out: Path,
+    domain: Domain,
+) -> None:
+    """Make a scene pool of recordings or simulations in another format.
+
+    Args:
+        format: Name of the reader, for example commonroad; an unknown name lists all.
+        path: File, folder or zip to read.
+        out: Folder of the new pool; must not exist or be empty.
+        domain: Whether the scenes count as real or synthetic.
+    """
+    from autoscale_ray.scenes.ingest import ingest as ingest_files
+
+    console = Console()
+    with console.status(f"reading {path}"):
+        manifest = ingest_files(format, path, out, domain)
+    console.print(f"{out}: {manifest.num_scenes} scenes; details with `autoscale pool info {out}`")
+
+
+def pool_info(pool: Positional[Path]) -> None:
+    """Show what a pool holds: scenes by source, log and domain, and quarantined scenes by rule.
+
+    Args:
+        pool: Folder of the pool.
+    """
+    from autoscale_ray.scenes.info import pool_info as read_info
+
+    Console().print(_tree(f"{pool}", read_info(pool)))
+
+
+def pool_plot(pool: Positional[Path], out: Path, num_scenes: int = 24, seed: int = 0) -> None:
+    """Draw a contact sheet of random scenes of a pool.
+
+    Args:
+        pool: Folder of the pool.
+        out: PNG file.
+        num_scenes: Scenes on the sheet.
+        seed: Which scenes are drawn.
+    """
+    from autoscale_ray.reporting.scene_plot import plot_pool
+
+    Console().print(f"drawn: {plot_pool(pool, out, num_scenes=num_scenes, seed=seed)}")
+
+
+def report(run_dir: Positional[Path]) -> None:
+    """Draw plots and the HTML report of a run again, finished or not.
+
+    Args:
+        run_dir: Folder of the run.
+    """
+    from autoscale_ray.session import render
+
+    Console().print(f"report: {render(run_dir)}")
+
+
+def embed(arguments: Positional[tuple[str, ...]] = (), out: Path | None = None) -> None:
+    """Embed and cluster the pools of a run and draw the map, without the loop; `run` goes on from there.
+
+    Args:
+        arguments: [run.yaml] [section.field=value ...]
+        out: Folder for everything the run writes (placement.run_dir).
+    """
+    from autoscale_ray.session import embed_local
+
+    embed_local(_config(arguments, out), Console())
+
+
+def score(
+    trajectories: Positional[Path],
+    pool: Positional[Path],
+    out: Path,
+) -> None:
+    """Score planned trajectories on the scenes of a pool by PDMS (v1) and EPDMS (v2), all sub-scores.
+
+    Args:
+        trajectories: .npz or .parquet with scene_id and poses, P x 8 x 3 (2 Hz) or P x 40 x 3 (10 Hz), in the scene frame.
+        pool: Folder of the pool.
+        out: Parquet file to write.
+    """
+    from autoscale_ray.evaluation.score_pool import score_trajectory_file
+
+    console = Console()
+    with console.status("scoring"):
+        counts = score_trajectory_file(trajectories, pool, out)
+    console.print(
+        f"{out}: {counts['scored']} trajectories scored, {counts['invalid']} reported invalid with a reason"
+    )
+
+
+def _config(arguments: Sequence[str], out: Path | None) -> RunConfig:
+    files = [item for item in arguments if "=" not in item]
+    overrides = [item for item in arguments if "=" in item]
+    if len(files) > 1:
+        raise ConfigError(files[1], "only one configuration file can be given")
+    if out is not None:
+        overrides.append(f"placement.run_dir={out}")
+    return load_config(files[0] if files else None, overrides)
+
+
+def _tree(title: str, values: Mapping[str, Any]) -> Tree:
+    tree = Tree(title)
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            branch = tree.add(f"{name}")
+            for key, item in value.items():
+                branch.add(f"{key}: {item}")
+        else:
+            tree.add(f"{name}: {value}")
+    return tree
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "world": world,
+    "ingest": ingest,
+    "pool-info": pool_info,
+    "pool-plot": pool_plot,
+    "embed": embed,
+    "score": score,
+    "report": report,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; bad input ends with one line on standard error and exit code 2."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["pool"] and len(given) > 1:  # `pool info` reads better than a command with a dash
+        given = [f"pool-{given[1]}", *given[2:]]
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="autoscale",
+            description="AutoScale (driving data mixture): choose synthetic driving scenes by closed-loop feedback.",
+            args=given or ["--help"],
+        )
+    except AutoScaleError as error:
+        print(f"autoscale: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT) from None

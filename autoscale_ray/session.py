@@ -1,0 +1,128 @@
+"""One run from its configuration to its report, in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from autoscale_ray import loop
+from autoscale_ray.artifacts import RunStore
+from autoscale_ray.config import RunConfig, dump_config, identity
+from autoscale_ray.errors import ArtifactError
+from autoscale_ray.inputs import Inputs, open_inputs
+from autoscale_ray.local import LocalStages
+from autoscale_ray.records import Clusters, Round
+from autoscale_ray.reporting.embedding_map import write_embedding_map
+from autoscale_ray.reporting.html import write_report
+from autoscale_ray.reporting.plots import write_plots
+from autoscale_ray.reporting.summary import summarise
+from autoscale_ray.reporting.tables import arm_table, cluster_table, round_table
+
+SUMMARY_FILE = "summary.json"
+REPORT_FILE = "report.html"
+
+
+def run_local(config: RunConfig, console: Console) -> dict[str, Any]:
+    """Run the loop and the final comparison, or go on where an earlier start of the same run stopped.
+
+    Args:
+        config: The run; everything is written below ``config.placement.run_dir``.
+        console: Receives progress and tables.
+
+    Returns:
+        The summary of the run.
+
+    Raises:
+        AutoScaleError: One clear line: bad configuration, pools or state.
+    """
+    run_dir, inputs, store = _open(config, console)
+    stages = LocalStages(config, inputs, store, watch=console.status)
+
+    def summary(clusters: Clusters, history: Sequence[Round], **more: Any) -> dict[str, Any]:
+        num_real = len(inputs.pools["real"])
+        return summarise(config, clusters, history, seconds=stages.seconds, num_real=num_real, **more)
+
+    def show(clusters: Clusters, history: tuple[Round, ...]) -> None:
+        write_summary(summary(clusters, history), run_dir)
+        console.print(round_table(summary(clusters, history), len(history) - 1))
+
+    stages.observe = show
+    clusters, history, final_counts = loop.run(config, stages)
+    arms = loop.compare(config, stages, clusters, history, final_counts)
+    finished = summary(clusters, history, final_counts=final_counts, arms=arms)
+    write_summary(finished, run_dir)
+    write_embedding_map(clusters, run_dir / "plots" / "embedding_map.png")
+    console.print(arm_table(finished))
+    console.print(
+        f"finished: report {render(run_dir)}, plots {run_dir / 'plots'}, rounds {run_dir / 'rounds'}"
+    )
+    return finished
+
+
+def embed_local(config: RunConfig, console: Console) -> Clusters:
+    """Embed and cluster the pools of a run and draw the map; the loop can go on from there.
+
+    Returns:
+        The clusters.
+    """
+    run_dir, inputs, store = _open(config, console)
+    stages = LocalStages(config, inputs, store, watch=console.status)
+    clusters = stages.cluster(stages.embed())
+    console.print(cluster_table(clusters))
+    console.print(f"drawn: {write_embedding_map(clusters, run_dir / 'plots' / 'embedding_map.png')}")
+    return clusters
+
+
+def _open(config: RunConfig, console: Console) -> tuple[Path, Inputs, RunStore]:
+    torch.set_num_threads(config.placement.num_threads)
+    run_dir = Path(config.placement.run_dir)
+    with console.status("opening scene pools (the built-in world draws them on the first run)"):
+        inputs = open_inputs(config, run_dir / "pools")
+    notice_budget(config, inputs, console)
+    store = RunStore.open(str(run_dir), {"config": identity(config), "pools": inputs.identity()})
+    (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    return run_dir, inputs, store
+
+
+def notice_budget(config: RunConfig, inputs: Inputs, console: Console) -> None:
+    """Say so where the budget asks for more scenes than the pool has."""
+    pool = len(inputs.pools["synthetic"])
+    if config.loop.budget > pool:
+        console.print(
+            f"loop.budget {config.loop.budget} is larger than the pool: every round uses all {pool} scenes"
+        )
+
+
+def write_summary(summary: Mapping[str, Any], run_dir: Path) -> None:
+    """Write the summary beside the run in one step."""
+    temporary = run_dir / f".{SUMMARY_FILE}.part"
+    temporary.write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
+    os.replace(temporary, run_dir / SUMMARY_FILE)
+
+
+def render(run_dir: Path) -> Path:
+    """Draw plots and report of a run, finished or not, from its summary.
+
+    Returns:
+        The report.
+
+    Raises:
+        ArtifactError: No summary there, or it is damaged.
+    """
+    path = run_dir / SUMMARY_FILE
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        plots = write_plots(summary, run_dir / "plots")
+    except FileNotFoundError as error:
+        raise ArtifactError(str(path), "no run with a finished round here") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ArtifactError(str(path), f"is damaged: {type(error).__name__} {error}") from error
+    assert plots
+    pictures = [("Embedding map", run_dir / "plots" / "embedding_map.png")]
+    return write_report(summary, run_dir / REPORT_FILE, pictures)
