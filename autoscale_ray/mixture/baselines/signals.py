@@ -1,0 +1,174 @@
+"""Which of our signals stands for which of the peers': losses, priors and the length of a round.
+
+Published rules read losses at every optimiser step of one run; our loop sees one score vector a round. A
+round therefore stands for `STEPS_PER_ROUND` published steps with the signal held, at the published step size.
+
+Legend: K clusters, T logged steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoscale_ray.errors import InvalidInputError
+from autoscale_ray.mixture.problem import (
+    ClusterInfo,
+    History,
+    Method,
+    Observation,
+    Weights,
+    align_history,
+    as_weights,
+)
+
+Float64 = NDArray[np.float64]
+
+STEPS_PER_ROUND = 100
+"""Published optimiser steps that one round stands for; at 100 the published step sizes move weights by tens
+of percent a round for losses that differ by .1, neither frozen nor one-hot."""
+
+Rule = Callable[[History, ClusterInfo, Any], Float64]
+
+
+def method_of(
+    propose: Rule,
+    final: Rule,
+    *,
+    num_search_runs: int | None = None,
+    feedback: tuple[str, ...] = ("scores_K",),
+) -> Method:
+    """Wrap two rules on arrays as a method on weights keyed by cluster id.
+
+    Args:
+        propose: Weights of the next run, any positive scale, in the order of the clusters.
+        final: Weights recommended in the end.
+        num_search_runs: Runs it can use, None = any.
+        feedback: What it reads.
+    """
+
+    def keyed(rule: Rule) -> Callable[[History, ClusterInfo, Any], Weights]:
+        def weights(history: History, info: ClusterInfo, config: Any) -> Weights:
+            return as_weights(on_simplex(rule(align_history(history, info), info, config)), info)
+
+        return weights
+
+    return Method(
+        propose=keyed(propose), final=keyed(final), num_search_runs=num_search_runs, feedback=feedback
+    )
+
+
+def without_runs(rule: Callable[[ClusterInfo], Float64]) -> Method:
+    """Wrap weights that need no run."""
+
+    def ignore_history(history: History, info: ClusterInfo, config: Any) -> Float64:
+        return rule(info)
+
+    return method_of(ignore_history, ignore_history, num_search_runs=0, feedback=())
+
+
+def on_simplex(weights_K: Float64) -> Float64:
+    """Scale weights to sum 1; equal weights where all are zero."""
+    total = weights_K.sum()
+    return weights_K / total if total > 0 else np.full(len(weights_K), 1 / len(weights_K))
+
+
+def uniform(info: ClusterInfo) -> Float64:
+    """Return equal weights."""
+    return np.full(len(info.cluster_ids), 1 / len(info.cluster_ids))
+
+
+def size_prior(info: ClusterInfo) -> Float64:
+    """Return weights in proportion to pool sizes: a plain sample of the pool."""
+    return on_simplex(info.pool_sizes_K)
+
+
+def losses(observation: Observation) -> Float64:
+    """Return the loss of every cluster: the recorded dev loss, else 1 - score; NaN = unknown."""
+    recorded_K = observation.feedback.losses_K
+    return 1 - observation.scores_K if recorded_K is None else np.asarray(recorded_K, dtype=np.float64)
+
+
+def end_losses(history: History) -> Float64:
+    """Return the losses at the end of every run, known or filled in.
+
+    An unknown loss repeats the last known one (as DoReMi does for a domain absent from a batch); before that
+    it is the mean of the known ones of its run, and 0 where a run knows nothing at all.
+
+    Args:
+        history: Runs.
+
+    Returns:
+        Runs x K, finite.
+    """
+    return _filled([losses(observation) for observation in history])
+
+
+def loss_steps(history: History) -> Float64:
+    """Return one row of losses for every step that a rule takes, filled in as `end_losses` does.
+
+    Args:
+        history: Runs; one with a logged trace gives its T rows, any other its end losses `STEPS_PER_ROUND`
+        times.
+
+    Returns:
+        Steps x K, finite.
+    """
+    rows: list[Float64] = []
+    for observation, end_K in zip(history, end_losses(history), strict=True):
+        trace_TK = observation.feedback.loss_trace_TK
+        rows += (
+            [end_K] * STEPS_PER_ROUND if trace_TK is None else list(np.asarray(trace_TK, dtype=np.float64))
+        )
+    return _filled(rows)
+
+
+def _filled(rows: list[Float64]) -> Float64:
+    filled: list[Float64] = []
+    for row_K in rows:
+        known_K = np.isfinite(row_K)
+        neutral_K = np.full(len(row_K), row_K[known_K].mean() if known_K.any() else 0.0)
+        filled.append(np.where(known_K, row_K, filled[-1] if filled else neutral_K))
+    return np.array(filled)
+
+
+def objective(observation: Observation, info: ClusterInfo) -> float:
+    """Return sum_k v_k y_k over the clusters with a known score, weights scaled to sum 1; NaN if none."""
+    known_K = np.isfinite(observation.scores_K) & (info.dev_weights_K > 0)
+    weights_K = info.dev_weights_K[known_K]
+    return (
+        float(weights_K @ observation.scores_K[known_K] / weights_K.sum()) if weights_K.size else float("nan")
+    )
+
+
+def shares(observation: Observation) -> Float64:
+    """Return the mixture that was really trained on; zeros for the real-only run."""
+    return observation.counts_K / max(observation.counts_K.sum(), 1.0)
+
+
+def searched(history: History) -> History:
+    """Return the runs with synthetic scenes."""
+    return tuple(observation for observation in history if observation.counts_K.sum() > 0)
+
+
+def latest(history: History, name: str) -> Float64 | None:
+    """Return a feedback field of the last run that recorded it, unknown entries as 0; None if no run did."""
+    for observation in reversed(history):
+        value = getattr(observation.feedback, name)
+        if value is not None:
+            return np.nan_to_num(np.asarray(value, dtype=np.float64))
+    return None
+
+
+def needs(value: Any, method: str, field: str) -> Any:
+    """Return a value that a method cannot do without.
+
+    Raises:
+        InvalidInputError: It is missing.
+    """
+    if value is None:
+        raise InvalidInputError(f"method {method}", f"needs {field}, which is not recorded")
+    return np.asarray(value, dtype=np.float64)

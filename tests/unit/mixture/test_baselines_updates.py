@@ -1,0 +1,244 @@
+"""Published updates against examples worked by hand; the arithmetic stands beside each."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autoscale_ray.mixture.baselines import fixed, laws, online, regression, selection, signals, skills
+from autoscale_ray.mixture.problem import ClusterInfo
+
+LN2, LN3 = 0.6931471805599453, 1.0986122886681098
+
+
+def _info(pool_sizes=(6, 3, 1), **extra) -> ClusterInfo:
+    count = len(pool_sizes)
+    defaults = {
+        "cluster_ids": tuple(f"c{k:02d}" for k in range(count)),
+        "budget": 10,
+        "pool_sizes_K": np.array(pool_sizes, float),
+        "dev_counts_K": np.full(count, 50.0),
+        "dev_weights_K": np.full(count, 1 / count),
+        "real_counts_K": np.full(count, 20.0),
+    }
+    return ClusterInfo(**{**defaults, **extra})
+
+
+def test_group_dro():
+    # q = (1/2, 1/2), losses (1, 0), step ln 2: factors 2 and 1 -> (2/3, 1/3)
+    assert online.group_dro_step(
+        np.array([0.5, 0.5]), np.array([1.0, 0.0]), np.ones(2), LN2
+    ) == pytest.approx([2 / 3, 1 / 3], abs=1e-12)
+    # margin 2 over n = (4, 16): adds 1 and 1/2 -> losses 1 and 1/2 + 1/2: no change
+    moved = online.group_dro_step(
+        np.array([0.3, 0.7]), np.array([0.0, 0.5]), np.array([4.0, 16]), LN2, margin=2.0
+    )
+    assert moved == pytest.approx([0.3, 0.7], abs=1e-12)
+
+
+def test_doremi():
+    # excess (1, -1) is cut to (1, 0); step ln 3 from (1/2, 1/2): (3, 1) -> (.75, .25)
+    # smoothing .1 toward (1/2, 1/2): .9 * .75 + .05 = .725
+    half = np.array([0.5, 0.5])
+    assert online.excess_loss_step(half, np.array([1.0, -1.0]), half, LN3, 0.1) == pytest.approx(
+        [0.725, 0.275], abs=1e-12
+    )
+
+
+def test_remix_smooths_toward_the_sizes():
+    # log 2 / .2 = 3.4657: excess that doubles the first weight at step .2; (.2 * 2, .8) -> (1/3, 2/3)
+    # .95 * 1/3 + .05 * .1 = .3216667
+    moved = online.excess_loss_step(
+        np.array([0.2, 0.8]), np.array([5 * LN2, 0.0]), np.array([0.1, 0.9]), online.REMIX_STEP, 0.05
+    )
+    assert moved == pytest.approx([0.95 / 3 + 0.005, 0.95 * 2 / 3 + 0.045], abs=1e-12)
+
+
+def test_doge():
+    # gradients (1, 0), (0, 2), (2, 1): Gram rows sum to 3, 6, 9; minus squares 1, 4, 5 -> 2, 2, 4
+    # mean norm (1 + 2 + sqrt 5) / 3 = 1.7453560; lr .1 -> .1145898, .1145898, .2291796
+    gradients = np.array([[1.0, 0], [0, 2], [2, 1]])
+    scores = online.doge_scores(gradients @ gradients.T, learning_rate=0.1)
+    assert scores == pytest.approx([0.1145898, 0.1145898, 0.2291796], abs=1e-7)
+    # mu .1145898 / ln 2: the last doubles once more than the others: (1, 1, 2) / 4
+    moved = online.doge_step(np.full(3, 1 / 3), scores, mu=0.11458980 / LN2)
+    assert moved == pytest.approx([0.25, 0.25, 0.5], abs=1e-6)
+
+
+def test_doge_cuts_conflicts_and_large_scores():
+    # gradients 1 and -3: -3 each -> cut to 0
+    assert online.doge_scores(np.array([[1.0, -3], [-3, 9]]), 0.1).tolist() == [0.0, 0.0]
+    # gradients 10 and 90: 900 / 50 = 18 > 5 -> 5 lr
+    assert online.doge_scores(np.array([[100.0, 900], [900, 8100]]), 0.1) == pytest.approx(
+        [0.5, 0.5], abs=1e-12
+    )
+
+
+def test_odm_credits_the_arm_that_was_pulled():
+    # arm 1 drawn with probability 1/4, reward .5: R_1 = 1 + 2
+    assert online.exp3_reward(np.array([1.0, 1.0]), np.array([0.75, 0.25]), 1, 0.5).tolist() == [1.0, 3.0]
+
+
+def test_odm_mixture():
+    # K = 2. t = 1: e_1 = min(.5, sqrt(.6931/2) = .589) = .5: all exploration
+    assert online.exp3_policy(np.array([4.0, 0.0]), 1).tolist() == [0.5, 0.5]
+    # t = 8: e_8 = sqrt(.6931472 / 16) = .2081386, e_7 = sqrt(.6931472 / 14) = .2225096
+    # exp(.2225096 * 4) = 2.4351; share 2.4351 / 3.4351 = .70889; (1 - .4162772) * .70889 + .2081386 = .62193
+    assert online.exp3_policy(np.array([4.0, 0.0]), 8) == pytest.approx([0.62193, 0.37807], abs=2e-5)
+
+
+def test_skill_it():
+    # A = [[1, .5], [0, 1]], losses of the last three rounds sum to (1, 2) (the first round is forgotten)
+    # A l = (2, 2): equal; with A = identity: exp(ln2 * (1, 2)) = (2, 4) -> (1/3, 2/3)
+    losses = np.array([[9.0, 9.0], [0.5, 1.0], [0.25, 0.5], [0.25, 0.5]])
+    graph = np.array([[1.0, 0.5], [0.0, 1.0]])
+    assert skills.skill_it_weights(graph, losses, LN2) == pytest.approx([0.5, 0.5], abs=1e-12)
+    assert skills.skill_it_weights(np.eye(2), losses, LN2) == pytest.approx([1 / 3, 2 / 3], abs=1e-12)
+
+
+def test_skill_graph_from_transfers():
+    # T[i, j]: score i per weight j. Harm (-1) is no edge; the full edge 1 -> 0 is halved, the diagonal is not
+    transfer = np.array([[4.0, 4.0], [-1.0, 2.0]])
+    assert skills.skill_graph(transfer).tolist() == [[1.0, 0.0], [0.5, 0.5]]
+
+
+def test_aioli_undoes_the_smoothing_of_the_probes():
+    # A = [[2, 0], [1, 4]]; probes (3/4, 1/4) and (1/4, 3/4): falls of loss (1.5, 1.75) and (.5, 3.25)
+    probes = np.array([[0.75, 0.25], [0.25, 0.75]])
+    falls = np.array([[1.5, 1.75], [0.5, 3.25]])
+    assert skills.aioli_matrix(probes, falls) == pytest.approx(np.array([[2.0, 0.0], [1.0, 4.0]]), abs=1e-9)
+
+
+def test_aioli():
+    # A = [[1, -1], [0, 2]]: minus its minimum -> [[2, 0], [1, 3]], / 6; columns 3/6 and 3/6: no change
+    half = np.array([0.5, 0.5])
+    assert skills.aioli_step(half, np.array([[1.0, -1], [0, 2]]), step=LN2) == pytest.approx(half, abs=1e-12)
+    # A = [[1, 0], [2, 1]] / 4: columns 3/4 and 1/4; step 2 ln 2: 2^1.5 and 2^.5 -> 2 : 1
+    assert skills.aioli_step(half, np.array([[1.0, 0], [2, 1]]), step=2 * LN2) == pytest.approx(
+        [2 / 3, 1 / 3], abs=1e-12
+    )
+    # all weight on the second row: columns 2/4 and 1/4, doubled rows (0, 2): 1 and 1/2 -> 4 : 2
+    assert skills.aioli_step(
+        half, np.array([[1.0, 0], [2, 1]]), target_K=np.array([0.0, 2.0]), step=2 * LN2
+    ) == pytest.approx([2 / 3, 1 / 3], abs=1e-12)
+
+
+def test_ado_recovers_a_power_law():
+    # L = .2 + 3 n^-.5
+    counts = np.array([4.0, 16, 64, 256, 1024])
+    floor, exponent = laws.power_law(counts, 0.2 + 3 * counts**-0.5)
+    assert exponent == pytest.approx(0.5, abs=0.03)  # grid of 1/40, floor in steps of 5 % of the least loss
+    assert floor == pytest.approx(0.2, abs=0.02)
+
+
+def test_ado_preference_and_step():
+    # prior (1/2, 1/2), slopes (3, 1), credit (1/2, 1/5): 3 * .5 = 1.5 and 1 * .4 = .4 -> 1.5/1.9
+    wanted = laws.ado_preference(np.array([0.5, 0.5]), np.array([3.0, 1.0]), np.array([0.5, 0.2]))
+    assert wanted == pytest.approx([1.5 / 1.9, 0.4 / 1.9], abs=1e-12)
+    # slopes (1, 0): the second gets the least share .01, scaled: (1, .01) / 1.01
+    assert laws.ado_preference(
+        np.array([0.5, 0.5]), np.array([1.0, 0.0]), np.array([0.5, 0.5])
+    ) == pytest.approx([1 / 1.01, 0.01 / 1.01], abs=1e-12)
+    # p = .9 (.5, .5) + .1 (.8, .2) = (.53, .47); t = 1: p_avg = (.65, .35)
+    mixture, average = laws.ado_step(np.array([0.5, 0.5]), np.array([0.8, 0.2]), 1)
+    assert mixture == pytest.approx([0.53, 0.47], abs=1e-12)
+    assert average == pytest.approx([0.65, 0.35], abs=1e-12)
+
+
+def test_mosaic_recovers_a_saturating_gain():
+    # y = .5 + .2 (1 - exp(-n / 100)); tau lies between two grid points 10 % apart
+    counts = np.array([0.0, 25, 100, 400])
+    gain, tau = laws.saturating_gain(counts, 0.5 + 0.2 * (1 - np.exp(-counts / 100)), unit=100.0)
+    assert gain == pytest.approx(0.2, abs=0.01)
+    assert tau == pytest.approx(100, rel=0.06)
+    assert laws.saturating_gain(counts, 0.5 - counts / 1000, unit=100.0)[0] == 0.0  # never below zero
+
+
+def test_mosaic_spends_scene_by_scene_on_the_largest_gain():
+    # e^-(1/tau) = 1/2 for both: gains of the first 4, 2, 1, .5, ...; of the second 1.5, .75, .375, ...
+    # sorted: 4, 2, 1.5, 1, .75, .5: six scenes are four and two
+    tau = 1 / LN2
+    counts = laws.greedy_counts(np.array([8.0, 3.0]), np.array([tau, tau]), np.array([99.0, 99.0]), 6)
+    assert counts.tolist() == [4, 2]
+    # a cap of two on the first sends the rest to the second
+    counts = laws.greedy_counts(np.array([8.0, 3.0]), np.array([tau, tau]), np.array([2.0, 99.0]), 6)
+    assert counts.tolist() == [2, 4]
+
+
+def test_farthest_first():
+    # points 0, 1, 4, 10 from 0: 10 (at 10), then 4 (4 from 0), then 1 (1 from 0)
+    rows, radii = selection.farthest_first(np.array([[0.0], [1], [4], [10]]), 0, 4)
+    assert rows.tolist() == [0, 3, 2, 1]
+    assert radii.tolist() == [np.inf, 10, 4, 1]
+
+
+def test_coreset_share():
+    # as above, the largest pool at 0; its own radius counts as 10: (10, 1, 4, 10) / 25
+    info = _info((9, 1, 1, 1), descriptors_KD=np.array([[0.0], [1], [4], [10]]))
+    assert selection.coreset_share(info) == pytest.approx([0.4, 0.04, 0.16, 0.4], abs=1e-12)
+
+
+def test_entropy():
+    # (1/2, 1/4, 1/4): 1/2 ln 2 + 2 * 1/4 * 2 ln 2 = 1.5 ln 2
+    assert selection.entropy(np.array([[0.5, 0.25, 0.25], [1, 0, 0]])) == pytest.approx(
+        [1.5 * LN2, 0], abs=1e-12
+    )
+
+
+def test_leverage_scores():
+    # X = diag(2, 1), ridge 1, K = 2: 4 / (4 + 2) = 2/3 and 1 / (1 + 2) = 1/3; they already sum to 1
+    scores = selection.leverage_scores(np.array([[2.0, 0], [0, 1]]), ridge=1.0)
+    assert scores == pytest.approx([2 / 3, 1 / 3], abs=1e-12)
+
+
+def test_chameleon():
+    # X = diag(a, b) with a^2 = 40, b^2 = 10, ridge 10, K = 2: 40/60 and 10/30 -> 2/3 and 1/3
+    # logits 1.5/5 and 3/5: ratio exp(.3) = 1.3498588 for the common one
+    info = _info((1, 1), descriptors_KD=np.diag(np.sqrt([40.0, 10.0])))
+    assert selection.chameleon_share(info) == pytest.approx([1 / 2.3498588, 1.3498588 / 2.3498588], abs=1e-7)
+
+
+def test_tag_share():
+    # tag a: 3 of 4 scenes in the first cluster; tag b: all in the third: ((.75, .25, 0) + (0, 0, 1)) / 2
+    info = _info(tag_counts_KG=np.array([[3.0, 0, 0], [1, 0, 0], [0, 5, 0]]))
+    assert fixed.tag_share(info) == pytest.approx([0.375, 0.125, 0.5], abs=1e-12)
+
+
+def test_ridge_by_hand():
+    # centred mixtures (+-1/2, -+1/2), scores +-1: X'X + 1/2 I acts as 1 + 1/2 on (1, -1)/sqrt 2
+    # slope along it: sqrt 2 / 1.5 -> b = (2/3, -2/3); intercept 2 - b.(1/2, 1/2) = 2
+    slope, intercept = regression.ridge(np.array([[1.0, 0], [0, 1]]), np.array([3.0, 1.0]), 0.5)
+    assert slope == pytest.approx([2 / 3, -2 / 3], abs=1e-12)
+    assert intercept == pytest.approx(2.0, abs=1e-12)
+
+
+def test_chosen_penalty_trusts_exact_data_and_not_noise():
+    rng = np.random.default_rng(0)
+    mixtures = rng.dirichlet(np.ones(4), 30)
+    exact = mixtures @ np.array([1.0, 2, 3, 4])
+    assert regression.chosen_penalty(mixtures, exact) == regression.PENALTIES[0]
+    assert regression.chosen_penalty(mixtures, rng.standard_normal(30)) > 0.1
+
+
+def test_dirichlet_design_keeps_its_rules():
+    prior = np.array([0.02, 0.08, 0.3, 0.6])
+    drawn = regression.dirichlet_mixtures(prior, 4000, np.random.default_rng(0))
+    assert drawn.shape == (4000, 4)
+    assert drawn.sum(axis=1) == pytest.approx(np.ones(4000), abs=1e-12)
+    assert (drawn <= 15 * prior + 1e-9).all()
+    assert ((drawn == 0) | (drawn >= 2e-4)).all()
+    softened = np.sqrt(prior) / np.sqrt(prior).sum()  # Dirichlet mean, but for the rule on the first
+    assert drawn.mean(axis=0)[1:] == pytest.approx(softened[1:], abs=0.05)
+
+
+def test_losses_are_recorded_ones_or_what_is_missing_from_the_score():
+    from autoscale_ray.mixture.problem import Feedback, Observation
+
+    base = {"cluster_ids": ("a", "b"), "counts_K": np.ones(2), "score_se_K": np.full(2, 0.1)}
+    scored = Observation(**base, scores_K=np.array([0.75, np.nan]))
+    logged = Observation(
+        **base, scores_K=np.array([0.75, 0.5]), feedback=Feedback(losses_K=np.array([2.0, np.nan]))
+    )
+    assert signals.losses(logged)[0] == 2.0
+    # unknown: at first the mean of its row, later the last known
+    assert signals.end_losses((scored, logged)).tolist() == [[0.25, 0.25], [2.0, 0.25]]
