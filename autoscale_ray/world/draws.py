@@ -55,7 +55,7 @@ def jitter_cube(points_ND: np.ndarray, width: float, seed: np.random.SeedSequenc
 
 @final
 class Draw:
-    """Reads the coordinates of N cube points one column after the other, as values of chosen distributions."""
+    """Reads the coordinates of N cube points column by column, as values of chosen distributions."""
 
     def __init__(self, cube_ND: np.ndarray, first: int = 0) -> None:
         self._cube_ND = cube_ND

@@ -85,7 +85,7 @@ def ego_poses(situation: Situation, detour: Detour | None, station_NX: np.ndarra
 
 
 def leaders(situation: Situation, travel_NAT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return rear-bumper station (N, J) and speed (N, J) of the nearest vehicle or bicycle ahead on the route."""
+    """Return rear-bumper station and speed, each (N, J), of the nearest vehicle or bicycle ahead."""
     traffic = situation.traffic
     station = traffic.station[..., None] + traffic.direction[..., None] * travel_NAT[..., FIRST_FUTURE:]
     phase = (TIMES_S[FIRST_FUTURE:] - traffic.shift_from_s[..., None]) / traffic.shift_for_s[..., None]
@@ -218,7 +218,7 @@ def _judge(
     situation: Situation, ego: _Candidates, station_NCT: np.ndarray, agents_NAT5: np.ndarray
 ) -> _Judgement:
     poses = ego.poses_NCT4[:, :, :NUM_JUDGED]
-    offset_NCT, speed_NCT = poses[..., 3], ego.speed_NCT[:, :, :NUM_JUDGED]
+    offset_NCT = poses[..., 3]
     hit_s_NC, near_NC = _collisions(situation, ego, agents_NAT5)
     half = 0.5 * EGO_WIDTH_M + 0.1
     widest_NC, narrowest_NC = offset_NCT.max(axis=-1), offset_NCT.min(axis=-1)
@@ -313,7 +313,7 @@ def _overlaps(
 def _boxes_overlap(
     along: np.ndarray, across: np.ndarray, turn: np.ndarray, half_length: np.ndarray, half_width: np.ndarray
 ) -> np.ndarray:
-    """Separating axis test of the grown ego box at the origin and a box at (along, across) turned by `turn`."""
+    """Separating axis test of the grown ego box at the origin and a turned box at (along, across)."""
     own_length, own_width = 0.5 * EGO_LENGTH_M + LONG_MARGIN_M, 0.5 * EGO_WIDTH_M + SIDE_MARGIN_M
     c, s = np.abs(np.cos(turn)), np.abs(np.sin(turn))
     apart = np.abs(along) > own_length + half_length * c + half_width * s

@@ -1,4 +1,4 @@
-"""The scenario families by name, with the number of layout variants of each and whether it weighs as safety."""
+"""The scenario families by name, with their numbers of layouts and whether they weigh as safety."""
 
 from __future__ import annotations
 

@@ -93,7 +93,9 @@ def red_light(draw: Draw, variant: int) -> Situation:
     distance_N = half_N + EGO_FRONT_M + gap_N
     road = intersection(distance_N, width_N, limit_N, num_lanes=num_lanes, signals=True)
     mood_N = draw.unit()
-    until_N = np.where(mood_N < 0.6, np.inf, np.where(mood_N < 0.7, draw.uniform(0.4, 2.5), -np.inf))
+    until_N = np.where(
+        mood_N < 0.6, np.inf, np.where(mood_N < 0.7, 0.5 * np.ceil(draw.uniform(0.5, 4.5)), -np.inf)
+    )
     line_N = distance_N - half_N
     waiting_N = draw.chance(0.3) & (gap_N > 16.0) & (mood_N < 0.7)
     flows_N = mood_N < 0.6

@@ -133,10 +133,17 @@ def rotate_quarter(points: np.ndarray, quarters: int) -> np.ndarray:
 
 def offset_polyline(points_NP2: np.ndarray, offset_N: float | np.ndarray) -> np.ndarray:
     """Shift polylines to their left by `offset_N` metres (negative: right)."""
-    steps = np.gradient(points_NP2, axis=1)
+    # Second order at the ends: the borders of two pieces of a bend must meet, a wedge is not drivable.
+    steps = np.gradient(points_NP2, axis=1, edge_order=min(2, points_NP2.shape[1] - 1))
     steps /= np.maximum(np.linalg.norm(steps, axis=-1, keepdims=True), 1e-9)
     left = np.stack([-steps[..., 1], steps[..., 0]], axis=-1)
     return points_NP2 + np.asarray(offset_N, dtype=float).reshape(-1, 1, 1) * left
+
+
+def offset_poses(poses_NP3: np.ndarray, offset_N: float | np.ndarray) -> np.ndarray:
+    """Shift poses to their left by `offset_N` metres and return the points (N, P, 2)."""
+    left = np.stack([-np.sin(poses_NP3[..., 2]), np.cos(poses_NP3[..., 2])], axis=-1)
+    return poses_NP3[..., :2] + np.asarray(offset_N, dtype=float).reshape(-1, 1, 1) * left
 
 
 def strip(points_NP2: np.ndarray, left_N: float | np.ndarray, right_N: float | np.ndarray) -> np.ndarray:
@@ -182,6 +189,6 @@ def poses_at(
 
 
 def smooth_step(u: np.ndarray) -> np.ndarray:
-    """Return the quintic 10u^3 - 15u^4 + 6u^5, 0 below 0 and 1 above 1, with zero slope and curvature at both ends."""
+    """Return the quintic 10u^3 - 15u^4 + 6u^5, 0 below 0 and 1 above 1: flat and straight at both ends."""
     u = np.clip(u, 0.0, 1.0)
     return u * u * u * (10.0 - u * (15.0 - 6.0 * u))

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from autoscale_ray.config import WorldConfig
 from autoscale_ray.errors import ConfigError
@@ -82,14 +81,31 @@ def make_pool(config: WorldConfig, side: Side, out: str | Path) -> PoolManifest:
     check_config(config)
     plan = plan_side(config, side)
     truths: list[pa.Table] = []
-    manifest = write_pool(out, _tables(config, plan, truths))
-    truth = pa.concat_tables(truths)
-    pq.write_table(truth, Path(out) / "truth.parquet", compression="zstd")
-    if side in ("dev", "test"):
-        weight = evaluation_weights(truth["family"].to_pylist(), config.preset)
-        weights = pa.table({"scene_id": truth["scene_id"], "weight": pa.array(weight, pa.float64())})
-        pq.write_table(weights, Path(out) / "weights.parquet", compression="zstd")
-    return manifest
+    return write_pool(
+        out, _tables(config, plan, truths), side_tables=_SideTables(config.preset, side, truths)
+    )
+
+
+@final
+class _SideTables(Mapping[str, pa.Table]):
+    """Truth and weights, put together when the writer asks for them, after the last scene."""
+
+    def __init__(self, preset: str, side: Side, truths: list[pa.Table]) -> None:
+        self._preset, self._truths = preset, truths
+        self._names = ("truth", "weights") if side in ("dev", "test") else ("truth",)
+
+    def __getitem__(self, name: str) -> pa.Table:
+        truth = pa.concat_tables(self._truths)
+        if name == "truth":
+            return truth
+        weight = evaluation_weights(truth["family"].to_pylist(), self._preset)
+        return pa.table({"scene_id": truth["scene_id"], "weight": pa.array(weight, pa.float64())})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def evaluation_weights(families: list[str], preset: str = "harm_low_deficit") -> np.ndarray:

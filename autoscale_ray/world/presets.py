@@ -95,7 +95,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def counts(shares: dict[str, float], total: int) -> dict[str, int]:
-    """Split `total` by largest remainder, ties to the earlier name; every family of `shares` keeps its place."""
+    """Split `total` by largest remainder, ties to the earlier name."""
     whole = sum(shares.values())
     exact = {name: total * share / whole for name, share in shares.items()}
     result = {name: int(value) for name, value in exact.items()}

@@ -66,7 +66,7 @@ def _scene(
 def background(
     draw: Draw, road: Road, speed_N: np.ndarray, lanes: tuple[int, int], rear: bool = True
 ) -> list[dict]:
-    """Return slots that are there for company: two oncoming vehicles, a follower, a walker on the pavement."""
+    """Return slots for company: two oncoming vehicles, a walker on the pavement, a follower."""
     num_lanes, ego_lane = lanes
     oncoming_N = (num_lanes - ego_lane) * road.width_N
     first_N, pace_N = draw.uniform(5.0, 60.0), draw.uniform(6.0, 11.0)

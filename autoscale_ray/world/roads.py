@@ -11,6 +11,7 @@ Shape legend: N scenes, M paths, S stations, P vertices, W ring vertices.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from autoscale_ray.world.paths import (
     bezier,
     line,
     offset_polyline,
+    offset_poses,
     path_from_curvature,
     path_through,
     poses_at,
@@ -68,7 +70,7 @@ class Road:
     limit_N: np.ndarray
     left_room_N: np.ndarray
     right_room_N: np.ndarray
-    """Drivable room to the left and right of the route, m, as far as an expert that leaves its lane may use it."""
+    """Drivable room to the left and right of the route, m, as far as the expert may use it."""
 
 
 def _road(
@@ -114,10 +116,10 @@ def corridor(
     links: list[tuple[tuple, tuple, int]] = []
     for piece, poses in enumerate(pieces):
         for i in range(num_lanes):
-            shifted = offset_polyline(poses[..., :2], (i - ego_lane) * width_N)
+            shifted = offset_poses(poses, (i - ego_lane) * width_N)
             lanes["ahead", i, piece] = Lane(shifted, on_route=True)
         for i in range(num_oncoming):
-            shifted = offset_polyline(poses[..., :2], (num_lanes - ego_lane + i) * width_N)
+            shifted = offset_poses(poses, (num_lanes - ego_lane + i) * width_N)
             lanes["oncoming", i, piece] = Lane(shifted[:, ::-1])
     for direction, count, order in (("ahead", num_lanes, (0, 1)), ("oncoming", num_oncoming, (1, 0))):
         links += [((direction, i, order[0]), (direction, i, order[1]), SUCCESSOR) for i in range(count)]
@@ -139,7 +141,7 @@ def _stations(first_m: float, last_m: float, step_m: int = 5) -> slice:
 
 def _neighbours(right_to_left: list[tuple], num_pieces: int) -> list[tuple[tuple, tuple, int]]:
     links = []
-    for right, left in zip(right_to_left, right_to_left[1:], strict=False):
+    for right, left in pairwise(right_to_left):
         for piece in range(num_pieces):
             links.append(((*right, piece), (*left, piece), LEFT))
             links.append(((*left, piece), (*right, piece), RIGHT))
@@ -151,12 +153,17 @@ def _corridor_blocks(
 ) -> list[Area]:
     areas = []
     for poses in pieces:
-        points = poses[..., :2]
         border_N = middle_N if oncoming else left_N
-        areas.append(Area(strip(points, border_N, -right_N), ROADBLOCK))
+        areas.append(Area(_band(poses, border_N, -right_N), ROADBLOCK))
         if oncoming:
-            areas.append(Area(strip(points, left_N, middle_N), ROADBLOCK))
+            areas.append(Area(_band(poses, left_N, middle_N), ROADBLOCK))
     return areas
+
+
+def _band(poses_NP3: np.ndarray, left_N: np.ndarray, right_N: np.ndarray) -> np.ndarray:
+    return np.concatenate(
+        [offset_poses(poses_NP3, right_N), offset_poses(poses_NP3, left_N)[:, ::-1]], axis=1
+    )
 
 
 def _crosswalk(route_NS3: np.ndarray, station_N: np.ndarray, left_N: np.ndarray, right_N: np.ndarray) -> Area:
@@ -178,7 +185,7 @@ def merge(ramp_end_N: np.ndarray, width_N: np.ndarray, limit_N: np.ndarray, bend
     """
     num = len(width_N)
     along_NP = np.broadcast_to(np.arange(-60.0, 20.0, 4.0), (num, 20))
-    ramp_y = -width_N[:, None] - bend_N[:, None] * np.minimum(along_NP + 20.0, 0.0) ** 2
+    ramp_y = -width_N[:, None] - bend_N[:, None] * np.minimum(along_NP + 8.0, 0.0) ** 2
     ramp_back = np.stack([along_NP, ramp_y], axis=-1)
     ahead_NP = np.linspace(20.0, ramp_end_N, 8, axis=1)
     ramp_ahead = np.stack([ahead_NP, np.broadcast_to(-width_N[:, None], ahead_NP.shape)], axis=-1)
@@ -359,6 +366,8 @@ def _junction_route(
 
 ENTRY_ANGLE_RAD = np.deg2rad(40.0)
 ENTRY_RUN_M = 16.0
+_JOIN_RAD, _LEAVE_RAD = np.pi + ENTRY_ANGLE_RAD, np.pi - ENTRY_ANGLE_RAD
+"""Where the lanes of the west arm meet the ring."""
 
 
 def roundabout(
@@ -405,9 +414,9 @@ def roundabout(
             )
         following = (arm + 1) % 4
         chain = [("in", arm), ("entry", arm), ("gap", arm), ("exit", following), ("out", following)]
-        links += [(a, b, SUCCESSOR) for a, b in zip(chain, chain[1:], strict=False)]
+        links += [(a, b, SUCCESSOR) for a, b in pairwise(chain)]
         links += [(("gap", arm), ("ring", following), SUCCESSOR), (("ring", arm), ("gap", arm), SUCCESSOR)]
-    areas = [area for arm in range(4) for area in _roundabout_areas(lanes, width_N, arm)]
+    areas = [area for arm in range(4) for area in _roundabout_areas(lanes, radius_N, width_N, arm)]
     paths = _roundabout_paths(lanes, radius_N, distance_N, exit_arm)
     return _road(lanes, links, areas, paths, width_N, limit_N, (0.5 * width_N, 0.5 * width_N + SHOULDER_M))
 
@@ -416,7 +425,7 @@ def _roundabout_arm(radius_N: np.ndarray, width_N: np.ndarray) -> dict[str, np.n
     num = len(radius_N)
     near_N = radius_N + ENTRY_RUN_M
     y_N = 0.5 * width_N
-    join, leave = np.pi + ENTRY_ANGLE_RAD, np.pi - ENTRY_ANGLE_RAD
+    join, leave = _JOIN_RAD, _LEAVE_RAD
     joined = _pose(num, radius_N * np.cos(join), radius_N * np.sin(join), join - 1.5 * np.pi)
     left = _pose(num, radius_N * np.cos(leave), radius_N * np.sin(leave), leave + 0.5 * np.pi)
     return {
@@ -434,27 +443,35 @@ def _arc(radius_N: np.ndarray, first_rad: float, last_rad: float, num_points: in
     return radius_N[:, None, None] * np.stack([np.cos(angle_P), np.sin(angle_P)], axis=-1)
 
 
-def _roundabout_areas(lanes: dict[tuple, Lane], width_N: np.ndarray, arm: int) -> list[Area]:
+def _roundabout_areas(
+    lanes: dict[tuple, Lane], radius_N: np.ndarray, width_N: np.ndarray, arm: int
+) -> list[Area]:
     outer_N = 0.5 * width_N + SHOULDER_M
     ring_N = 0.5 * width_N + 0.9
     areas = [
-        Area(strip(lanes["ring", arm].points_NP2, ring_N, -ring_N), ROADBLOCK),
-        Area(strip(lanes["gap", arm].points_NP2, ring_N, -ring_N), ROADBLOCK),
-        Area(strip(lanes["in", arm].points_NP2, 0.5 * width_N, -outer_N), ROADBLOCK),
-        Area(strip(lanes["out", arm].points_NP2, 0.5 * width_N, -outer_N), ROADBLOCK),
-    ]
-    for kind in ("entry", "exit"):
-        areas.append(
-            Area(strip(lanes[kind, arm].points_NP2, 0.5 * width_N + 1.0, -outer_N - 0.6), INTERSECTION)
+        Area(
+            strip(rotate_quarter(_arc(radius_N, first - 0.03, last + 0.03, 13), arm), ring_N, -ring_N),
+            ROADBLOCK,
         )
-    return areas
+        for first, last in ((_LEAVE_RAD, _JOIN_RAD), (_JOIN_RAD, _LEAVE_RAD + np.pi / 2))
+    ]
+    for kind in ("in", "out"):
+        areas.append(Area(strip(lanes[kind, arm].points_NP2, 0.5 * width_N, -outer_N), ROADBLOCK))
+    mouths = [_stretched(lanes[kind, arm].points_NP2) for kind in ("entry", "exit")]
+    return areas + [Area(strip(mouth, 0.5 * width_N + 1.0, -outer_N - 0.6), INTERSECTION) for mouth in mouths]
+
+
+def _stretched(points_NP2: np.ndarray) -> np.ndarray:
+    """Lengthen polylines straight by one piece at both ends, so that their areas overlap the neighbours'."""
+    first, last = 2 * points_NP2[:, :1] - points_NP2[:, 1:2], 2 * points_NP2[:, -1:] - points_NP2[:, -2:-1]
+    return np.concatenate([first, points_NP2, last], axis=1)
 
 
 def _roundabout_paths(
     lanes: dict[tuple, Lane], radius_N: np.ndarray, distance_N: np.ndarray, exit_arm: int
 ) -> list[np.ndarray]:
     num = len(radius_N)
-    join, leave = np.pi + ENTRY_ANGLE_RAD, np.pi - ENTRY_ANGLE_RAD
+    join, leave = _JOIN_RAD, _LEAVE_RAD
     until = leave + exit_arm * np.pi / 2
     entry = lanes["entry", 0].points_NP2
     back = np.stack([distance_N + _BEFORE_M, np.zeros(num)], axis=-1)
@@ -471,8 +488,11 @@ def _roundabout_paths(
     north = np.concatenate([north_entry, north_arc[:, 1:]], axis=1)
     north_length_N = _length(north_entry) + radius_N * np.pi / 2
     west = np.concatenate(
-        [_arc(radius_N, leave - 0.9 * np.pi, leave, 50), lanes["exit", 0].points_NP2[:, 1:]]
-        + [lanes["out", 0].points_NP2[:, -1:]],
+        [
+            _arc(radius_N, leave - 0.9 * np.pi, leave, 50),
+            lanes["exit", 0].points_NP2[:, 1:],
+            lanes["out", 0].points_NP2[:, -1:],
+        ],
         axis=1,
     )
     return [

@@ -24,7 +24,7 @@ LEFT_TURN, FORWARD, RIGHT_TURN = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Detour:
-    """A lateral option of the expert: offset reached between two stations and given up between two later ones."""
+    """A lateral option of the expert: an offset taken between two stations, given up between two others."""
 
     offset_N: np.ndarray
     out_from_N: np.ndarray

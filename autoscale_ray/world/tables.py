@@ -59,7 +59,7 @@ def scene_table(driven: Driven, identity: Identity) -> pa.Table:
 
 
 def _array(values, column_type: pa.DataType, num: int) -> pa.Array:
-    """Return a column: a dense array is cut into equal lists, a pair (counts, values) into lists of those lengths."""
+    """Return a column; a dense array is cut into equal lists, (counts, values) into lists of those lengths."""
     if not pa.types.is_list(column_type):
         if isinstance(values, np.ndarray):
             values = values.astype(column_type.to_pandas_dtype())
@@ -209,7 +209,7 @@ def _polygon_columns(situation: Situation, origin: np.ndarray) -> dict[str, np.n
 
 
 def red_frames(situation: Situation, road: Road, num_polygons: int) -> np.ndarray:
-    """Return which polygons are red in which frames (N, Q, T): the crossing road is red while the ego is not."""
+    """Return which polygons are red when (N, Q, T); the crossing road is red while the ego is not."""
     red = np.zeros((situation.num_scenes, num_polygons, NUM_FRAMES), bool)
     if situation.signal is None:
         return red

@@ -1,0 +1,197 @@
+"""Pictures of the world: a sheet with a few scenes of every family, the ego travelling up the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.figure import Figure
+
+from autoscale_ray.scenes.schema import AGENT_TYPES, CURRENT_FRAME, NUM_FRAMES, POLYGON_LAYERS
+from autoscale_ray.world.families import FAMILIES
+from autoscale_ray.world.pools import generate
+
+PAPER, ROAD, JUNCTION, ZEBRA, MARKING = "#e9ede4", "#c3c6ca", "#b3b7bc", "#f7f7f2", "#8b9096"
+ROUTE, EGO, RED, LIGHT_GREEN = "#3b7dd8", "#c02626", "#e03131", "#2f9e44"
+AGENT_COLORS = {"vehicle": "#2b3a55", "pedestrian": "#d97706", "bicycle": "#0f9d8a"}
+STATIC_COLOR = "#7b4fa3"
+BEHIND_M, AHEAD_M, SIDE_M = 26.0, 60.0, 30.0
+
+Scene = Mapping[str, np.ndarray]
+
+
+def plot_families(out_dir: str | Path, seed: int = 0, scenes_per_family: int = 2) -> Path:
+    """Draw scenes of every family on one sheet.
+
+    Args:
+        out_dir: Folder for `families.png`; made if absent.
+        seed: Seed of the scenes.
+        scenes_per_family: Scenes drawn of each family, >= 1.
+
+    Returns:
+        Path of the picture.
+    """
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    panels = [
+        (f"{name.replace('_', ' ')} {i + 1}", scene)
+        for name in FAMILIES
+        for i, scene in enumerate(scene_rows(generate(name, scenes_per_family, seed, side="dev")))
+    ]
+    columns = 3 * scenes_per_family
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(2.6 * columns, 3.9 * rows + 0.4), facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, (title, scene) in zip(axes, panels, strict=False):
+        draw_scene(axis, scene)
+        axis.set_title(title, fontsize=10)
+    figure.text(0.01, 0.004, _LEGEND, fontsize=9)
+    figure.subplots_adjust(0.01, 0.03, 0.99, 0.975, 0.04, 0.09)
+    path = folder / "families.png"
+    figure.savefig(path, dpi=100)
+    return path
+
+
+_LEGEND = (
+    "red box: ego, dots: its history, red line: the expert's next 4 s; blue: route; boxes: agents now, lines: "
+    "past (thin) and next 4 s (thick); orange: pedestrian, green: cyclist, violet: static; dots at a junction: "
+    "traffic lights, large for the ego's"
+)
+
+
+def scene_rows(table) -> list[dict[str, np.ndarray]]:
+    """Return scenes of a table as plain arrays shaped by the schema's strides."""
+    scenes = []
+    for row in table.to_pylist():
+        arrays = {name: np.asarray(value) for name, value in row.items()}
+        arrays["ego_states"] = arrays["ego_states"].reshape(NUM_FRAMES, 7)
+        arrays["agent_states"] = arrays["agent_states"].reshape(-1, NUM_FRAMES, 5)
+        arrays["agent_valid"] = arrays["agent_valid"].reshape(-1, NUM_FRAMES)
+        arrays["agent_size"] = arrays["agent_size"].reshape(-1, 2)
+        arrays["polygon_red"] = arrays["polygon_red"].reshape(-1, NUM_FRAMES)
+        for name in ("lane_points", "polygon_points"):
+            arrays[name] = arrays[name].reshape(-1, 2)
+        arrays["centerline"] = arrays["centerline"].reshape(-1, 3)
+        scenes.append(arrays)
+    return scenes
+
+
+def draw_scene(axis: Axes, scene: Scene) -> None:
+    """Draw one scene with the ego heading up."""
+    _draw_ground(axis, scene)
+    centre = _turned(scene["centerline"][:, :2])
+    axis.plot(*centre.T, color=ROUTE, lw=1.3, alpha=0.8, zorder=3)
+    _draw_lights(axis, scene)
+    for i in range(len(scene["agent_type"])):
+        _draw_agent(axis, scene, i)
+    _draw_ego(axis, scene)
+    axis.set_xlim(-SIDE_M, SIDE_M)
+    axis.set_ylim(-BEHIND_M, AHEAD_M)
+    axis.set_aspect("equal")
+
+
+def _turned(points: np.ndarray) -> np.ndarray:
+    """Rotate so that the ego's x axis points up the page."""
+    return np.stack([-points[..., 1], points[..., 0]], axis=-1)
+
+
+def _pieces(points: np.ndarray, offsets: np.ndarray) -> list[np.ndarray]:
+    return [_turned(points[a:b]) for a, b in pairwise(offsets)]
+
+
+def _draw_ground(axis: Axes, scene: Scene) -> None:
+    window = [[-SIDE_M, -BEHIND_M], [SIDE_M, -BEHIND_M], [SIDE_M, AHEAD_M], [-SIDE_M, AHEAD_M]]
+    axis.add_collection(PolyCollection([window], facecolors=PAPER, zorder=0))
+    rings = _pieces(scene["polygon_points"], scene["polygon_offsets"])
+    layer = np.array([POLYGON_LAYERS[i] for i in scene["polygon_layer"]])
+    for name, color, order in (("roadblock", ROAD, 1.0), ("intersection", JUNCTION, 1.1)):
+        chosen = [ring for ring, kind in zip(rings, layer, strict=True) if kind == name]
+        axis.add_collection(PolyCollection(chosen, facecolors=color, zorder=order))
+    borders = [np.vstack([r, r[:1]]) for r, kind in zip(rings, layer, strict=True) if kind == "lane"]
+    axis.add_collection(LineCollection(borders, colors=MARKING, linewidths=0.6, zorder=1.3))
+    lanes = _pieces(scene["lane_points"], scene["lane_offsets"])
+    axis.add_collection(
+        LineCollection(lanes, colors="white", linewidths=0.7, linestyles=(0, (4, 4)), zorder=1.4)
+    )
+    for ring in (r for r, kind in zip(rings, layer, strict=True) if kind == "crosswalk"):
+        axis.add_collection(PolyCollection(_zebra(ring), facecolors=ZEBRA, zorder=1.5))
+
+
+def _zebra(ring: np.ndarray) -> list[np.ndarray]:
+    """Return the white bars of a crossing: strips along the shorter pair of sides."""
+    a, b, c, d = ring
+    if np.linalg.norm(b - a) > np.linalg.norm(d - a):
+        a, b, c, d = b, c, d, a
+    num_bars = max(3, int(np.linalg.norm(d - a) / 1.0))
+    share = np.linspace(0.0, 1.0, 2 * num_bars)
+    low, high = a + share[:, None] * (d - a), b + share[:, None] * (c - b)
+    return [np.stack([low[i], high[i], high[i + 1], low[i + 1]]) for i in range(0, 2 * num_bars - 1, 2)]
+
+
+def _draw_lights(axis: Axes, scene: Scene) -> None:
+    layer = scene["polygon_layer"]
+    connector = POLYGON_LAYERS.index("lane_connector")
+    red_now = scene["polygon_red"][:, CURRENT_FRAME]
+    if not scene["polygon_red"].any():
+        return
+    for i in np.flatnonzero(layer == connector):
+        a, b = (
+            scene["lane_offsets"][scene["polygon_lane"][i]],
+            scene["lane_offsets"][scene["polygon_lane"][i] + 1],
+        )
+        start = _turned(scene["lane_points"][a:b])[0]
+        color = RED if red_now[i] else LIGHT_GREEN
+        axis.scatter(*start, s=26 if scene["polygon_on_route"][i] else 9, color=color, zorder=6, linewidths=0)
+
+
+def _box(x: float, y: float, yaw: float, length: float, width: float) -> np.ndarray:
+    corners = 0.5 * np.array([[length, width], [-length, width], [-length, -width], [length, -width]])
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    turned = corners @ np.array([[cos, sin], [-sin, cos]])
+    return _turned(turned + np.array([x, y]))
+
+
+def _draw_agent(axis: Axes, scene: Scene, number: int) -> None:
+    states, valid = scene["agent_states"][number], scene["agent_valid"][number].astype(bool)
+    color = AGENT_COLORS.get(AGENT_TYPES[scene["agent_type"][number]], STATIC_COLOR)
+    past, future = (
+        valid & (np.arange(NUM_FRAMES) <= CURRENT_FRAME),
+        valid & (np.arange(NUM_FRAMES) >= CURRENT_FRAME),
+    )
+    future[CURRENT_FRAME + 9 :] = False
+    axis.plot(*_turned(states[past, :2]).T, color=color, lw=0.8, alpha=0.8, zorder=4)
+    axis.plot(*_turned(states[future, :2]).T, color=color, lw=2.0, alpha=0.35, zorder=4)
+    if not valid[CURRENT_FRAME]:
+        return
+    ring = _box(*states[CURRENT_FRAME, :3], *scene["agent_size"][number])
+    axis.add_collection(
+        PolyCollection([ring], facecolors=color, edgecolors="white", linewidths=0.4, zorder=5)
+    )
+    x, y, yaw = states[CURRENT_FRAME, :3]
+    nose = np.array(
+        [
+            [x, y],
+            [
+                x + 0.5 * np.cos(yaw) * scene["agent_size"][number, 0],
+                y + 0.5 * np.sin(yaw) * scene["agent_size"][number, 0],
+            ],
+        ]
+    )
+    axis.plot(*_turned(nose).T, color="white", lw=0.8, zorder=6.6)
+
+
+def _draw_ego(axis: Axes, scene: Scene) -> None:
+    states = scene["ego_states"]
+    axis.scatter(*_turned(states[:CURRENT_FRAME, :2]).T, s=5, color=EGO, zorder=6)
+    axis.plot(*_turned(states[CURRENT_FRAME : CURRENT_FRAME + 9, :2]).T, color=EGO, lw=2.2, zorder=6)
+    axis.scatter(*_turned(states[CURRENT_FRAME + 1 : CURRENT_FRAME + 9, :2]).T, s=6, color=EGO, zorder=6)
+    ring = _box(scene["ego_rear_axle_to_center_m"], 0.0, 0.0, scene["ego_length_m"], scene["ego_width_m"])
+    axis.add_collection(PolyCollection([ring], facecolors=EGO, edgecolors="white", linewidths=0.6, zorder=7))
