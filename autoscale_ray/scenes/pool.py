@@ -66,7 +66,11 @@ class ScenePool:
     @cached_property
     def tags(self) -> tuple[tuple[str, ...], ...]:
         """Return the tags of each row."""
-        return tuple(tuple(row) for row in self._read(["tags"])["tags"].to_pylist())
+        return tuple(tuple(row) for row in self.list_column("tags"))
+
+    def list_column(self, name: str) -> list[list[object]]:
+        """Return one flat column as Python lists; for small columns such as tags or ego_valid."""
+        return self._read([name])[name].to_pylist()
 
     def column(self, name: str) -> np.ndarray:
         """Return one scalar column; strings as a NumPy string array in which null is empty.

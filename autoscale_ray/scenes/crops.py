@@ -1,0 +1,239 @@
+"""Cut the road around many windows of one recording at once, into each window's scene frame.
+
+Shape legend: M windows, L lanes of the road map, V border vertices, J lanes in windows (over all windows), E links,
+Q polygons in windows, W their vertices, T frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoscale_ray.scenes.road_map import RoadMap
+from autoscale_ray.scenes.schema import NUM_FRAMES, POLYGON_LAYERS
+
+CROP_RADIUS_M = 80.0
+# Lanes are widened a little where they serve as drivable area, so that hairline gaps between them do not count.
+AREA_MARGIN_M = 0.1
+
+Flat = tuple[np.ndarray, np.ndarray]
+"""Values and the number of them in each window."""
+
+
+def ragged(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return the elements of runs laid end to end: starts [5, 0], lengths [2, 1] give [5, 6, 0]."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def to_scene_frame(points: np.ndarray, origins: np.ndarray) -> np.ndarray:
+    """Express map points in the frames of their windows.
+
+    Args:
+        points: (n, 2) map coordinates.
+        origins: (n, 3) x, y, yaw of each point's frame.
+
+    Returns:
+        (n, 2) float64.
+    """
+    offset = points - origins[:, :2]
+    cos, sin = np.cos(origins[:, 2]), np.sin(origins[:, 2])
+    return np.stack(
+        [cos * offset[:, 0] + sin * offset[:, 1], cos * offset[:, 1] - sin * offset[:, 0]], axis=1
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Lanes cut at the crop radius: one entry for each (window, lane) that has a vertex inside."""
+
+    window_J: np.ndarray
+    lane_J: np.ndarray
+    first_J: np.ndarray
+    count_J: np.ndarray
+    local_ML: np.ndarray
+    """Number of a lane inside its window, -1 when cut away."""
+
+
+def crop_road(
+    road: RoadMap, origins_M3: np.ndarray, on_route_ML: np.ndarray, red_MTL: np.ndarray | None
+) -> dict[str, Flat]:
+    """Return the map columns of every window.
+
+    A lane is kept from its first to its last vertex within `CROP_RADIUS_M` of the ego and one vertex more at each end.
+    Each lane with borders gives two polygons: its own (lane or lane_connector), and the area it belongs to (roadblock
+    or intersection), which is `AREA_MARGIN_M` larger; the union of those areas is the drivable area.
+
+    Args:
+        road: Road in map coordinates.
+        origins_M3: Pose of each window's ego.
+        on_route_ML: Bool, lane is on the route of the window.
+        red_MTL: Bool, light of the lane is red in the frame; None without lights.
+
+    Returns:
+        Flat values and element counts by column of the scene schema.
+    """
+    cut = _cut_lanes(road, origins_M3)
+    count_M = np.bincount(cut.window_J, minlength=len(origins_M3))
+    vertex = ragged(cut.first_J, cut.count_J)
+    window_V = np.repeat(cut.window_J, cut.count_J)
+    columns: dict[str, Flat] = {
+        "lane_points": _per_window(
+            to_scene_frame(road.center_V2[vertex], origins_M3[window_V]), window_V, count_M
+        ),
+        "lane_offsets": _local_offsets(cut.window_J, cut.count_J, len(count_M)),
+        "lane_width_m": (road.width_L[cut.lane_J], count_M),
+        "lane_speed_limit_mps": (road.speed_limit_L[cut.lane_J], count_M),
+        "lane_on_route": (on_route_ML[cut.window_J, cut.lane_J], count_M),
+        "lane_links": _window_links(road, cut, len(count_M)),
+    }
+    return columns | _polygons(road, cut, origins_M3, on_route_ML, red_MTL)
+
+
+def _cut_lanes(road: RoadMap, origins_M3: np.ndarray) -> _Cut:
+    offsets = road.offsets
+    inside_MV = np.zeros((len(origins_M3), len(road.center_V2)), dtype=bool)
+    for axis_points in (road.center_V2,):
+        distance2 = (axis_points[None, :, 0] - origins_M3[:, :1]) ** 2 + (
+            axis_points[None, :, 1] - origins_M3[:, 1:2]
+        ) ** 2
+        inside_MV |= distance2 <= CROP_RADIUS_M**2
+    window, vertex = np.nonzero(inside_MV)
+    lane = np.searchsorted(offsets, vertex, side="right") - 1
+    new = np.flatnonzero((np.diff(window, prepend=-1) != 0) | (np.diff(lane, prepend=-1) != 0))
+    last = np.append(new[1:], len(vertex)) - 1
+    window_J, lane_J = window[new], lane[new]
+    first_J = np.maximum(vertex[new] - 1, offsets[lane_J])
+    end_J = np.minimum(vertex[last] + 2, offsets[lane_J + 1]) if len(new) else vertex[:0]
+    local_ML = np.full((len(origins_M3), road.num_lanes), -1, dtype=np.int64)
+    starts_M = np.searchsorted(window_J, np.arange(len(origins_M3)))
+    local_ML[window_J, lane_J] = np.arange(len(lane_J)) - starts_M[window_J]
+    return _Cut(window_J, lane_J, first_J, end_J - first_J, local_ML)
+
+
+def _per_window(values: np.ndarray, window: np.ndarray, count_M: np.ndarray) -> Flat:
+    return values, np.bincount(window, minlength=len(count_M))
+
+
+def _local_offsets(window_J: np.ndarray, count_J: np.ndarray, num_windows: int) -> Flat:
+    """Return, for each window, 0 and the running sum of its counts."""
+    items_M = np.bincount(window_J, minlength=num_windows)
+    total = np.concatenate([[0], np.cumsum(count_J)])
+    first_M = np.concatenate([[0], np.cumsum(items_M)])
+    rows = ragged(first_M[:-1], items_M + 1)
+    owner = np.repeat(np.arange(num_windows), items_M + 1)
+    return total[rows] - total[first_M[owner]], items_M + 1
+
+
+def _window_links(road: RoadMap, cut: _Cut, num_windows: int) -> Flat:
+    start_ME = cut.local_ML[:, road.links_E3[:, 0]]
+    end_ME = cut.local_ML[:, road.links_E3[:, 1]]
+    window, link = np.nonzero((start_ME >= 0) & (end_ME >= 0))
+    links = np.stack([start_ME[window, link], end_ME[window, link], road.links_E3[link, 2]], axis=1)
+    return links, np.bincount(window, minlength=num_windows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rings:
+    """Polygons of all windows, in any order."""
+
+    window_Q: np.ndarray
+    layer_Q: np.ndarray
+    lane_Q: np.ndarray
+    """Lane of the road map, -1 without."""
+    points_W2: np.ndarray
+    """Map coordinates."""
+    count_Q: np.ndarray
+
+
+def _polygons(
+    road: RoadMap, cut: _Cut, origins_M3: np.ndarray, on_route_ML: np.ndarray, red_MTL: np.ndarray | None
+) -> dict[str, Flat]:
+    parts = [*_lane_rings(road, cut), _area_rings(road, origins_M3)]
+    window_Q, layer_Q, lane_Q, count_Q = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("window_Q", "layer_Q", "lane_Q", "count_Q")
+    )
+    points_W2 = np.concatenate([part.points_W2 for part in parts])
+    order = np.argsort(window_Q, kind="stable")
+    starts_Q = np.cumsum(count_Q) - count_Q
+    vertex = ragged(starts_Q[order], count_Q[order])
+    window_Q, layer_Q, lane_Q, count_Q = window_Q[order], layer_Q[order], lane_Q[order], count_Q[order]
+    window_W = np.repeat(window_Q, count_Q)
+    num_M = np.bincount(window_Q, minlength=len(origins_M3))
+    has_lane_Q = lane_Q >= 0
+    red_QT = np.zeros((len(window_Q), NUM_FRAMES), dtype=bool)
+    if red_MTL is not None:
+        connector_Q = has_lane_Q & (layer_Q == POLYGON_LAYERS.index("lane_connector"))
+        red_QT[connector_Q] = red_MTL[window_Q[connector_Q], :, lane_Q[connector_Q]]
+    own_Q = has_lane_Q & np.isin(
+        layer_Q, [POLYGON_LAYERS.index("lane"), POLYGON_LAYERS.index("lane_connector")]
+    )
+    local_Q = np.where(own_Q, cut.local_ML[window_Q, lane_Q], -1)
+    return {
+        "polygon_points": _per_window(
+            to_scene_frame(points_W2[vertex], origins_M3[window_W]), window_W, num_M
+        ),
+        "polygon_offsets": _local_offsets(window_Q, count_Q, len(num_M)),
+        "polygon_layer": (layer_Q, num_M),
+        "polygon_lane": (local_Q, num_M),
+        "polygon_on_route": (
+            has_lane_Q & on_route_ML[window_Q, lane_Q] if road.num_lanes else has_lane_Q,
+            num_M,
+        ),
+        "polygon_red": (red_QT, num_M),
+    }
+
+
+def _lane_rings(road: RoadMap, cut: _Cut) -> tuple[_Rings, _Rings]:
+    keep = road.has_border_L[cut.lane_J]
+    window, lane, first, count = cut.window_J[keep], cut.lane_J[keep], cut.first_J[keep], cut.count_J[keep]
+    vertex = ragged(first, count)
+    position = vertex - np.repeat(first, count)
+    length = np.repeat(count, count)
+    starts = np.repeat(np.cumsum(2 * count) - 2 * count, count)
+    connector = road.is_connector_L[lane]
+    wide_left_V2, wide_right_V2 = _widened(road)
+    rings = []
+    for left_V2, right_V2, plain, crossing in (
+        (road.left_V2, road.right_V2, "lane", "lane_connector"),
+        (wide_left_V2, wide_right_V2, "roadblock", "intersection"),
+    ):
+        points = np.zeros((2 * len(vertex), 2))
+        points[starts + position] = left_V2[vertex]
+        points[starts + 2 * length - 1 - position] = right_V2[vertex]
+        layer = np.where(connector, POLYGON_LAYERS.index(crossing), POLYGON_LAYERS.index(plain))
+        rings.append(_Rings(window, layer, lane, points, 2 * count))
+    return rings[0], rings[1]
+
+
+def _widened(road: RoadMap) -> tuple[np.ndarray, np.ndarray]:
+    """Return the borders moved outwards by `AREA_MARGIN_M`, at the ends of a lane also along it."""
+    across_V2 = road.left_V2 - road.right_V2
+    across_V2 = across_V2 / np.maximum(np.linalg.norm(across_V2, axis=1, keepdims=True), 1e-9) * AREA_MARGIN_M
+    left_V2, right_V2 = road.left_V2 + across_V2, road.right_V2 - across_V2
+    first, last = road.offsets[:-1], road.offsets[1:] - 1
+    for ends, inner in ((first, first + 1), (last, last - 1)):
+        along = road.center_V2[ends] - road.center_V2[inner]
+        along = along / np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-9) * AREA_MARGIN_M
+        left_V2[ends] += along
+        right_V2[ends] += along
+    return left_V2, right_V2
+
+
+def _area_rings(road: RoadMap, origins_M3: np.ndarray) -> _Rings:
+    """Return the areas whose bounding box touches the crop, whole."""
+    counts = np.diff(road.area_offsets)
+    layer = np.array([POLYGON_LAYERS.index(name) for name in road.area_layer], dtype=np.int64)
+    near_MQ = np.zeros((len(origins_M3), len(counts)), dtype=bool)
+    if len(counts):
+        low = np.minimum.reduceat(road.area_points_W2, road.area_offsets[:-1])
+        high = np.maximum.reduceat(road.area_points_W2, road.area_offsets[:-1])
+        here = origins_M3[:, None, :2]
+        near_MQ = (
+            np.linalg.norm(np.maximum(np.maximum(low - here, here - high), 0.0), axis=2) <= CROP_RADIUS_M
+        )
+    window, area = np.nonzero(near_MQ)
+    points = road.area_points_W2[ragged(road.area_offsets[area], counts[area])]
+    return _Rings(window, layer[area], road.area_lane_Q[area], points, counts[area])

@@ -1,0 +1,254 @@
+"""Quality gates: rules that every scene of a pool keeps; a scene that breaks one goes to the quarantine table.
+
+Shape legend: as in `batch`; D points tested against areas, P point-edge pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from autoscale_ray.scenes.batch import SceneBatch, batch_from_table, ragged_index, row_of
+from autoscale_ray.scenes.schema import (
+    CURRENT_FRAME,
+    FRAME_INTERVAL_S,
+    NUM_PLAN_FRAMES,
+    POLYGON_LAYERS,
+    REQUIRED_EGO_FRAMES,
+)
+
+QUARANTINE_SCHEMA = pa.schema(
+    [("file", pa.string()), ("element", pa.string()), ("rule", pa.string()), ("value", pa.string())]
+)
+MAX_EGO_SPEED_MPS = 60.0
+MAX_AGENT_SPEED_MPS = 75.0
+MAX_EGO_ACCELERATION_MPS2 = 15.0
+MAX_DEAD_RECKONING_ERROR_M = 3.0
+MAX_YAW_STEP_RAD = 1.2
+MIN_SIDEWAYS_STEP_M = 2.0
+MAX_SIDEWAYS_RAD = 0.8
+MAX_OFF_ROAD_M = 1.0
+EGO_LENGTH_M, EGO_WIDTH_M = (1.5, 30.0), (0.5, 5.0)
+AGENT_LENGTH_M, AGENT_WIDTH_M = (0.05, 40.0), (0.05, 15.0)
+DRIVABLE_LAYERS = tuple(POLYGON_LAYERS.index(name) for name in ("roadblock", "intersection", "carpark_area"))
+
+Gate = Callable[[SceneBatch], tuple[Tensor, Tensor]]
+"""Return, for each scene, whether it breaks the rule (bool) and the value that decided (float)."""
+
+
+def _worst(values: Tensor, owner: Tensor, count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.float64).scatter_reduce_(0, owner, values.double(), "amax")
+
+
+def _not_finite(batch: SceneBatch) -> tuple[Tensor, Tensor]:
+    count = len(batch)
+    bad = (~batch.ego_states_NT7.isfinite()).flatten(1).sum(1) + (~batch.ego_size_N4.isfinite()).sum(1)
+    parts = (
+        (batch.agent_states_AT5, batch.agent_row_A),
+        (batch.agent_size_A2, batch.agent_row_A),
+        (batch.lane_points_V2, batch.lane_row_L.repeat_interleave(batch.lane_point_offsets.diff())),
+        (batch.polygon_points_W2, batch.polygon_row_Q.repeat_interleave(batch.polygon_point_offsets.diff())),
+        (batch.centerline_C3, row_of(batch.centerline_offsets)),
+    )
+    for tensor, owner in parts:
+        bad = bad.index_add(0, owner, (~tensor.isfinite()).flatten(1).sum(1))
+    assert len(bad) == count
+    return bad > 0, bad.double()
+
+
+def _missing_frames(batch: SceneBatch) -> tuple[Tensor, Tensor]:
+    missing = (~batch.ego_valid_NT[:, REQUIRED_EGO_FRAMES]).sum(1)
+    return missing > 0, missing.double()
+
+
+def _ego_speed(batch: SceneBatch) -> tuple[Tensor, Tensor]:
+    speed = batch.ego_states_NT7[..., 3:5].norm(dim=-1).amax(1).double()
+    return speed > MAX_EGO_SPEED_MPS, speed
+
+
+def _ego_acceleration(batch: SceneBatch) -> tuple[Tensor, Tensor]:
+    value = batch.ego_states_NT7[..., 5:7].norm(dim=-1).amax(1).double()
+    return value > MAX_EGO_ACCELERATION_MPS2, value
+
+
+def _ego_teleport(batch: SceneBatch) -> tuple[Tensor, Tensor]:
+    """Compare each step with the mean of the velocities at its ends."""
+    yaw = batch.ego_states_NT7[..., 2]
+    vx, vy = batch.ego_states_NT7[..., 3], batch.ego_states_NT7[..., 4]
+    velocity = torch.stack([vx * yaw.cos() - vy * yaw.sin(), vx * yaw.sin() + vy * yaw.cos()], dim=-1)
+    expected = (velocity[:, 1:] + velocity[:, :-1]) / 2.0 * FRAME_INTERVAL_S
+    error = (batch.ego_states_NT7[..., :2].diff(dim=1) - expected).norm(dim=-1)
+    both = batch.ego_valid_NT[:, 1:] & batch.ego_valid_NT[:, :-1]
+    value = torch.where(both, error, 0.0).amax(1).double()
+    return value > MAX_DEAD_RECKONING_ERROR_M, value
+
+
+def _ego_yaw_jump(batch: SceneBatch) -> tuple[Tensor, Tensor]:
+    turn = _wrapped(batch.ego_states_NT7[..., 2].diff(dim=1)).abs()
+    both = batch.ego_valid_NT[:, 1:] & batch.ego_valid_NT[:, :-1]
+    value = torch.where(both, turn, 0.0).amax(1).double()
+    return value > MAX_YAW_STEP_RAD, value
+
+
+def _ego_sideways(batch: SceneBatch) -> tuple[Tensor, Tensor]:
+    """Compare the direction of each larger step with the heading; driving backwards is allowed."""
+    step = batch.ego_states_NT7[..., :2].diff(dim=1)
+    heading = batch.ego_states_NT7[..., 2]
+    middle = heading[:, :-1] + _wrapped(heading.diff(dim=1)) / 2.0
+    angle = _wrapped(2.0 * (torch.atan2(step[..., 1], step[..., 0]) - middle)).abs() / 2.0
+    both = batch.ego_valid_NT[:, 1:] & batch.ego_valid_NT[:, :-1] & (step.norm(dim=-1) >= MIN_SIDEWAYS_STEP_M)
+    value = torch.where(both, angle, 0.0).amax(1).double()
+    return value > MAX_SIDEWAYS_RAD, value
+
+
+def _wrapped(angle: Tensor) -> Tensor:
+    return torch.remainder(angle + torch.pi, 2.0 * torch.pi) - torch.pi
+
+
+def _agent_speed(batch: SceneBatch) -> tuple[Tensor, Tensor]:
+    value = _worst(batch.agent_states_AT5[..., 3:].norm(dim=-1).amax(1), batch.agent_row_A, len(batch))
+    return value > MAX_AGENT_SPEED_MPS, value
+
+
+def _agent_teleport(batch: SceneBatch) -> tuple[Tensor, Tensor]:
+    both = batch.agent_valid_AT[:, 1:] & batch.agent_valid_AT[:, :-1]
+    step = torch.where(both, batch.agent_states_AT5[..., :2].diff(dim=1).norm(dim=-1), 0.0)
+    value = _worst(step.amax(1) / FRAME_INTERVAL_S, batch.agent_row_A, len(batch))
+    return value > MAX_AGENT_SPEED_MPS, value
+
+
+def _ego_box(batch: SceneBatch) -> tuple[Tensor, Tensor]:
+    length, width, wheelbase, rear = batch.ego_size_N4.double().unbind(1)
+    good = (
+        _between(length, EGO_LENGTH_M)
+        & _between(width, EGO_WIDTH_M)
+        & (wheelbase > 0.5)
+        & (wheelbase < length)
+    )
+    return ~(good & (rear >= 0.0) & (rear < length)), length
+
+
+def _agent_box(batch: SceneBatch) -> tuple[Tensor, Tensor]:
+    length, width = batch.agent_size_A2.double().unbind(1)
+    bad = ~(_between(length, AGENT_LENGTH_M) & _between(width, AGENT_WIDTH_M))
+    count = torch.zeros(len(batch), dtype=torch.float64).index_add(0, batch.agent_row_A, bad.double())
+    return count > 0, count
+
+
+def _between(value: Tensor, limits: tuple[float, float]) -> Tensor:
+    return (value >= limits[0]) & (value <= limits[1])
+
+
+def _off_road(batch: SceneBatch) -> tuple[Tensor, Tensor]:
+    """Measure how far the ego's box centre is off the drivable area at 0 and 4 s, where the scene has a map."""
+    frames = [CURRENT_FRAME, CURRENT_FRAME + NUM_PLAN_FRAMES]
+    pose = batch.ego_states_NT7[:, frames, :3].double()
+    forward = torch.stack([pose[..., 2].cos(), pose[..., 2].sin()], dim=-1)
+    centers = pose[..., :2] + batch.ego_size_N4[:, None, 3:].double() * forward
+    value = area_distance(batch, centers).amax(1)
+    return value > MAX_OFF_ROAD_M, value
+
+
+GATES: dict[str, Gate] = {
+    "numbers must be finite": _not_finite,
+    "ego must be recorded from -1.5 to 4 s": _missing_frames,
+    f"ego speed must be at most {MAX_EGO_SPEED_MPS:.0f} m/s": _ego_speed,
+    f"ego acceleration must be at most {MAX_EGO_ACCELERATION_MPS2:.0f} m/s2": _ego_acceleration,
+    f"ego must move as its velocity says, within {MAX_DEAD_RECKONING_ERROR_M:.0f} m a step": _ego_teleport,
+    f"ego must turn by at most {MAX_YAW_STEP_RAD} rad a step": _ego_yaw_jump,
+    f"ego must drive along its heading, within {MAX_SIDEWAYS_RAD} rad": _ego_sideways,
+    f"agent speed must be at most {MAX_AGENT_SPEED_MPS:.0f} m/s": _agent_speed,
+    f"agents must not jump faster than {MAX_AGENT_SPEED_MPS:.0f} m/s": _agent_teleport,
+    "ego box must be that of a road vehicle": _ego_box,
+    "agent boxes must have sane sizes": _agent_box,
+    f"ego must be on the drivable area, within {MAX_OFF_ROAD_M:.0f} m": _off_road,
+}
+
+
+def area_distance(batch: SceneBatch, points_ND2: Tensor) -> Tensor:
+    """Measure the distance of points to their scene's drivable area; 0 inside, and 0 where a scene has no area.
+
+    Args:
+        batch: Scenes.
+        points_ND2: D points of each scene, float64, scene frame.
+
+    Returns:
+        Float64 (N, D), m.
+    """
+    count, per_scene = points_ND2.shape[:2]
+    drivable_Q = torch.isin(batch.polygon_layer_Q, torch.tensor(DRIVABLE_LAYERS))
+    rings = torch.nonzero(drivable_Q).flatten()
+    lengths = batch.polygon_point_offsets.diff()[rings]
+    vertex, offsets = ragged_index(batch.polygon_point_offsets[rings], lengths)
+    ring_of_edge = row_of(offsets)
+    following = torch.where(
+        torch.arange(len(vertex)) + 1 == offsets[ring_of_edge + 1], 1 - lengths[ring_of_edge], 1
+    )
+    begin, end = (
+        batch.polygon_points_W2[vertex].double(),
+        batch.polygon_points_W2[vertex + following].double(),
+    )
+    scene = batch.polygon_row_Q[rings][ring_of_edge]
+    nearest = torch.full((count, per_scene), torch.inf, dtype=torch.float64)
+    inside = torch.zeros((count, per_scene), dtype=torch.bool)
+    for number in range(per_scene):
+        point = points_ND2[scene, number]
+        crossings = torch.zeros(len(rings), dtype=torch.int64).index_add(
+            0, ring_of_edge, _crosses(point, begin, end).long()
+        )
+        inside[:, number] = (
+            torch.zeros(count, dtype=torch.int64).index_add(0, batch.polygon_row_Q[rings], crossings % 2) > 0
+        )
+        nearest[:, number].scatter_reduce_(0, scene, _edge_distance(point, begin, end), "amin")
+    has_area = torch.zeros(count, dtype=torch.bool).index_fill(0, scene, True)
+    return torch.where(inside | ~has_area[:, None], 0.0, nearest)
+
+
+def _crosses(point: Tensor, begin: Tensor, end: Tensor) -> Tensor:
+    """Tell whether a ray from the point along +x crosses the edge (even-odd rule)."""
+    spans = (begin[:, 1] > point[:, 1]) != (end[:, 1] > point[:, 1])
+    rise = torch.where(spans, end[:, 1] - begin[:, 1], 1.0)
+    at = begin[:, 0] + (point[:, 1] - begin[:, 1]) / rise * (end[:, 0] - begin[:, 0])
+    return spans & (point[:, 0] < at)
+
+
+def _edge_distance(point: Tensor, begin: Tensor, end: Tensor) -> Tensor:
+    along = end - begin
+    share = ((point - begin) * along).sum(1) / along.square().sum(1).clamp(min=1e-12)
+    return (point - begin - share.clamp(0.0, 1.0)[:, None] * along).norm(dim=1)
+
+
+def gate(table: pa.Table, file: str) -> tuple[pa.Table, pa.Table]:
+    """Part a table into the scenes that keep every rule and quarantine rows for the others.
+
+    Args:
+        table: Rows of the scene schema.
+        file: Where they came from, for the quarantine rows.
+
+    Returns:
+        Good scenes, and one row of `QUARANTINE_SCHEMA` for each other scene with the first rule it breaks.
+    """
+    batch = batch_from_table(table)
+    rule = np.full(len(batch), -1)
+    values = np.zeros(len(batch))
+    for number, check in enumerate(GATES.values()):
+        broken, value = (tensor.numpy() for tensor in check(batch))
+        first = broken & (rule < 0)
+        rule[first], values[first] = number, value[first]
+    times = np.stack(table["ego_times_us"].to_numpy())
+    unordered = (np.diff(times, axis=1) <= 0).any(axis=1) & (rule < 0)
+    bad = np.flatnonzero((rule >= 0) | unordered)
+    names = [*GATES, "ego times must grow"]
+    ids = table["scene_id"].take(bad).to_pylist()
+    rows = {
+        "file": [file] * len(bad),
+        "element": ids,
+        "rule": [names[number] for number in rule[bad]],
+        "value": [f"{value:.6g}" for value in values[bad]],
+    }
+    good = table if len(bad) == 0 else table.take(np.setdiff1d(np.arange(len(table)), bad)).combine_chunks()
+    return good, pa.table(rows, schema=QUARANTINE_SCHEMA)

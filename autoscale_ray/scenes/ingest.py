@@ -1,0 +1,245 @@
+"""Make a pool of a source: read its units, cut windows, gate them, and account for every scene.
+
+The work is done in parts (some units each). A finished part is a pair of files in a staging folder beside the pool, so
+an interrupted ingest goes on where it stopped, and the result does not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from autoscale_ray.errors import InvalidInputError, PoolError
+from autoscale_ray.scenes.gates import QUARANTINE_SCHEMA, gate
+from autoscale_ray.scenes.manifest import PoolManifest
+from autoscale_ray.scenes.motion_fingerprint import shared_groups
+from autoscale_ray.scenes.parquet import open_parquet, read_parquet
+from autoscale_ray.scenes.pool_writer import PoolWriter
+from autoscale_ray.scenes.readers import READERS
+from autoscale_ray.scenes.schema import DOMAINS, SCENE_SCHEMA
+from autoscale_ray.scenes.windows import WindowOptions, cut_windows
+
+UNITS_PER_PART = 8
+_PRINTS_SCHEMA = pa.schema([("log_id", pa.string()), ("prints", pa.list_(pa.uint64()))])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartJob:
+    """Units that one process reads in one go; plain values, so that it travels anywhere."""
+
+    format: str
+    path: str
+    units: tuple[str, ...]
+    domain: str
+    options: WindowOptions
+    staging: str
+    signature: str
+    """Size and time of the source files, so that a changed source is read again."""
+
+    @property
+    def stem(self) -> str:
+        """Return the file stem of the finished part: the same job gives the same stem."""
+        identity = json.dumps(
+            [self.format, self.path, self.units, self.domain, asdict(self.options), self.signature]
+        )
+        return hashlib.sha256(identity.encode()).hexdigest()[:24]
+
+
+def ingest(
+    format: str,
+    path: Path | str,
+    out: Path | str,
+    domain: str,
+    *,
+    options: WindowOptions | None = None,
+    num_processes: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> PoolManifest:
+    """Read a source into a new pool; what was refused stands in its quarantine table.
+
+    Args:
+        format: Key of `READERS`.
+        path: File, folder or archive, as the format says.
+        out: Folder of the new pool; must not exist, or be empty.
+        domain: ``real`` or ``synthetic``.
+        options: How windows are cut; the format's own by default.
+        num_processes: Parts read side by side on this machine, >= 1.
+        progress: Called with the number of finished and of all parts.
+
+    Returns:
+        The manifest of the pool.
+
+    Raises:
+        InvalidInputError: Unknown format or domain, or nothing to read.
+        PoolError: The folder is in use.
+    """
+    jobs = plan_parts(format, path, out, domain, options)
+    staging = Path(jobs[0].staging)
+    staging.mkdir(parents=True, exist_ok=True)
+    missing = [job for job in jobs if not _finished(job)]
+    for done, _ in enumerate(_run_all(missing, num_processes), start=1 + len(jobs) - len(missing)):
+        if progress is not None:
+            progress(done, len(jobs))
+    manifest = merge_parts(jobs, out)
+    shutil.rmtree(staging)
+    return manifest
+
+
+def plan_parts(
+    format: str, path: Path | str, out: Path | str, domain: str, options: WindowOptions | None = None
+) -> list[PartJob]:
+    """Return the jobs of an ingest, in pool order; see `ingest` for the arguments and errors."""
+    if format not in READERS:
+        raise InvalidInputError("format", f"must be one of {', '.join(READERS)}", format)
+    if domain not in DOMAINS:
+        raise InvalidInputError("domain", f"must be {' or '.join(DOMAINS)}", domain)
+    target, reader = Path(out), READERS[format]
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise PoolError(str(out), "already exists; a pool is immutable, choose another folder")
+    names = reader.units(Path(path))
+    if not names:
+        raise InvalidInputError(str(path), f"holds nothing that the format {format} can read")
+    staging = target.with_name(f".{target.name}.ingest")
+    groups = [tuple(names[low : low + UNITS_PER_PART]) for low in range(0, len(names), UNITS_PER_PART)]
+    return [
+        PartJob(
+            format=format,
+            path=str(path),
+            units=group,
+            domain=domain,
+            options=options or reader.options,
+            staging=str(staging),
+            signature=_signature(Path(path), group),
+        )
+        for group in groups
+    ]
+
+
+def _signature(path: Path, units: Iterable[str]) -> str:
+    files = [path / unit for unit in units] if path.is_dir() else [path]
+    return " ".join(f"{file.stat().st_size}@{file.stat().st_mtime_ns}" for file in files if file.exists())
+
+
+def _run_all(jobs: Sequence[PartJob], num_processes: int) -> Iterator[object]:
+    if num_processes <= 1 or len(jobs) <= 1:
+        yield from map(run_part, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_processes, mp_context=context) as executor:
+        yield from executor.map(run_part, jobs)
+
+
+def run_part(job: PartJob) -> None:
+    """Read the units of one job into its part files; a refused unit becomes a quarantine row."""
+    stem = Path(job.staging) / job.stem
+    scratch = stem.with_name(f"{stem.name}.{os.getpid()}")
+    quarantined, prints = [QUARANTINE_SCHEMA.empty_table()], [_PRINTS_SCHEMA.empty_table()]
+    with pq.ParquetWriter(f"{scratch}.scenes", SCENE_SCHEMA, compression="none") as writer:
+        for unit in job.units:
+            _read_unit(job, unit, writer, quarantined, prints)
+    pq.write_table(pa.concat_tables(quarantined), f"{scratch}.bad")
+    pq.write_table(pa.concat_tables(prints), f"{scratch}.prints")
+    # The scenes file comes last: a part counts as finished when it is there.
+    for suffix in ("bad", "prints", "scenes"):
+        os.replace(f"{scratch}.{suffix}", f"{stem}.{suffix}")
+
+
+def _read_unit(
+    job: PartJob, unit: str, writer: pq.ParquetWriter, quarantined: list[pa.Table], prints: list[pa.Table]
+) -> None:
+    reader = READERS[job.format]
+    try:
+        for recording in reader.read(Path(job.path), unit):
+            if reader.fingerprints is not None:
+                values = reader.fingerprints(recording)
+                prints.append(pa.table([[recording.log_id], [values]], schema=_PRINTS_SCHEMA))
+            for table in cut_windows(recording, job.domain, job.options):
+                good, bad = gate(table, unit)
+                quarantined.append(bad)
+                if len(good):
+                    writer.write_table(good)
+    except InvalidInputError as error:
+        quarantined.append(_refusal(unit, error))
+
+
+def _refusal(unit: str, error: InvalidInputError) -> pa.Table:
+    """Return the quarantine row of an error whose place reads ``file: element``."""
+    element = error.where.removeprefix(unit).lstrip(": ")
+    value = "" if error.value is None else str(error.value)
+    return pa.table([[unit], [element], [error.rule], [value[:200]]], schema=QUARANTINE_SCHEMA)
+
+
+def _finished(job: PartJob) -> bool:
+    return (Path(job.staging) / f"{job.stem}.scenes").exists()
+
+
+def merge_parts(jobs: Sequence[PartJob], out: Path | str) -> PoolManifest:
+    """Publish finished parts as one pool, with the logs that shared motion tells.
+
+    Args:
+        jobs: All jobs of the ingest, finished.
+        out: Folder of the new pool.
+    """
+    stems = [Path(job.staging) / job.stem for job in jobs]
+    groups = _log_groups(stems)
+    with PoolWriter(out) as writer:
+        for table in _part_tables(stems):
+            writer.add(_with_logs(table, groups))
+        bad = pa.concat_tables([_read_part(stem, "bad") for stem in stems])
+        writer.add_side_table("quarantine", bad)
+    return writer.manifest
+
+
+def _part_tables(stems: Iterable[Path]) -> Iterator[pa.Table]:
+    for stem in stems:
+        # Both windows of a pair lie in one part, so a link can be checked against the part alone.
+        ids = read_parquet(f"{stem}.scenes", ["scene_id"])["scene_id"].combine_chunks()
+        with open_parquet(f"{stem}.scenes") as file:
+            for batch in file.iter_batches(batch_size=1024):
+                table = pa.Table.from_batches([batch]).cast(SCENE_SCHEMA)
+                yield _linked(table, ids)
+
+
+def _read_part(stem: Path, suffix: str) -> pa.Table:
+    return read_parquet(f"{stem}.{suffix}")
+
+
+def _linked(table: pa.Table, ids: pa.Array) -> pa.Table:
+    """Drop links to earlier windows that are not in the pool."""
+    links = table["prev_scene_id"]
+    return _replaced(
+        table, "prev_scene_id", pc.if_else(pc.is_in(links, ids), links, pa.scalar(None, pa.string()))
+    )
+
+
+def _log_groups(stems: Iterable[Path]) -> dict[str, str]:
+    prints: dict[str, list[np.ndarray]] = {}
+    for stem in stems:
+        table = _read_part(stem, "prints")
+        for row, log_id in enumerate(table["log_id"].to_pylist()):
+            prints.setdefault(log_id, []).append(table["prints"][row].values.to_numpy())
+    return shared_groups(
+        list(prints), {log: np.unique(np.concatenate(parts)) for log, parts in prints.items()}
+    )
+
+
+def _with_logs(table: pa.Table, groups: dict[str, str]) -> pa.Table:
+    logs = [groups.get(log, log) for log in table["log_id"].to_pylist()]
+    return _replaced(table, "log_id", pa.array(logs, type=pa.string()))
+
+
+def _replaced(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    position = table.schema.get_field_index(name)
+    return table.set_column(position, table.schema.field(position), values)

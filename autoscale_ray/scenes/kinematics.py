@@ -1,0 +1,103 @@
+"""Poses, velocities and accelerations of tracks at the rear axle, from what the source gives.
+
+Shape legend: K tracks, R rows (one a track and frame).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autoscale_ray.scenes.recording import Tracks
+
+DIFFERENCE_HALF_WIDTH_S = 0.3
+
+
+def wrap_angle(angle: np.ndarray) -> np.ndarray:
+    """Return the angle in [-pi, pi)."""
+    return (angle + np.pi) % (2.0 * np.pi) - np.pi
+
+
+def central_difference(tracks: Tracks, values_R: np.ndarray, frame_interval_s: float) -> np.ndarray:
+    """Differentiate a row value in time, inside each track.
+
+    (v[r + h] - v[r - h]) / elapsed, h the frames in `DIFFERENCE_HALF_WIDTH_S`, one-sided where the track begins or ends
+    or has a gap; 0 for a single frame. Angles must be unwrapped by the caller.
+
+    Args:
+        tracks: Owner of the rows.
+        values_R: (R,) or (R, n).
+        frame_interval_s: Native step, > 0.
+
+    Returns:
+        Same shape, per second.
+    """
+    half = max(1, round(DIFFERENCE_HALF_WIDTH_S / frame_interval_s))
+    rows = np.arange(len(values_R))
+    first, last = _run_ends(tracks)
+    low, high = np.maximum(rows - half, first), np.minimum(rows + half, last)
+    elapsed = np.maximum(high - low, 1) * frame_interval_s
+    return (values_R[high] - values_R[low]) / elapsed.reshape(-1, *[1] * (values_R.ndim - 1))
+
+
+def _run_ends(tracks: Tracks) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first and last row of the gapless run that each row belongs to."""
+    rows = np.arange(len(tracks.valid_R))
+    starts = np.zeros(len(rows), dtype=bool)
+    starts[tracks.offsets[:-1]] = True
+    starts[1:] |= tracks.valid_R[1:] != tracks.valid_R[:-1]
+    run_R = np.cumsum(starts) - 1
+    firsts = np.flatnonzero(starts)
+    lasts = np.append(firsts[1:], len(rows)) - 1
+    return firsts[run_R], lasts[run_R]
+
+
+def gapless_runs(tracks: Tracks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return track, first row and last row of every gapless run of valid rows."""
+    first, last = _run_ends(tracks)
+    starts = np.flatnonzero((first == np.arange(len(first))) & tracks.valid_R)
+    owner = np.searchsorted(tracks.offsets, starts, side="right") - 1
+    return owner, starts, last[starts]
+
+
+def center_velocities(tracks: Tracks, frame_interval_s: float) -> np.ndarray:
+    """Return the velocity of every box centre in map axes (R, 2): the source's, else central differences."""
+    found = np.isfinite(tracks.velocities_R2).all(axis=1, keepdims=True)
+    return np.where(
+        found, tracks.velocities_R2, central_difference(tracks, tracks.poses_R3[:, :2], frame_interval_s)
+    )
+
+
+def rear_axle_states(tracks: Tracks, frame_interval_s: float) -> np.ndarray:
+    """Return pose, velocity and acceleration of every row at the rear axle (R, 7).
+
+    x, y, yaw in map coordinates; vx, vy, ax, ay in the body frame. With d the distance from rear axle to centre and
+    w the yaw rate: position = centre - d * heading, vy = vy_centre - d * w. Accelerations along the heading are the
+    source's where given, else ax and ay are central differences of the rear axle's velocity in map axes, turned into
+    the body frame. With the source's ax, ay = w * vx.
+
+    Args:
+        tracks: Rows to convert.
+        frame_interval_s: Native step, > 0.
+    """
+    lengths = np.diff(tracks.offsets)
+    to_center_R = np.repeat(tracks.size_K4[:, 3], lengths)
+    yaw_R = tracks.poses_R3[:, 2]
+    heading_R2 = np.stack([np.cos(yaw_R), np.sin(yaw_R)], axis=1)
+    normal_R2 = np.stack([-heading_R2[:, 1], heading_R2[:, 0]], axis=1)
+    yaw_rate_R = central_difference(tracks, _unwrapped(tracks), frame_interval_s)
+    center_R2 = center_velocities(tracks, frame_interval_s)
+    velocity_R2 = center_R2 - (to_center_R * yaw_rate_R)[:, None] * normal_R2
+    vx_R, vy_R = (velocity_R2 * heading_R2).sum(1), (velocity_R2 * normal_R2).sum(1)
+    change_R2 = central_difference(tracks, velocity_R2, frame_interval_s)
+    given = np.isfinite(tracks.accelerations_R)
+    ax_R = np.where(given, tracks.accelerations_R, (change_R2 * heading_R2).sum(1))
+    ay_R = np.where(given, yaw_rate_R * vx_R, (change_R2 * normal_R2).sum(1))
+    position_R2 = tracks.poses_R3[:, :2] - to_center_R[:, None] * heading_R2
+    return np.stack([*position_R2.T, yaw_R, vx_R, vy_R, ax_R, ay_R], axis=1)
+
+
+def _unwrapped(tracks: Tracks) -> np.ndarray:
+    """Return the yaw of every row without jumps inside a track."""
+    yaw_R = tracks.poses_R3[:, 2]
+    steps = wrap_angle(np.diff(yaw_R, prepend=yaw_R[:1]))
+    return np.cumsum(steps)

@@ -1,0 +1,138 @@
+"""What a reader hands over: one recording at its native rate, in map coordinates.
+
+Shape legend: K tracks, R rows (one a track and frame), L lanes of the road map, F frames of the recording.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from autoscale_ray.scenes.road_map import RoadMap, empty_road_map
+from autoscale_ray.scenes.schema import AGENT_TYPES, FRAME_INTERVAL_S
+
+# A passenger car's proportions (Pacifica: 0.597 and 0.282 of the length), used where a source gives the box alone.
+WHEELBASE_SHARE = 0.6
+REAR_AXLE_TO_CENTER_SHARE = 0.28
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Track:
+    """One object over time; frames are steps of the recording, ascending, gaps allowed."""
+
+    key: int
+    kind: str
+    """One of AGENT_TYPES."""
+    length_m: float
+    width_m: float
+    frames: np.ndarray
+    """(n,) int64."""
+    poses: np.ndarray
+    """(n, 3) box centre x, y and yaw in map coordinates."""
+    velocities: np.ndarray | None = None
+    """(n, 2) in map axes; central differences of the poses by default."""
+    accelerations: np.ndarray | None = None
+    """(n,) along the heading; central differences of the velocity by default."""
+    can_be_ego: bool = False
+    wheelbase_m: float = math.nan
+    """By default `WHEELBASE_SHARE` of the length."""
+    rear_axle_to_center_m: float = math.nan
+    """By default `REAR_AXLE_TO_CENTER_SHARE` of the length."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tracks:
+    """All tracks of a recording, each dense from its first to its last frame."""
+
+    key_K: np.ndarray
+    type_K: np.ndarray
+    size_K4: np.ndarray
+    """Length, width, wheelbase, rear axle to centre."""
+    can_be_ego_K: np.ndarray
+    first_frame_K: np.ndarray
+    offsets: np.ndarray
+    poses_R3: np.ndarray
+    velocities_R2: np.ndarray
+    """Map axes; NaN where the source gives none."""
+    accelerations_R: np.ndarray
+    """Along the heading; NaN where the source gives none."""
+    valid_R: np.ndarray
+
+    @property
+    def last_frame_K(self) -> np.ndarray:
+        """Return the last frame of each track."""
+        return self.first_frame_K + np.diff(self.offsets) - 1
+
+    def __len__(self) -> int:
+        return len(self.key_K)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recording:
+    """One recording with its road."""
+
+    name: str
+    """Unique among the recordings of a source; part of every scene id."""
+    log_id: str
+    source: str
+    tracks: Tracks
+    frame_interval_s: float
+    """Native step; 0.5 s must be a whole multiple of it."""
+    start_us: int = 0
+    """Time of frame 0."""
+    road: RoadMap = field(default_factory=empty_road_map)
+    red_FL: np.ndarray | None = None
+    """Bool, light of a lane's connector is red; None without traffic lights."""
+    tags: tuple[str, ...] = ()
+
+    @property
+    def frames_per_step(self) -> int:
+        """Return the native frames in one 2 Hz step."""
+        return round(FRAME_INTERVAL_S / self.frame_interval_s)
+
+
+def gather_tracks(tracks: Sequence[Track]) -> Tracks:
+    """Lay tracks end to end, each dense in time, absent frames marked invalid.
+
+    Args:
+        tracks: At least one frame each.
+    """
+    firsts = np.array([track.frames[0] for track in tracks], dtype=np.int64)
+    lengths = np.array([track.frames[-1] - track.frames[0] + 1 for track in tracks], dtype=np.int64)
+    offsets = np.cumsum([0, *lengths])
+    poses_R3 = np.zeros((offsets[-1], 3))
+    velocities_R2 = np.full((offsets[-1], 2), math.nan)
+    accelerations_R = np.full(offsets[-1], math.nan)
+    valid_R = np.zeros(offsets[-1], dtype=bool)
+    for number, track in enumerate(tracks):
+        rows = offsets[number] + np.asarray(track.frames) - firsts[number]
+        poses_R3[rows], valid_R[rows] = track.poses, True
+        if track.velocities is not None:
+            velocities_R2[rows] = track.velocities
+        if track.accelerations is not None:
+            accelerations_R[rows] = track.accelerations
+    return Tracks(
+        key_K=np.array([track.key for track in tracks], dtype=np.int64),
+        type_K=np.array([AGENT_TYPES.index(track.kind) for track in tracks], dtype=np.int8),
+        size_K4=np.array([_vehicle_size(track) for track in tracks], dtype=np.float64).reshape(-1, 4),
+        can_be_ego_K=np.array([track.can_be_ego for track in tracks], dtype=bool),
+        first_frame_K=firsts,
+        offsets=offsets,
+        poses_R3=poses_R3,
+        velocities_R2=velocities_R2,
+        accelerations_R=accelerations_R,
+        valid_R=valid_R,
+    )
+
+
+def _vehicle_size(track: Track) -> tuple[float, float, float, float]:
+    wheelbase, rear = track.wheelbase_m, track.rear_axle_to_center_m
+    return (
+        track.length_m,
+        track.width_m,
+        WHEELBASE_SHARE * track.length_m if math.isnan(wheelbase) else wheelbase,
+        REAR_AXLE_TO_CENTER_SHARE * track.length_m if math.isnan(rear) else rear,
+    )

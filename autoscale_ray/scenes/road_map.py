@@ -1,0 +1,259 @@
+"""The road of one recording in map coordinates: lanes with borders, their links, and areas beside them.
+
+Shape legend: L lanes, V border vertices (left, centre and right are paired), E links, Q areas, W area vertices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import shapely
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+MAX_SPACING_M = 10.0
+MIN_CROSSING_AREA_M2 = 1.0
+MIN_CROSSING_ANGLE_RAD = math.radians(30.0)
+SUCCESSOR, LEFT, RIGHT = range(3)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lane:
+    """One lane as a reader found it, in map coordinates (m), vertices in driving direction."""
+
+    key: Hashable
+    left: np.ndarray
+    """(n, 2) left border."""
+    right: np.ndarray
+    """(n, 2) right border, paired with the left one; see `pair_borders`."""
+    center: np.ndarray | None = None
+    """(n, 2) centre line paired with the borders; their mean by default."""
+    successors: tuple[Hashable, ...] = ()
+    left_neighbour: Hashable | None = None
+    """Neighbour with the same driving direction."""
+    right_neighbour: Hashable | None = None
+    speed_limit_mps: float = math.nan
+    is_connector: bool | None = None
+    """Inside an intersection; None lets geometry decide, see `crossing_lanes`."""
+    has_border: bool = True
+    """False where the source gives lane polygons of its own as areas."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Area:
+    """One polygon as a reader found it."""
+
+    layer: str
+    """One of POLYGON_LAYERS."""
+    ring: np.ndarray
+    """(n, 2), not closed."""
+    lane: Hashable | None = None
+    """Lane that this polygon belongs to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoadMap:
+    """Lanes and areas as flat float64 arrays."""
+
+    keys: tuple[Hashable, ...]
+    offsets: np.ndarray
+    left_V2: np.ndarray
+    center_V2: np.ndarray
+    right_V2: np.ndarray
+    speed_limit_L: np.ndarray
+    is_connector_L: np.ndarray
+    has_border_L: np.ndarray
+    links_E3: np.ndarray
+    """From lane, to lane, SUCCESSOR, LEFT or RIGHT."""
+    roadblock_L: np.ndarray
+    """Group of lanes side by side in one direction."""
+    area_offsets: np.ndarray
+    area_points_W2: np.ndarray
+    area_layer: tuple[str, ...] = ()
+    area_lane_Q: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Lane of each area, -1 without."""
+
+    @property
+    def num_lanes(self) -> int:
+        """Return L."""
+        return len(self.offsets) - 1
+
+    @property
+    def width_L(self) -> np.ndarray:
+        """Return the mean distance of the borders, NaN for a lane without borders."""
+        gaps_V = np.linalg.norm(self.left_V2 - self.right_V2, axis=1)
+        means = (
+            np.add.reduceat(gaps_V, self.offsets[:-1]) / np.diff(self.offsets) if self.num_lanes else gaps_V
+        )
+        return np.where(self.has_border_L, means, math.nan)
+
+    def center_of(self, lane: int) -> np.ndarray:
+        """Return the centre line (n, 2) of one lane."""
+        return self.center_V2[self.offsets[lane] : self.offsets[lane + 1]]
+
+    def ring_of(self, lane: int) -> np.ndarray:
+        """Return the border ring (2n, 2) of one lane."""
+        run = slice(self.offsets[lane], self.offsets[lane + 1])
+        return np.concatenate([self.left_V2[run], self.right_V2[run][::-1]])
+
+
+def empty_road_map() -> RoadMap:
+    """Return the road map of a source without a map."""
+    return make_road_map([])
+
+
+def make_road_map(lanes: Sequence[Lane], areas: Sequence[Area] = ()) -> RoadMap:
+    """Turn lanes and areas as read into flat arrays with links, roadblocks and connector flags.
+
+    Links to lanes that the source does not hold are left out. A neighbour counts in both directions.
+
+    Args:
+        lanes: Lanes with unique keys.
+        areas: Further polygons.
+    """
+    number = {lane.key: position for position, lane in enumerate(lanes)}
+    left, center, right = zip(*map(_densified, lanes), strict=True) if lanes else ((), (), ())
+    links = _links(lanes, number)
+    offsets = np.cumsum([0, *map(len, left)])
+    rings = [np.asarray(area.ring, dtype=np.float64) for area in areas]
+    known = np.array([bool(lane.is_connector) for lane in lanes], dtype=bool)
+    undecided = np.array([lane.is_connector is None for lane in lanes], dtype=bool)
+    crossing = (
+        crossing_lanes(left, center, right, links) if undecided.any() else np.zeros(len(lanes), dtype=bool)
+    )
+    return RoadMap(
+        keys=tuple(number),
+        offsets=offsets,
+        left_V2=_stack(left),
+        center_V2=_stack(center),
+        right_V2=_stack(right),
+        speed_limit_L=np.array([lane.speed_limit_mps for lane in lanes], dtype=np.float64),
+        is_connector_L=np.where(undecided, crossing, known).astype(bool),
+        has_border_L=np.array([lane.has_border for lane in lanes], dtype=bool),
+        links_E3=links,
+        roadblock_L=_components(len(lanes), links[links[:, 2] != SUCCESSOR]),
+        area_offsets=np.cumsum([0, *map(len, rings)]),
+        area_points_W2=_stack(rings),
+        area_layer=tuple(area.layer for area in areas),
+        area_lane_Q=np.array([number.get(area.lane, -1) for area in areas], dtype=np.int64),
+    )
+
+
+def pair_borders(
+    left: np.ndarray, right: np.ndarray, spacing_m: float = 3.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resample two borders by their own arc length so that their vertices are paired.
+
+    Args:
+        left: (n, 2) left border.
+        right: (m, 2) right border, same direction.
+        spacing_m: Aimed distance of vertices, > 0.
+
+    Returns:
+        Left and right border with the same number of vertices, at least 2.
+    """
+    longest = max(_arc_length(left)[-1], _arc_length(right)[-1])
+    shares = np.linspace(0.0, 1.0, max(2, math.ceil(longest / spacing_m) + 1))
+    return _at_shares(left, shares), _at_shares(right, shares)
+
+
+def offset_borders(center: np.ndarray, width_m: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return left and right border of a lane known by centre line and width.
+
+    Args:
+        center: (n, 2), n >= 2.
+        width_m: Lane width, one value or one a vertex.
+    """
+    along = np.gradient(center, axis=0)
+    normal = np.stack([-along[:, 1], along[:, 0]], axis=1)
+    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
+    half = np.broadcast_to(np.asarray(width_m, dtype=np.float64) / 2.0, len(center))[:, None]
+    return center + half * normal, center - half * normal
+
+
+def crossing_lanes(
+    left: Sequence[np.ndarray], center: Sequence[np.ndarray], right: Sequence[np.ndarray], links: np.ndarray
+) -> np.ndarray:
+    """Tell which lanes lie inside an intersection, where the source does not say.
+
+    A lane is a connector when it crosses another lane: their polygons share at least `MIN_CROSSING_AREA_M2` and
+    their directions at that place differ by at least `MIN_CROSSING_ANGLE_RAD`. The other exits of a fork one of whose
+    exits is a connector are connectors too, because they lie in the same junction.
+
+    Returns:
+        Bool, L.
+    """
+    flags = np.zeros(len(left), dtype=bool)
+    rings = [
+        shapely.make_valid(shapely.Polygon(np.concatenate([a, b[::-1]])))
+        for a, b in zip(left, right, strict=True)
+    ]
+    tree = shapely.STRtree(rings)
+    one, two = tree.query(rings, predicate="intersects")
+    one, two = one[one < two], two[one < two]
+    shapes = np.array(rings, dtype=object)
+    overlap = shapely.intersection(shapes[one], shapes[two]) if len(one) else np.zeros(0, dtype=object)
+    large = shapely.area(overlap) >= MIN_CROSSING_AREA_M2
+    for first, second, place in zip(one[large], two[large], shapely.centroid(overlap[large]), strict=True):
+        point = np.array([place.x, place.y])
+        angle = _heading_near(center[first], point) - _heading_near(center[second], point)
+        if math.cos(angle) <= math.cos(MIN_CROSSING_ANGLE_RAD):
+            flags[[first, second]] = True
+    exits = links[links[:, 2] == SUCCESSOR]
+    forks = np.unique(exits[flags[exits[:, 1]], 0])
+    several = forks[np.bincount(exits[:, 0], minlength=len(left))[forks] > 1]
+    flags[exits[np.isin(exits[:, 0], several), 1]] = True
+    return flags
+
+
+def _heading_near(line: np.ndarray, point: np.ndarray) -> float:
+    middles = (line[1:] + line[:-1]) / 2.0
+    nearest = int(np.argmin(np.linalg.norm(middles - point, axis=1)))
+    dx, dy = line[nearest + 1] - line[nearest]
+    return math.atan2(dy, dx)
+
+
+def _densified(lane: Lane) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    left, right = np.asarray(lane.left, dtype=np.float64), np.asarray(lane.right, dtype=np.float64)
+    center = (left + right) / 2.0 if lane.center is None else np.asarray(lane.center, dtype=np.float64)
+    steps = np.linalg.norm(np.diff(center, axis=0), axis=1)
+    parts = np.maximum(1, np.ceil(steps / MAX_SPACING_M)).astype(int)
+    at = np.concatenate([[0.0], *[step + np.arange(1, num + 1) / num for step, num in enumerate(parts)]])
+    nodes = np.arange(len(center))
+    return tuple(np.stack([np.interp(at, nodes, line[:, axis]) for axis in range(2)], axis=1)
+                 for line in (left, center, right))  # fmt: skip
+
+
+def _links(lanes: Sequence[Lane], number: Mapping[Hashable, int]) -> np.ndarray:
+    links: set[tuple[int, int, int]] = set()
+    for lane in lanes:
+        here = number[lane.key]
+        links |= {(here, number[key], SUCCESSOR) for key in lane.successors if key in number}
+        if lane.left_neighbour in number:
+            links |= {(here, number[lane.left_neighbour], LEFT), (number[lane.left_neighbour], here, RIGHT)}
+        if lane.right_neighbour in number:
+            links |= {(here, number[lane.right_neighbour], RIGHT), (number[lane.right_neighbour], here, LEFT)}
+    return np.array(sorted(links), dtype=np.int64).reshape(-1, 3)
+
+
+def _components(count: int, links: np.ndarray) -> np.ndarray:
+    if not count:
+        return np.zeros(0, dtype=np.int64)
+    graph = coo_matrix((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(count, count))
+    return connected_components(graph, directed=False)[1].astype(np.int64)
+
+
+def _arc_length(line: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
+
+
+def _at_shares(line: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    along = _arc_length(np.asarray(line, dtype=np.float64))
+    return np.stack([np.interp(shares * along[-1], along, line[:, axis]) for axis in range(2)], axis=1)
+
+
+def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros((0, 2)), *parts])

@@ -1,0 +1,226 @@
+"""Open files from outside: XML without any DTD, zip archives with checked extents, gzip with a bound.
+
+Every refusal is an `InputRejectedError` that names the file and the rule; nothing of a refused file is used.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from lxml import etree
+
+from autoscale_ray.errors import InputRejectedError
+
+MAX_XML_BYTES = 1 << 30
+MAX_MEMBER_BYTES = 1 << 30
+MAX_ARCHIVE_BYTES = 64 << 30
+MAX_MEMBERS = 1_000_000
+MAX_RATIO = 200.0
+_CHUNK_BYTES = 1 << 20
+_RATIO_FLOOR_BYTES = 1 << 20
+
+
+def xml_parser() -> etree.XMLParser:
+    """Return the only XML parser of this package: no DTD, no entities, no network, lxml's limits on size and depth."""
+    return etree.XMLParser(
+        resolve_entities=False,
+        no_network=True,
+        load_dtd=False,
+        huge_tree=False,
+        remove_comments=True,
+        remove_pis=True,
+    )
+
+
+def parse_xml(content: bytes, where: str) -> etree._Element:
+    """Parse a document that has no DTD.
+
+    Args:
+        content: The whole document.
+        where: File name for messages.
+
+    Raises:
+        InputRejectedError: Not well-formed, too large, or any DTD, even an unused one.
+    """
+    if len(content) > MAX_XML_BYTES:
+        raise InputRejectedError(where, f"XML must be at most {MAX_XML_BYTES} bytes", len(content))
+    refuse_doctype(content, where)
+    try:
+        root = etree.fromstring(content, xml_parser())
+    except (etree.XMLSyntaxError, ValueError) as error:
+        raise InputRejectedError(where, "must be well-formed XML", str(error).splitlines()[0]) from None
+    if root is None:
+        raise InputRejectedError(where, "must be well-formed XML", "no root element")
+    info = root.getroottree().docinfo
+    if info.internalDTD is not None or info.externalDTD is not None or info.doctype:
+        raise InputRejectedError(where, "XML must not have a DTD", info.doctype)
+    return root
+
+
+def refuse_doctype(head: bytes, where: str) -> None:
+    """Refuse a document with a document type declaration in any of the encodings that XML parsers detect.
+
+    The parser would expand entities before its own check could see the declaration.
+    """
+    for encoding in ("ascii", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "utf-7"):
+        if "<!DOCTYPE".encode(encoding) in head or "<!ENTITY".encode(encoding) in head:
+            raise InputRejectedError(where, "XML must not have a DTD")
+    declaration = head[:200].lower()
+    if b"encoding" in declaration and b"utf-7" in declaration:
+        raise InputRejectedError(where, "XML must not be UTF-7")
+
+
+def bounded_read(stream: IO[bytes], where: str, limit: int = MAX_MEMBER_BYTES) -> bytes:
+    """Read a stream to its end, at most `limit` bytes.
+
+    Raises:
+        InputRejectedError: More bytes, or damaged compression.
+    """
+    parts, total = [], 0
+    try:
+        while chunk := stream.read(_CHUNK_BYTES):
+            total += len(chunk)
+            if total > limit:
+                raise InputRejectedError(where, f"content must be at most {limit} bytes")
+            parts.append(chunk)
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, struct.error) as error:
+        raise InputRejectedError(where, "must be readable", str(error) or type(error).__name__) from None
+    return b"".join(parts)
+
+
+def read_file(path: Path, limit: int = MAX_MEMBER_BYTES) -> bytes:
+    """Read a plain or .gz file, at most `limit` bytes after decompression.
+
+    Raises:
+        InputRejectedError: Missing, too large or damaged.
+    """
+    if not path.is_file():
+        raise InputRejectedError(str(path), "must be a file")
+    if path.suffix == ".gz":
+        with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as stream:
+            return bounded_read(stream, str(path), min(limit, ratio_limit(path.stat().st_size)))
+    with path.open("rb") as stream:
+        return bounded_read(stream, str(path), limit)
+
+
+def ratio_limit(compressed_bytes: int) -> int:
+    """Return how many bytes a compressed file of this size may unpack to."""
+    return int(max(_RATIO_FLOOR_BYTES, compressed_bytes * MAX_RATIO))
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """Open an archive after checking every entry.
+
+    Names must be relative, without ``..``, unique and plain files or folders; entries must not be encrypted or overlap;
+    their number, sizes and compression ratios are bounded; local headers must agree with the directory.
+
+    Raises:
+        InputRejectedError: The rule that is broken.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        raise InputRejectedError(str(path), "must be a readable zip archive", str(error)) from None
+    try:
+        _check_entries(archive.infolist(), str(path))
+        _check_extents(archive, path)
+    except InputRejectedError:
+        archive.close()
+        raise
+    return archive
+
+
+def _check_entries(entries: list[zipfile.ZipInfo], where: str) -> None:
+    if len(entries) > MAX_MEMBERS:
+        raise InputRejectedError(where, f"must have at most {MAX_MEMBERS} entries", len(entries))
+    if sum(entry.file_size for entry in entries) > MAX_ARCHIVE_BYTES:
+        raise InputRejectedError(where, f"must unpack to at most {MAX_ARCHIVE_BYTES} bytes")
+    seen: set[str] = set()
+    for entry in entries:
+        inside = f"{where}: {entry.filename}"
+        name = PurePosixPath(entry.filename)
+        if name.is_absolute() or ".." in name.parts or "\\" in entry.filename or "\0" in entry.orig_filename:
+            raise InputRejectedError(inside, "name must be relative and stay inside the archive")
+        if entry.filename in seen:
+            raise InputRejectedError(inside, "name must be unique")
+        if entry.flag_bits & 0x1:
+            raise InputRejectedError(inside, "must not be encrypted")
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise InputRejectedError(inside, "must not be a symbolic link")
+        if entry.file_size > MAX_MEMBER_BYTES:
+            raise InputRejectedError(
+                inside, f"must unpack to at most {MAX_MEMBER_BYTES} bytes", entry.file_size
+            )
+        if entry.file_size > ratio_limit(entry.compress_size):
+            raise InputRejectedError(inside, f"must not be compressed more than {MAX_RATIO:.0f} times")
+        seen.add(entry.filename)
+
+
+def _check_extents(archive: zipfile.ZipFile, path: Path) -> None:
+    end = archive.start_dir
+    with path.open("rb") as file:
+        for entry in sorted(archive.infolist(), key=lambda entry: entry.header_offset, reverse=True):
+            inside = f"{path}: {entry.filename}"
+            file.seek(entry.header_offset)
+            header = file.read(30)
+            if len(header) < 30 or header[:4] != b"PK\x03\x04":
+                raise InputRejectedError(inside, "must have a local header where the directory says")
+            name_length, extra_length = struct.unpack("<HH", header[26:30])
+            name = file.read(name_length)
+            if name != _raw_name(entry):
+                raise InputRejectedError(inside, "must have the same name in its local header", name)
+            if entry.header_offset + 30 + name_length + extra_length + entry.compress_size > end:
+                raise InputRejectedError(inside, "must not overlap another entry")
+            end = entry.header_offset
+
+
+def _raw_name(entry: zipfile.ZipInfo) -> bytes:
+    return entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
+
+
+def members(path: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of every file with a suffix in a folder, a zip archive, or of one file, sorted by name.
+
+    Raises:
+        InputRejectedError: The path or one of its members is refused.
+    """
+    for name in member_names(path, suffix):
+        yield name, read_member(path, name)
+
+
+def member_names(path: Path, suffix: str) -> list[str]:
+    """Return the sorted names of files with a suffix in a folder (recursively), a zip archive, or the file itself."""
+    if path.is_dir():
+        return sorted(str(file.relative_to(path)) for file in path.rglob(f"*{suffix}") if file.is_file())
+    if path.suffix == ".zip":
+        with open_zip(path) as archive:
+            return sorted(name for name in archive.namelist() if name.endswith(suffix))
+    if not path.is_file():
+        raise InputRejectedError(str(path), "must be a folder, a zip archive or a file", "no such path")
+    return [path.name]
+
+
+def read_member(path: Path, name: str) -> bytes:
+    """Return the content of one member that `member_names` listed.
+
+    Raises:
+        InputRejectedError: Too large or damaged.
+    """
+    if path.suffix == ".zip" and path.is_file():
+        with open_zip(path) as archive, archive.open(name) as stream:
+            limit = ratio_limit(archive.getinfo(name).compress_size)
+            return bounded_read(stream, f"{path}: {name}", min(MAX_MEMBER_BYTES, limit))
+    return read_file(path / name if path.is_dir() else path)
+
+
+def byte_stream(content: bytes) -> IO[bytes]:
+    """Return a readable stream over bytes."""
+    return io.BytesIO(content)

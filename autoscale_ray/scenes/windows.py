@@ -1,0 +1,364 @@
+"""Cut a recording into windows around its vehicles: one row of the scene schema each.
+
+Shape legend: K tracks, R track rows, M windows, T frames (15), A agents over all windows, L lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from autoscale_ray.errors import InvalidInputError
+from autoscale_ray.scenes.crops import Flat, crop_road, ragged, to_scene_frame
+from autoscale_ray.scenes.kinematics import center_velocities, gapless_runs, rear_axle_states, wrap_angle
+from autoscale_ray.scenes.recording import Recording
+from autoscale_ray.scenes.routes import LaneMatcher, Route, RoutePlanner, cut_line
+from autoscale_ray.scenes.schema import (
+    CURRENT_FRAME,
+    DRIVING_COMMANDS,
+    FRAME_INTERVAL_S,
+    FRAME_TIMES_S,
+    NUM_FRAMES,
+    NUM_HISTORY,
+    NUM_PLAN_FRAMES,
+    SCENE_SCHEMA,
+    inner_shape,
+)
+
+AGENT_RADIUS_M = 60.0
+ROUTE_HORIZON_S = 8.0
+CENTERLINE_BEHIND_M = 30.0
+CENTERLINE_AHEAD_M = 100.0
+COMMAND_DISTANCE_M = 20.0
+COMMAND_OFFSET_M = 2.0
+WINDOWS_PER_TABLE = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowOptions:
+    """How windows are cut."""
+
+    stride_s: float = 2.0
+    """Distance of two windows of one track, a multiple of 0.5 s."""
+    min_displacement_m: float = 2.0
+    """Least distance of the ego's positions at 0 and 4 s; 0 keeps standing egos."""
+    num_history: int = NUM_HISTORY
+    """Frames up to 0 s that must be recorded: 4 (from -1.5 s) or 5 (from -2.0 s)."""
+    pairs: bool = False
+    """Also cut the window half a second before each one, tagged ``pair_first``, and link the two."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Anchors:
+    """Track and native frame at 0 s of every window."""
+
+    track_M: np.ndarray
+    frame_M: np.ndarray
+    is_first_M: np.ndarray
+    """The window is there only as the earlier one of a pair."""
+
+    def __getitem__(self, run: slice) -> _Anchors:
+        return _Anchors(self.track_M[run], self.frame_M[run], self.is_first_M[run])
+
+
+def cut_windows(recording: Recording, domain: str, options: WindowOptions) -> Iterator[pa.Table]:
+    """Cut a recording into tables of at most `WINDOWS_PER_TABLE` scenes, in the order of tracks and time.
+
+    A window needs its ego gapless from the first history frame to 4 s. The first window of a gapless run starts with
+    the run, the next `stride_s` later. Frame values are the recording's own at multiples of 0.5 s from 0 s.
+
+    Args:
+        recording: Tracks and road in map coordinates.
+        domain: ``real`` or ``synthetic``.
+        options: Stride, motion threshold, history, pairs.
+
+    Yields:
+        Tables of `SCENE_SCHEMA`.
+
+    Raises:
+        InvalidInputError: 0.5 s is not a whole number of native frames.
+    """
+    steps = FRAME_INTERVAL_S / recording.frame_interval_s
+    if abs(steps - round(steps)) > 1e-3 or round(steps) < 1:
+        raise InvalidInputError(
+            recording.name, "0.5 s must be a whole multiple of the time step", recording.frame_interval_s
+        )
+    anchors = find_anchors(recording, options)
+    if len(anchors.track_M) == 0:
+        return
+    cutter = _Cutter(recording, domain)
+    for low in range(0, len(anchors.track_M), WINDOWS_PER_TABLE):
+        yield cutter.table(anchors[low : low + WINDOWS_PER_TABLE], options)
+
+
+def find_anchors(recording: Recording, options: WindowOptions) -> _Anchors:
+    """Find the track and frame of every window, ordered by track and frame."""
+    tracks, step = recording.tracks, recording.frames_per_step
+    owner, first, last = gapless_runs(tracks)
+    usable = tracks.can_be_ego_K[owner]
+    owner, first, last = owner[usable], first[usable], last[usable]
+    history, future = (options.num_history - 1) * step, NUM_PLAN_FRAMES * step
+    stride = round(options.stride_s / FRAME_INTERVAL_S) * step
+    counts = np.maximum((last - first - history - future) // stride + 1, 0)
+    rank = ragged(np.zeros_like(counts), counts)
+    row = np.repeat(first, counts) + history + rank * stride
+    track = np.repeat(owner, counts)
+    moved = np.linalg.norm(tracks.poses_R3[row + future, :2] - tracks.poses_R3[row, :2], axis=1)
+    keep = moved >= options.min_displacement_m
+    track, row = track[keep], row[keep]
+    frame = tracks.first_frame_K[track] + row - tracks.offsets[track]
+    is_first = np.zeros(len(track), dtype=bool)
+    if options.pairs:
+        has_before = row - step - (NUM_HISTORY - 2) * step >= _run_start(row, first, last)
+        track, frame = np.append(track, track[has_before]), np.append(frame, frame[has_before] - step)
+        is_first = np.append(is_first, np.ones(int(has_before.sum()), dtype=bool))
+    order = np.lexsort((frame, track))
+    return _Anchors(track[order], frame[order], is_first[order])
+
+
+def _run_start(rows: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    return first[np.searchsorted(last, rows)]
+
+
+class _Cutter:
+    """Everything about one recording that its windows share."""
+
+    def __init__(self, recording: Recording, domain: str) -> None:
+        self._recording, self._domain = recording, domain
+        tracks, interval = recording.tracks, recording.frame_interval_s
+        self._ego_R7 = rear_axle_states(tracks, interval)
+        self._agents_R5 = np.column_stack([tracks.poses_R3, center_velocities(tracks, interval)])
+        has_road = recording.road.num_lanes > 0
+        self._matcher = LaneMatcher(recording.road) if has_road else None
+        self._planner = RoutePlanner(recording.road)
+        self._lanes_by_track: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def table(self, anchors: _Anchors, options: WindowOptions) -> pa.Table:
+        """Return the windows `anchors` as one table."""
+        row_MT, valid_MT = self._rows(anchors.track_M[:, None], anchors.frame_M[:, None] + self._shift_T())
+        origins_M3 = self._ego_R7[row_MT[:, CURRENT_FRAME], :3]
+        routes = [
+            self._route(track, frame) for track, frame in zip(anchors.track_M, anchors.frame_M, strict=True)
+        ]
+        on_route_ML = np.zeros((len(routes), self._recording.road.num_lanes), dtype=bool)
+        for window, route in enumerate(routes):
+            if route is not None:
+                on_route_ML[window] = route.on_route_L
+        columns: dict[str, Flat] = crop_road(
+            self._recording.road, origins_M3, on_route_ML, self._red(anchors)
+        )
+        columns |= self._agents(anchors, row_MT, origins_M3)
+        columns |= self._ego(row_MT, valid_MT, origins_M3)
+        columns["centerline"] = self._centerlines(routes, row_MT, valid_MT, origins_M3)
+        columns["tags"] = self._tags(anchors, routes)
+        scalars = self._scalars(anchors, routes, origins_M3, columns["centerline"], options)
+        return _table(scalars, columns)
+
+    def _shift_T(self) -> np.ndarray:
+        return (np.arange(NUM_FRAMES) - CURRENT_FRAME) * self._recording.frames_per_step
+
+    def _rows(self, track: np.ndarray, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the row of a track at a frame (clipped into the track) and whether it was recorded."""
+        tracks = self._recording.tracks
+        first, last = tracks.offsets[track], tracks.offsets[track + 1] - 1
+        wanted = first + frame - tracks.first_frame_K[track]
+        row = np.clip(wanted, first, last)
+        return row, (wanted == row) & tracks.valid_R[row]
+
+    def _ego(self, row_MT: np.ndarray, valid_MT: np.ndarray, origins_M3: np.ndarray) -> dict[str, Flat]:
+        states = self._ego_R7[row_MT].copy()
+        origins_MT3 = np.repeat(origins_M3, NUM_FRAMES, axis=0)
+        states[..., :2] = to_scene_frame(states[..., :2].reshape(-1, 2), origins_MT3).reshape(
+            *states.shape[:2], 2
+        )
+        states[..., 2] = wrap_angle(states[..., 2] - origins_M3[:, None, 2])
+        states[~valid_MT] = 0.0
+        ones = np.ones(len(row_MT), dtype=np.int64)
+        times_us = np.broadcast_to(np.round(FRAME_TIMES_S * 1e6).astype(np.int64), valid_MT.shape)
+        return {"ego_states": (states, ones), "ego_valid": (valid_MT, ones), "ego_times_us": (times_us, ones)}
+
+    def _agents(self, anchors: _Anchors, row_MT: np.ndarray, origins_M3: np.ndarray) -> dict[str, Flat]:
+        tracks = self._recording.tracks
+        window_A, track_A = self._near_tracks(anchors, row_MT)
+        row_AT, valid_AT = self._rows(track_A[:, None], anchors.frame_M[window_A, None] + self._shift_T())
+        states = self._agents_R5[row_AT].copy()
+        origins = np.repeat(origins_M3[window_A], NUM_FRAMES, axis=0)
+        shape = (*states.shape[:2], 2)
+        turn = np.column_stack([np.zeros((len(origins), 2)), origins[:, 2]])
+        states[..., :2] = to_scene_frame(states[..., :2].reshape(-1, 2), origins).reshape(shape)
+        states[..., 3:] = to_scene_frame(states[..., 3:].reshape(-1, 2), turn).reshape(shape)
+        states[..., 2] = wrap_angle(states[..., 2] - origins_M3[window_A, None, 2])
+        states[~valid_AT] = 0.0
+        count_M = np.bincount(window_A, minlength=len(row_MT))
+        return {
+            "agent_type": (tracks.type_K[track_A], count_M),
+            "agent_track": (tracks.key_K[track_A], count_M),
+            "agent_size": (tracks.size_K4[track_A, :2], count_M),
+            "agent_states": (states, count_M),
+            "agent_valid": (valid_AT, count_M),
+        }
+
+    def _near_tracks(self, anchors: _Anchors, row_MT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Find the tracks that come within `AGENT_RADIUS_M` of the ego in some frame; windows at one time together."""
+        tracks, shift_T = self._recording.tracks, self._shift_T()
+        pairs = []
+        for frame in np.unique(anchors.frame_M):
+            windows = np.flatnonzero(anchors.frame_M == frame)
+            around = (tracks.first_frame_K <= frame + shift_T[-1]) & (
+                tracks.last_frame_K >= frame + shift_T[0]
+            )
+            active = np.flatnonzero(around)
+            row_KT, valid_KT = self._rows(active[:, None], frame + shift_T)
+            here_KT2, ego_WT2 = self._agents_R5[row_KT, :2], self._ego_R7[row_MT[windows], :2]
+            distance2 = ((here_KT2[None] - ego_WT2[:, None]) ** 2).sum(-1)
+            near_WK = ((distance2 <= AGENT_RADIUS_M**2) & valid_KT[None]).any(-1)
+            near_WK &= active[None] != anchors.track_M[windows, None]
+            window, track = np.nonzero(near_WK)
+            pairs.append((windows[window], active[track]))
+        window_A, track_A = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        order = np.lexsort((track_A, window_A))
+        return window_A[order], track_A[order]
+
+    def _lanes_of(self, track: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the 2 Hz frames of a track and the lane it drives in each."""
+        if track not in self._lanes_by_track:
+            tracks, step = self._recording.tracks, self._recording.frames_per_step
+            rows = np.arange(tracks.offsets[track], tracks.offsets[track + 1])
+            # Anchors of every window, also the earlier ones of pairs, lie a multiple of 0.5 s after a run's start.
+            frames = tracks.first_frame_K[track] + rows - tracks.offsets[track]
+            _, first, _ = gapless_runs(tracks)
+            starts = first[np.searchsorted(first, rows, side="right") - 1]
+            sampled = rows[tracks.valid_R[rows] & ((rows - starts) % step == 0)]
+            lanes = (
+                self._matcher.match(tracks.poses_R3[sampled]) if self._matcher else np.full(len(sampled), -1)
+            )
+            self._lanes_by_track[track] = frames[sampled - rows[0]], lanes
+        return self._lanes_by_track[track]
+
+    def _route(self, track: int, frame: int) -> Route | None:
+        frames, lanes = self._lanes_of(track)
+        last = frame + round(ROUTE_HORIZON_S / self._recording.frame_interval_s)
+        low, high = np.searchsorted(frames, [frame, last + 1])
+        row, _ = self._rows(np.array(track), np.array(frame))
+        return self._planner.route(lanes[low:high], self._ego_R7[row, :2])
+
+    def _centerlines(
+        self, routes: list[Route | None], row_MT: np.ndarray, valid_MT: np.ndarray, origins_M3: np.ndarray
+    ) -> Flat:
+        lines = []
+        for route, rows, valid in zip(routes, row_MT, valid_MT, strict=True):
+            driven = self._ego_R7[rows[valid], :2]
+            ahead = driven[int(valid[:CURRENT_FRAME].sum()) :]
+            distance = float(np.linalg.norm(np.diff(ahead, axis=0), axis=1).sum())
+            line = _driven_line(driven, self._ego_R7[rows[CURRENT_FRAME]]) if route is None else route.line_C2
+            lines.append(cut_line(line, ahead[0], CENTERLINE_BEHIND_M, distance + CENTERLINE_AHEAD_M))
+        counts = np.array([len(line) for line in lines])
+        flat, origins = np.concatenate(lines), np.repeat(origins_M3, counts, axis=0)
+        yaw = wrap_angle(flat[:, 2] - origins[:, 2])
+        return np.column_stack([to_scene_frame(flat[:, :2], origins), yaw]), counts
+
+    def _red(self, anchors: _Anchors) -> np.ndarray | None:
+        red_FL = self._recording.red_FL
+        if red_FL is None:
+            return None
+        frames_MT = anchors.frame_M[:, None] + self._shift_T()
+        return red_FL[np.clip(frames_MT, 0, len(red_FL) - 1)] & (frames_MT < len(red_FL))[..., None]
+
+    def _tags(self, anchors: _Anchors, routes: list[Route | None]) -> Flat:
+        general = list(self._recording.tags)
+        if self._matcher is None:
+            general.append("no_map")
+        tags = [
+            general + ["pair_first"] * bool(first) + ["no_route"] * (route is None)
+            for first, route in zip(anchors.is_first_M, routes, strict=True)
+        ]
+        return np.array([tag for row in tags for tag in row], dtype=object), np.array(
+            [len(row) for row in tags]
+        )
+
+    def _scalars(
+        self,
+        anchors: _Anchors,
+        routes: list[Route | None],
+        origins_M3: np.ndarray,
+        centerline: Flat,
+        options: WindowOptions,
+    ) -> dict[str, object]:
+        recording = self._recording
+        count = len(anchors.track_M)
+        size_M4 = recording.tracks.size_K4[anchors.track_M]
+        ids = [self._scene_id(*pair) for pair in zip(anchors.track_M, anchors.frame_M, strict=True)]
+        before = [
+            self._scene_id(track, frame - recording.frames_per_step) if options.pairs and not first else None
+            for track, frame, first in zip(anchors.track_M, anchors.frame_M, anchors.is_first_M, strict=True)
+        ]
+        return {
+            "scene_id": ids,
+            "log_id": [recording.log_id] * count,
+            "origin_id": [None] * count,
+            "prev_scene_id": before,
+            "domain": [self._domain] * count,
+            "source": [recording.source] * count,
+            "timestamp_us": recording.start_us
+            + np.round(anchors.frame_M * recording.frame_interval_s * 1e6).astype(np.int64),
+            "origin_x_m": origins_M3[:, 0],
+            "origin_y_m": origins_M3[:, 1],
+            "origin_yaw_rad": wrap_angle(origins_M3[:, 2]),
+            "ego_length_m": size_M4[:, 0],
+            "ego_width_m": size_M4[:, 1],
+            "ego_wheelbase_m": size_M4[:, 2],
+            "ego_rear_axle_to_center_m": size_M4[:, 3],
+            "driving_command": _commands(routes, centerline),
+            "route_speed_limit_mps": [self._speed_limit(route) for route in routes],
+            "expert_quality": np.full(count, np.nan, dtype=np.float32),
+        }
+
+    def _scene_id(self, track: int, frame: int) -> str:
+        recording = self._recording
+        time_ms = round((recording.start_us / 1e3) + frame * recording.frame_interval_s * 1e3)
+        return f"{recording.source}/{recording.name}/{recording.tracks.key_K[track]}/{time_ms}"
+
+    def _speed_limit(self, route: Route | None) -> float:
+        return float("nan") if route is None else float(self._recording.road.speed_limit_L[route.lanes[0]])
+
+
+def _driven_line(driven: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """Return the driven path as a line, for a vehicle without a route; a standing one gets its heading."""
+    steps = np.linalg.norm(np.diff(driven, axis=0), axis=1)
+    line = driven[np.concatenate([[True], steps > 0.1])]
+    if len(line) > 1:
+        return line
+    return np.stack([pose[:2], pose[:2] + [np.cos(pose[2]), np.sin(pose[2])]])
+
+
+def _commands(routes: list[Route | None], centerline: Flat) -> np.ndarray:
+    """Return the driving command: where the route's centre line is 20 m ahead, left or right by more than 2 m."""
+    points, counts = centerline
+    commands = np.full(len(routes), DRIVING_COMMANDS.index("unknown"), dtype=np.int8)
+    for window, line in enumerate(np.split(points[:, :2], np.cumsum(counts)[:-1])):
+        if routes[window] is None:
+            continue
+        begin = int(np.argmin(np.linalg.norm(line, axis=1)))
+        along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line[begin:], axis=0), axis=1))])
+        side = float(np.interp(COMMAND_DISTANCE_M, along, line[begin:, 1]))
+        name = "left" if side > COMMAND_OFFSET_M else "right" if side < -COMMAND_OFFSET_M else "forward"
+        commands[window] = DRIVING_COMMANDS.index(name)
+    return commands
+
+
+def _table(scalars: dict[str, object], columns: dict[str, Flat]) -> pa.Table:
+    """Assemble a table of the scene schema from scalar columns and flat columns."""
+    arrays = []
+    for field in SCENE_SCHEMA:
+        if field.name in scalars:
+            arrays.append(pa.array(scalars[field.name], type=field.type))
+            continue
+        values, counts = columns[field.name]
+        width = int(np.prod(inner_shape(field)))
+        flat = pa.array(np.asarray(values).reshape(-1)).cast(field.type.value_type)
+        offsets = np.concatenate([[0], np.cumsum(counts)]) * width
+        arrays.append(pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), flat, type=field.type))
+    return pa.Table.from_arrays(arrays, schema=SCENE_SCHEMA)
