@@ -182,14 +182,13 @@ def nearest_in_stream(
     start = 0
     for batch_BD in batches:
         similarity_QB = queries_QD @ np.ascontiguousarray(batch_BD, dtype=np.float32).T
-        news_X = np.flatnonzero(
-            (similarity_QB > best_QM[:, -1:]).any(axis=0)
-        )  # ever fewer as the pool goes by
-        news_rows_QX = np.broadcast_to(start + news_X, (len(queries_QD), len(news_X)))
-        merged_QY = np.concatenate([best_QM, similarity_QB[:, news_X]], axis=1)
-        order_QM = np.argsort(-merged_QY, axis=1, kind="stable")[:, :num_neighbours]
-        best_QM = np.take_along_axis(merged_QY, order_QM, axis=1)
-        rows_QM = np.take_along_axis(np.concatenate([rows_QM, news_rows_QX], axis=1), order_QM, axis=1)
+        for query, similarity_B in enumerate(similarity_QB):
+            better_X = np.flatnonzero(similarity_B > best_QM[query, -1])  # ever fewer as the pool goes by
+            if len(better_X):
+                merged = np.append(best_QM[query], similarity_B[better_X])
+                order_M = np.argsort(-merged, kind="stable")[:num_neighbours]
+                best_QM[query] = merged[order_M]
+                rows_QM[query] = np.append(rows_QM[query], start + better_X)[order_M]
         start += len(batch_BD)
     return best_QM, rows_QM
 

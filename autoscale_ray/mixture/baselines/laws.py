@@ -33,7 +33,7 @@ GREEDY_STEPS = 2_000
 def power_law(counts_P: Float64, losses_P: Float64) -> tuple[float, float]:
     """Fit L(n) = E + b n^-a and return (E, a).
 
-    Least Huber loss (delta 1e-3) of log L, as in ADO (Jiang et al. 2024, arXiv 2410.11820, section 3.1). The
+    Least Huber loss (delta 1e-3) of log L, as in ADO (Jiang et al. 2024, arXiv 2410.11820). The
     published fit starts LBFGS from 512 points; here E and a run over a finer grid and b is the median that
     they imply, which is fast and has one value. a is kept in [0.05, 0.8], the published bounds.
 
@@ -59,7 +59,7 @@ def power_law(counts_P: Float64, losses_P: Float64) -> tuple[float, float]:
 def ado_preference(prior_K: Float64, slopes_K: Float64, credit_K: Float64) -> Float64:
     """Return ADO's preference: r ~ prior slope (h (1 - h))^1/2, no share below 1 %.
 
-    Jiang et al. 2024, equation 5; yidingjiang/ado bc3d8d0, ado.py (the code's credit h (1 - h), where the
+    Jiang et al. 2024; yidingjiang/ado 731863d, ado.py (the code's credit h (1 - h), where the
     paper has h).
 
     Args:

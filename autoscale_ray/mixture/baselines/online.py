@@ -76,7 +76,7 @@ def excess_loss_step(
 def doge_scores(gram_KK: Float64, learning_rate: float = DOGE_LEARNING_RATE) -> Float64:
     """Return DoGE's generalisation scores: W_i = lr (sum_j g_i.g_j - |g_i|^2) / mean |g|, cut to [0, 5] lr.
 
-    Fan et al. 2024, arXiv 2310.15393, equation 4; Olivia-fsm/DoGE 88400e9, src/trainer.py (universal
+    Fan et al. 2024, arXiv 2310.15393; Olivia-fsm/DoGE 88400e9, src/trainer.py (universal
     generalisation).
 
     Args:
@@ -102,7 +102,7 @@ def doge_step(weights_K: Float64, scores_K: Float64, mu: float = DOGE_MU) -> Flo
 def exp3_reward(totals_K: Float64, policy_K: Float64, arm: int, reward: float) -> Float64:
     """Credit one pull of one arm, importance weighted: R_i <- R_i + r / pi_i.
 
-    ODM, Albalak et al. 2023, arXiv 2312.02406, algorithm 1; alon-albalak/online-data-mixing edbfdad.
+    ODM, Albalak et al. 2023, arXiv 2312.02406, algorithm 1; alon-albalak/online-data-mixing 01827f7.
 
     Args:
         totals_K: R, estimated total rewards.

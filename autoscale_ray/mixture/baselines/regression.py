@@ -31,7 +31,7 @@ def dirichlet_mixtures(prior_K: Float64, count: int, rng: np.random.Generator) -
     """Draw mixtures around the size prior: w ~ Dirichlet(s p), p ~ prior^1/2, s log-uniform in [.1, 5].
 
     Weights below 2e-4 become 0; mixtures that repeat a cluster more than 15 times its prior share are drawn
-    again, and cut where that keeps failing (Liu et al. 2024, RegMix, arXiv 2407.01492, section 3.1).
+    again, and cut where that keeps failing (Liu et al. 2024, RegMix, arXiv 2407.01492).
 
     Args:
         prior_K: Shares of the pool.

@@ -22,7 +22,7 @@ from autoscale_ray.mixture.problem import ClusterInfo, History
 
 LEVERAGE_RIDGE = 10.0
 LEVERAGE_TEMPERATURE = 5.0
-"""Chameleon's constants for training from scratch (LIONS-EPFL/Chameleon 598a6c5)."""
+"""Chameleon's constants for training from scratch (LIONS-EPFL/Chameleon ed9d7a2)."""
 
 
 def farthest_first(points_ND: Float64, first: int, num_points: int) -> tuple[np.ndarray, Float64]:
@@ -103,7 +103,7 @@ def doubt_share(history: History, info: ClusterInfo, config: Any) -> Float64:
 def leverage_scores(points_KD: Float64, ridge: float = LEVERAGE_RIDGE) -> Float64:
     """Return how unlike the others each domain is, summing to 1.
 
-    S_k ~ [G (G + ridge K I)^-1]_kk with G = X X^T (Chameleon, Xie et al. 2025, arXiv 2505.24844, equation 3).
+    S_k ~ [G (G + ridge K I)^-1]_kk with G = X X^T (Chameleon, Xie et al. 2025, arXiv 2505.24844).
 
     Args:
         points_KD: Mean embedding of each domain.

@@ -28,7 +28,7 @@ AIOLI_STEP, AIOLI_ONE_HOT = 0.2, 0.5
 def skill_it_weights(graph_KK: Float64, losses_RK: Float64, step: float = SKILL_IT_STEP) -> Float64:
     """Return Skill-it's mixture: p_i ~ exp(eta sum_j A_ij sum_{last 3} l_j).
 
-    Chen et al. 2023, arXiv 2307.14430, algorithm 1; HazyResearch/skill-it 807b3bf, trainer/mw_trainer.py.
+    Chen et al. 2023, arXiv 2307.14430, algorithm 1; HazyResearch/skill-it cfabec0, trainer/mw_trainer.py.
 
     Args:
         graph_KK: A[i, j] in [0, 1]: how much training on i lowers the loss of j.
@@ -56,7 +56,7 @@ def aioli_matrix(shares_RK: Float64, gains_RK: Float64) -> Float64:
     """Undo the smoothing of the probes: solve gains_r = A shares_r, least norm where there are fewer runs
     than K.
 
-    Chen et al. 2024, arXiv 2411.05735, algorithm 2 (LearnParams); HazyResearch/aioli a236112.
+    Chen et al. 2024, arXiv 2411.05735, algorithm 2 (LearnParams); HazyResearch/aioli 910d524.
 
     Args:
         shares_RK: Mixture of each probe.
