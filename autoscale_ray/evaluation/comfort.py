@@ -9,7 +9,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.signal import savgol_filter
 from torch import Tensor
 
 from autoscale_ray.evaluation.simulate import AX, AY, YAW, YAW_ACCELERATION, YAW_RATE
@@ -35,6 +34,8 @@ def smoothing_matrix(num_samples: int, window: int, order: int, derivative: int)
     Returns:
         (L, L) matrix; row t holds the weights of output t.
     """
+    from scipy.signal import savgol_filter
+
     size = min(window, num_samples)
     return savgol_filter(np.eye(num_samples), size, order, deriv=derivative, delta=STEP_S, axis=0, mode="interp")
 
