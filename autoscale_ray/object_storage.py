@@ -16,6 +16,10 @@ from autoscale_ray.storage import NUM_ATTEMPTS, Outcome, Storage, StorageUnavail
 
 SCHEMES = ("s3", "gs", "az")
 
+CONNECT_TIMEOUT_S = 5
+TIMEOUT_S = 60
+"""Longest wait for the answer to one request; the default of some clients is shorter than a slow bucket."""
+
 T = TypeVar("T")
 
 
@@ -148,7 +152,11 @@ def connect(url: str) -> Any:
     try:
         return from_url(
             url,
-            client_options={"connect_timeout": "5s", "timeout": "60s", "allow_http": True},
+            client_options={
+                "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
+                "timeout": f"{TIMEOUT_S}s",
+                "allow_http": True,
+            },
             retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=60)},
         )
     except _errors().BaseError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
 import obstore.store
@@ -124,22 +125,23 @@ def test_a_crash_at_every_call_changes_nothing(kind: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", WORLDS)
 def test_a_second_crash_during_recovery_changes_nothing(kind: str, tmp_path: Path) -> None:
     make, modes = WORLDS[kind]
     reference, num_calls = undisturbed(make(tmp_path / "reference"))
     trials = 0
-    for first, second in itertools.product(modes, modes):
-        for at in range(1, num_calls + 1):
-            for again in itertools.count(1):
-                world = make(tmp_path / f"{first}-{at}-{second}-{again}")
-                crash(world, at, first, reference, [])
-                if not crash(world, again, second, reference, list(world.chain())):
-                    break
-                world.write()
-                assert world.chain() == reference, (first, at, second, again)
-                trials += 1
+    for first, at in itertools.product(modes[1:], range(1, num_calls + 1)):
+        for again in itertools.count(1):
+            second = modes[(at + again) % len(modes)]
+            world = make(tmp_path / f"{first}-{at}-{again}")
+            crash(world, at, first, reference, [])
+            if not crash(world, again, second, reference, list(world.chain())):
+                break
+            world.write()
+            assert world.chain() == reference, (first, at, second, again)
+            shutil.rmtree(world.folder)
+            trials += 1
     print(f"{kind}: {trials} double crashes, 0 differing chains")
 
 

@@ -1,0 +1,154 @@
+"""The run store on a local S3 server behind a proxy that injects faults (P1-P5)."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("obstore", reason="needs the extra s3")
+moto_server = pytest.importorskip("moto.server", reason="needs moto[server,s3]")
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+from storage_shims import IDENTITY, play  # noqa: E402
+
+from autoscale_ray.artifacts import RunStore, StaleWriterError, read_rounds  # noqa: E402
+from tests.ray.fault_proxy import FAULTS, FaultProxy  # noqa: E402
+
+BUCKETS = (f"bucket{number}" for number in itertools.count())
+
+
+@pytest.fixture(scope="module")
+def s3_port():
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()[1]
+    server.stop()
+
+
+@pytest.fixture
+def proxied(s3_port, monkeypatch, tmp_path):
+    """Return a function that makes a bucket behind a proxy with given faults: (proxy, run URL)."""
+    proxy = FaultProxy(s3_port, lambda call: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    monkeypatch.setattr("autoscale_ray.object_storage.TIMEOUT_S", 1)
+
+    def make(choose=lambda call: None) -> tuple[FaultProxy, str]:
+        bucket = next(BUCKETS)
+        request(s3_port, "PUT", f"/{bucket}")
+        proxy.restart(choose)
+        return proxy, f"s3://{bucket}/runs/one"
+
+    yield make
+    proxy.close()
+
+
+def request(port: int, method: str, path: str) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request(method, path)
+    content = connection.getresponse().read()
+    connection.close()
+    return content
+
+
+def digests(url: str) -> list[str]:
+    return [record.sha256 for record in read_rounds(url)]
+
+
+@pytest.fixture
+def reference(tmp_path) -> list[str]:
+    return [record.sha256 for record in finished(str(tmp_path / "reference"), 2)]
+
+
+def finished(run_dir: str, num_rounds: int):
+    store = RunStore.open(run_dir, IDENTITY)
+    play(store, num_rounds)
+    return store.rounds()
+
+
+def check_faults(fault: str, step: int, proxied, reference: list[str]) -> int:
+    """Inject a fault at every step-th call until none is left; return how many were injected."""
+    for number in itertools.count():
+        at = 1 + number * step
+        proxy, url = proxied(lambda call, at=at: fault if call == at else None)
+        finished(url, 2)
+        if not proxy.num_faults:
+            return number
+        proxy.restart(lambda call: None)
+        assert digests(url) == reference, (fault, at)
+    raise AssertionError
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_at_every_tenth_call_gives_the_same_chain(fault: str, proxied, reference) -> None:
+    assert check_faults(fault, 10, proxied, reference) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_once_at_each_call_gives_the_same_chain(fault: str, proxied, reference) -> None:
+    print(f"{fault}: {check_faults(fault, 1, proxied, reference)} calls, same chain every time")
+
+
+@pytest.mark.timeout(60)
+def test_a_writer_on_s3_supersedes_another(proxied) -> None:
+    _, url = proxied()
+    first = RunStore.open(url, IDENTITY)
+    first.commit_round(0, {"by": 1})
+    second = RunStore.open(url, IDENTITY)
+    with pytest.raises(StaleWriterError, match="writer 1 was superseded by writer 2"):
+        first.commit_round(1, {"by": 1})
+    second.commit_round(1, {"by": 2})
+    assert [record.payload["by"] for record in read_rounds(url)] == [1, 2]
+
+
+@pytest.mark.timeout(60)
+def test_four_writers_at_once_never_fork_a_run(proxied) -> None:
+    _, url = proxied()
+    told: list[tuple[int, int]] = []
+
+    def drive(driver: int) -> None:
+        try:
+            store = RunStore.open(url, IDENTITY)
+            for index in range(len(store.rounds()), 5):
+                store.commit_round(index, {"driver": driver})
+                told.append((index, driver))
+        except StaleWriterError:
+            return
+
+    threads = [threading.Thread(target=drive, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(50)
+    writers = [record.payload["driver"] for record in read_rounds(url)]
+    assert len(writers) == 5
+    assert all(writers[index] == driver for index, driver in told)
+    assert len({index for index, _ in told}) == len(told)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_five_hundred_rounds_with_a_sixth_of_the_calls_faulty(proxied, tmp_path) -> None:
+    reference = [record.sha256 for record in finished(str(tmp_path / "long"), 500)]
+    generator = np.random.default_rng(21)
+    kinds = ("throttled", "reset", "answer lost", "conflict", "own retry refused")
+    shares = np.array([10, 2, 2, 1, 1]) / 16
+
+    def choose(call: int) -> str | None:
+        return str(generator.choice(kinds, p=shares)) if generator.random() < 0.16 else None
+
+    proxy, url = proxied(choose)
+    finished(url, 500)
+    assert digests(url) == reference
+    print(f"500 rounds, {proxy.num_calls} calls, {proxy.num_faults} faults: 0 lost, 0 duplicate")
