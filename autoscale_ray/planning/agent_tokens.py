@@ -25,7 +25,8 @@ HORIZON_S = 8.0
 MIN_GAP_M = 0.5
 MIN_SPEED_MPS = 0.3
 PATH_MARGIN_M = 0.3
-NUM_AGENT_FEATURES = 31 + len(AGENT_TYPES)
+NUM_AGENT_FEATURES = 32 + len(AGENT_TYPES)
+"""The first one is 1 in a filled slot; an empty slot is all 0."""
 
 
 def nearest_elements(distance_E: Tensor, offsets_N1: Tensor, num_slots: int) -> Tensor:
@@ -74,9 +75,7 @@ def relevant_agents(batch: SceneBatch, route_NR3: Tensor, num_slots: int) -> Ten
     return nearest_elements(distance_A.masked_fill(~seen_A, torch.inf), batch.agent_offsets, num_slots)
 
 
-def agent_tokens(
-    batch: SceneBatch, route_NR3: Tensor, ego_s_d_speed_N3: Tensor, num_slots: int
-) -> tuple[Tensor, Tensor]:
+def agent_tokens(batch: SceneBatch, route_NR3: Tensor, ego_s_d_speed_N3: Tensor, num_slots: int) -> Tensor:
     """Describe the relevant agents of every scene.
 
     Args:
@@ -86,17 +85,17 @@ def agent_tokens(
         num_slots: Agents kept in a scene.
 
     Returns:
-        tokens_NKF (0 in empty slots) and valid_NK.
+        tokens_NKF.
     """
     index_NK = relevant_agents(batch, route_NR3, num_slots)
-    valid_NK = index_NK >= 0
     if len(batch.agent_type_A) == 0:
-        return route_NR3.new_zeros(*index_NK.shape, NUM_AGENT_FEATURES), valid_NK
+        return route_NR3.new_zeros(*index_NK.shape, NUM_AGENT_FEATURES)
     slot_NK = index_NK.clamp(min=0)
     state_NK5 = batch.agent_states_AT5[:, CURRENT_FRAME][slot_NK]
     size_NK2 = batch.agent_size_A2[slot_NK]
     s_NK, d_NK, route_yaw_NK = project(route_NR3, state_NK5[..., :2])
     parts = [
+        torch.ones_like(s_NK)[..., None],
         _motion(state_NK5, s_NK, d_NK, route_yaw_NK, ego_s_d_speed_N3),
         _conflict(batch, state_NK5, size_NK2, s_NK, d_NK, route_yaw_NK, ego_s_d_speed_N3),
         _history(batch, slot_NK, route_yaw_NK),
@@ -104,7 +103,7 @@ def agent_tokens(
     ]
     tokens_NKF = torch.cat(parts, -1)
     assert tokens_NKF.shape[-1] == NUM_AGENT_FEATURES
-    return torch.where(valid_NK[..., None], tokens_NKF, 0.0), valid_NK
+    return torch.where((index_NK >= 0)[..., None], tokens_NKF, 0.0)
 
 
 def _along_route(vx_NK: Tensor, vy_NK: Tensor, route_yaw_NK: Tensor) -> tuple[Tensor, Tensor]:

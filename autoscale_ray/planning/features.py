@@ -40,13 +40,9 @@ class PlannerFeatures:
     ego_NF: Tensor
     """float32 ego token."""
     agents_NKF: Tensor
-    """float32 agent tokens, 0 in empty slots."""
-    agents_valid_NK: Tensor
-    """bool."""
+    """float32 agent tokens; feature 0 is 1 in filled slots, empty slots are all 0."""
     lanes_NKF: Tensor
-    """float32 lane tokens, 0 in empty slots."""
-    lanes_valid_NK: Tensor
-    """bool."""
+    """float32 lane tokens, likewise."""
     state_N4: Tensor
     """float32 ego now on its route: s, d in m, relative heading in rad, speed in m/s."""
     route_NR3: Tensor
@@ -84,14 +80,10 @@ def features_of_batch(batch: SceneBatch, config: PlannerConfig) -> PlannerFeatur
     route_NR3 = make_routes(batch.centerline_C3, batch.centerline_offsets)
     state_N4 = ego_state_on_route(batch, route_NR3)
     future = slice(CURRENT_FRAME + 1, CURRENT_FRAME + 1 + NUM_PLAN_FRAMES)
-    agents_NKF, agents_valid_NK = agent_tokens(batch, route_NR3, state_N4[:, [0, 1, 3]], config.num_agents)
-    lanes_NKF, lanes_valid_NK = lane_tokens(batch, route_NR3, config.num_lanes)
     return PlannerFeatures(
         ego_NF=ego_tokens(batch, route_NR3, state_N4),
-        agents_NKF=agents_NKF,
-        agents_valid_NK=agents_valid_NK,
-        lanes_NKF=lanes_NKF,
-        lanes_valid_NK=lanes_valid_NK,
+        agents_NKF=agent_tokens(batch, route_NR3, state_N4[:, [0, 1, 3]], config.num_agents),
+        lanes_NKF=lane_tokens(batch, route_NR3, config.num_lanes),
         state_N4=state_N4,
         route_NR3=route_NR3,
         target_NP3=project_poses(route_NR3, batch.ego_states_NT7[:, future, :3]),

@@ -10,10 +10,17 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from autoscale_ray.planning.anchors import anchor_trajectories
 from autoscale_ray.planning.features import PlannerFeatures
 from autoscale_ray.planning.frenet import unproject_poses
 from autoscale_ray.planning.occupancy import mean_iou
-from autoscale_ray.planning.planner import Planner
+from autoscale_ray.planning.planner import (
+    RESIDUAL_SCALE,
+    Planner,
+    empty_planner,
+    parameter_shapes,
+    set_weights,
+)
 from autoscale_ray.planning.training import PlannerWeights, one_thread
 
 CHUNK_SCENES = 256
@@ -21,9 +28,8 @@ CHUNK_SCENES = 256
 
 def load_planner(weights: PlannerWeights) -> Planner:
     """Return the module with the averaged weights."""
-    with torch.device("meta"):
-        planner = Planner(weights.config)
-    planner.load_state_dict(dict(weights.average), assign=True)
+    planner = empty_planner(weights.config, 1)
+    set_weights(planner, torch.cat([weights.average[name].flatten() for name in parameter_shapes(planner)]))
     return planner
 
 
@@ -42,9 +48,10 @@ def predict(weights: PlannerWeights, features: PlannerFeatures, rows: np.ndarray
     poses = [np.empty((0, *features.target_NP3.shape[1:]), np.float32)]
     with one_thread(), torch.no_grad():
         for scenes, count in _chunks(features, rows):
-            output = planner(scenes, 0)
-            best_B = output.logits_BM.argmax(1)
-            route_poses_BP3 = output.trajectories_BMP3[torch.arange(len(best_B)), best_B]
+            output = planner(scenes.ego_NF[None], scenes.agents_NKF[None], scenes.lanes_NKF[None], 0)
+            best_B = (torch.arange(len(scenes)), output.logits_VBM[0].argmax(1))
+            anchors_BP3 = anchor_trajectories(scenes.state_N4, weights.config)[best_B]
+            route_poses_BP3 = anchors_BP3 + output.residuals_VBMP3[0][best_B] * torch.tensor(RESIDUAL_SCALE)
             poses.append(unproject_poses(scenes.route_NR3, route_poses_BP3)[:count].numpy())
     return np.concatenate(poses)
 
@@ -67,9 +74,9 @@ def occupancy_miou(
     values, valid = [np.empty(0)], [np.empty(0, bool)]
     with one_thread(), torch.no_grad():
         for scenes, count in _chunks(features, rows):
-            occupancy_BOGG = planner(scenes).occupancy_BOGG
-            assert occupancy_BOGG is not None
-            value_B, valid_B = mean_iou(occupancy_BOGG, scenes.occupancy_NOGG)
+            inputs = (scenes.ego_NF[None], scenes.agents_NKF[None], scenes.lanes_NKF[None])
+            occupancy_VBOGG = planner(*inputs, len(scenes)).occupancy_VBOGG
+            value_B, valid_B = mean_iou(occupancy_VBOGG[0], scenes.occupancy_NOGG)
             values.append(value_B[:count].numpy())
             valid.append(valid_B[:count].numpy())
     trained = weights.config.occupancy_weight > 0

@@ -20,10 +20,11 @@ PIECE_AHEAD_M = 50.0
 NUM_PIECE_POINTS = 6
 ROUTE_BONUS_M = 5.0
 MAX_STOP_M = 60.0
-NUM_LANE_FEATURES = 4 * NUM_PIECE_POINTS + 7
+NUM_LANE_FEATURES = 4 * NUM_PIECE_POINTS + 8
+"""The first one is 1 in a filled slot; an empty slot is all 0."""
 
 
-def lane_tokens(batch: SceneBatch, route_NR3: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
+def lane_tokens(batch: SceneBatch, route_NR3: Tensor, num_slots: int) -> Tensor:
     """Describe the lanes nearest to the ego, lanes of the route first by a bonus of 5 m.
 
     A lane is cut to the piece from 10 m behind to 50 m beyond its point nearest to the ego and resampled at 6
@@ -35,12 +36,10 @@ def lane_tokens(batch: SceneBatch, route_NR3: Tensor, num_slots: int) -> tuple[T
         num_slots: Lanes kept in a scene.
 
     Returns:
-        tokens_NKF (0 in empty slots) and valid_NK.
+        tokens_NKF.
     """
-    num_scenes = len(batch)
     if len(batch.lane_width_L) == 0:
-        valid_NK = torch.zeros(num_scenes, num_slots, dtype=torch.bool, device=route_NR3.device)
-        return route_NR3.new_zeros(num_scenes, num_slots, NUM_LANE_FEATURES), valid_NK
+        return route_NR3.new_zeros(len(batch), num_slots, NUM_LANE_FEATURES)
     lanes = make_polylines(batch.lane_points_V2, batch.lane_point_offsets)
     distance_L, arc_L = closest_to_origin(lanes)
     rank_L = distance_L - ROUTE_BONUS_M * batch.lane_on_route_L.float()
@@ -50,11 +49,9 @@ def lane_tokens(batch: SceneBatch, route_NR3: Tensor, num_slots: int) -> tuple[T
     steps_P = torch.linspace(0.0, 1.0, NUM_PIECE_POINTS, device=route_NR3.device)
     piece_LP2 = interpolate(lanes, start_L[:, None] + (end_L - start_L)[:, None] * steps_P)
     slot_NK = index_NK.clamp(min=0)
-    tokens_NKF = torch.cat(
-        [_piece(piece_LP2[slot_NK], route_NR3), _attributes(batch, end_L - start_L, slot_NK)], -1
-    )
-    valid_NK = index_NK >= 0
-    return torch.where(valid_NK[..., None], tokens_NKF, 0.0), valid_NK
+    parts = [_attributes(batch, end_L - start_L)[slot_NK], _piece(piece_LP2[slot_NK], route_NR3)]
+    tokens_NKF = torch.cat(parts, -1)
+    return torch.where((index_NK >= 0)[..., None], tokens_NKF, 0.0)
 
 
 def _piece(piece_NKP2: Tensor, route_NR3: Tensor) -> Tensor:
@@ -64,10 +61,11 @@ def _piece(piece_NKP2: Tensor, route_NR3: Tensor) -> Tensor:
     return torch.cat(parts, -1).clamp(-3.0, 3.0)
 
 
-def _attributes(batch: SceneBatch, length_L: Tensor, slot_NK: Tensor) -> Tensor:
+def _attributes(batch: SceneBatch, length_L: Tensor) -> Tensor:
     width_L, limit_L = batch.lane_width_L, batch.lane_speed_limit_L
-    values_L7 = torch.stack(
+    return torch.stack(
         [
+            torch.ones_like(width_L),
             width_L.nan_to_num() / 4,
             width_L.isfinite().float(),
             limit_L.nan_to_num() / 10,
@@ -78,7 +76,6 @@ def _attributes(batch: SceneBatch, length_L: Tensor, slot_NK: Tensor) -> Tensor:
         ],
         -1,
     )
-    return values_L7[slot_NK]
 
 
 def red_lanes(batch: SceneBatch) -> Tensor:

@@ -11,15 +11,15 @@ weights:
 with lr rising over the first 5 % of the steps and then falling along a cosine; over the last 30 % of the
 steps the weights are averaged, a <- ema a + (1 - ema) w, and the average is what drives.
 
-Shape legend: N scenes, W weights of the model, V logical shards (4), B scenes of a shard.
+Shape legend: N scenes, W weights of the model, V logical shards (4).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -28,23 +28,28 @@ from torch import Tensor
 from autoscale_ray.config import PlannerConfig
 from autoscale_ray.errors import ConfigError
 from autoscale_ray.planning.features import PlannerFeatures
-from autoscale_ray.planning.objectives import planning_loss
+from autoscale_ray.planning.objectives import Examples, make_examples, planning_loss
 from autoscale_ray.planning.order import NUM_SHARDS, shard_places
-from autoscale_ray.planning.planner import NUM_HEADS, Planner, new_planner
+from autoscale_ray.planning.planner import (
+    NUM_HEADS,
+    Planner,
+    empty_planner,
+    initial_weights,
+    parameter_shapes,
+    set_weights,
+)
 
 FIRST_DECAY, SECOND_DECAY, EPSILON = 0.9, 0.999, 1e-8
 MAX_GRADIENT_NORM = 5.0
 WARMUP_SHARE = 0.05
 AVERAGED_SHARE = 0.3
-OCCUPANCY_SHARE = 0.5
+OCCUPANCY_SHARE = 0.25
 """Share of a shard whose occupancy is drawn in training: the head is the dearest part of a step."""
 
-Losses = Mapping[str, float]
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TrainState:
-    """Where a training run stands: enough to go on to the same bits."""
+    """Where a training run stands: enough to go on to the same bits. A step changes it in place."""
 
     step: int
     """Optimiser steps done."""
@@ -52,7 +57,12 @@ class TrainState:
     first_moment_W: Tensor
     second_moment_W: Tensor
     average_W: Tensor
-    """Average of the weights since the averaging began; before that the initial weights."""
+    """Average of the weights since the averaging began; before that not defined."""
+
+    def copy(self) -> TrainState:
+        """Return a state that shares no memory with this one."""
+        tensors = [getattr(self, field.name).clone() for field in fields(self) if field.name != "step"]
+        return TrainState(self.step, *tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +83,7 @@ def train(
     seed: int,
     *,
     start: TrainState | None = None,
-    on_step: Callable[[TrainState, Losses], None] | None = None,
+    on_step: Callable[[TrainState, Tensor], None] | None = None,
 ) -> PlannerWeights:
     """Train a planner for `config.num_steps` steps, however many scenes there are.
 
@@ -82,8 +92,9 @@ def train(
         rows: int64 rows of the scenes to train on, real and synthetic alike; at least one.
         config: The planner and its training.
         seed: Seed of initial weights and sample order, >= 0.
-        start: A state of the same run to go on from.
-        on_step: Called after every step with the state and its losses; may save the state or raise to stop.
+        start: A state of the same run to go on from; not changed.
+        on_step: Called after every step with the state (copy or save it to keep it) and the losses (4,)
+            total, mode, imitation, occupancy. May raise to stop the run.
 
     Returns:
         The trained planner; the same bits for the same arguments, with or without a stop in between.
@@ -92,18 +103,18 @@ def train(
         ConfigError: Batch size or width do not fit the shards or heads, or there is nothing to train on.
     """
     check_trainable(config, len(rows))
-    rows_N = torch.as_tensor(rows)
-    state = start if start is not None else new_state(config, seed)
-    planner = new_planner(config, seed)
+    examples = make_examples(features, torch.as_tensor(rows), config)
+    planner = empty_planner(config, NUM_SHARDS)
+    state = new_state(config, seed) if start is None else start.copy()
+    set_weights(planner, state.weights_W)
+    buffer_VW = state.weights_W.new_empty(NUM_SHARDS, len(state.weights_W))
     with one_thread():
         for step in range(state.step, config.num_steps):
             places_VB = torch.from_numpy(shard_places(seed, step, config.batch_size, len(rows)))
-            state, losses = train_step(
-                planner, state, [features.take(rows_N[places_B]) for places_B in places_VB]
-            )
+            losses = train_step(planner, state, examples.shards(places_VB), buffer_VW)
             if on_step is not None:
                 on_step(state, losses)
-    return finished(planner, state)
+    return finished(config, state)
 
 
 def check_trainable(config: PlannerConfig, num_rows: int) -> None:
@@ -118,72 +129,80 @@ def check_trainable(config: PlannerConfig, num_rows: int) -> None:
 
 def new_state(config: PlannerConfig, seed: int) -> TrainState:
     """Return the state before the first step."""
-    weights_W = torch.cat([weight.detach().flatten() for weight in new_planner(config, seed).parameters()])
-    zeros_W = torch.zeros_like(weights_W)
-    return TrainState(0, weights_W, zeros_W, zeros_W.clone(), weights_W.clone())
+    weights_W = initial_weights(config, seed)
+    return TrainState(0, weights_W, *(torch.zeros_like(weights_W) for _ in range(3)))
 
 
 def train_step(
-    planner: Planner, state: TrainState, shards: Sequence[PlannerFeatures]
-) -> tuple[TrainState, Losses]:
-    """Make one optimiser step.
+    planner: Planner, state: TrainState, shards: Examples, buffer_VW: Tensor | None = None
+) -> Tensor:
+    """Make one optimiser step with all shards in this process.
+
+    Workers that share the shards do the same in two parts: `shard_gradients` of their own, `apply_gradients`
+        of all.
 
     Args:
-        planner: Any planner of the configuration; its weights are overwritten.
-        state: Where the run stands; not changed.
-        shards: The V logical shards of this step.
+        planner: Planner of V shards whose weights are views of the state's.
+        state: Where the run stands; moved on by one step.
+        shards: The V logical shards of this step, in order.
+        buffer_VW: Memory for the gradients.
 
     Returns:
-        The next state and the mean losses over the shards.
+        losses (4,): total, mode, imitation, occupancy, mean over the shards.
     """
-    set_weights(planner, state.weights_W)
-    results = [shard_gradient(planner, shard) for shard in shards]
-    losses = {name: sum(losses[name] for _, losses in results) / len(results) for name in results[0][1]}
-    return apply_gradients(state, [gradient_W for gradient_W, _ in results], planner.config), losses
+    gradients_VW, losses_4V = shard_gradients(planner, shards, buffer_VW)
+    apply_gradients(state, gradients_VW, planner.config)
+    return losses_4V.mean(1)
 
 
-def set_weights(planner: Planner, weights_W: Tensor) -> None:
-    """Let the planner's parameters be views of a flat vector; nothing is copied."""
-    sizes = [weight.numel() for weight in planner.parameters()]
-    for weight, flat in zip(planner.parameters(), weights_W.split(sizes), strict=True):
-        weight.data = flat.view(weight.shape)
+def shard_gradients(
+    planner: Planner, shards: Examples, out_VW: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute the gradient of every shard's mean loss.
+
+    Args:
+        planner: Planner of as many shards.
+        shards: Examples with fields (V, B, ...), any V >= 1; a shard's bits do not depend on the others.
+        out_VW: Memory for the gradients; new memory costs a sixth of a step in page faults.
+
+    Returns:
+        gradients_VW and losses_4V (total, mode, imitation, occupancy).
+    """
+    batch = shards.ego_NF.shape[1]
+    num_drawn = math.ceil(batch * OCCUPANCY_SHARE) if planner.config.occupancy_weight > 0 else 0
+    output = planner(shards.ego_NF, shards.agents_NKF, shards.lanes_NKF, num_drawn)
+    loss_V, parts_3V = planning_loss(output, shards, planner.config)
+    headless = num_drawn == 0
+    gradients = torch.autograd.grad(
+        loss_V.sum(), list(planner.parameters()), allow_unused=headless, materialize_grads=headless
+    )
+    gradients_VW = torch.cat([gradient.flatten(1) for gradient in gradients], 1, out=out_VW)
+    return gradients_VW, torch.cat([loss_V.detach()[None], parts_3V])
 
 
-def shard_gradient(planner: Planner, shard: PlannerFeatures) -> tuple[Tensor, Losses]:
-    """Return the flat gradient (W) of the mean loss over one logical shard, and the losses."""
-    drawn = int(len(shard) * OCCUPANCY_SHARE) if planner.config.occupancy_weight > 0 else 0
-    loss, parts = planning_loss(planner(shard, drawn), shard, planner.config)
-    weights = list(planner.parameters())
-    gradients = torch.autograd.grad(loss, weights, allow_unused=drawn == 0, materialize_grads=drawn == 0)
-    gradient_W = torch.cat([gradient.flatten() for gradient in gradients])
-    return gradient_W, {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
-
-
-def apply_gradients(state: TrainState, gradients_VW: Sequence[Tensor], config: PlannerConfig) -> TrainState:
+def apply_gradients(state: TrainState, gradients_VW: Tensor, config: PlannerConfig) -> None:
     """Sum the shards' gradients in shard order and make one AdamW step.
 
     Args:
-        state: Where the run stands; not changed.
-        gradients_VW: Gradient of every logical shard, in shard order.
+        state: Where the run stands; moved on by one step.
+        gradients_VW: Gradient of every logical shard, in shard order; used up.
         config: Learning rate, decay, number of steps.
-
-    Returns:
-        The next state.
     """
-    total_W = gradients_VW[0].clone()
-    for gradient_W in gradients_VW[1:]:
-        total_W += gradient_W
-    gradient_W = total_W / len(gradients_VW)
-    gradient_W *= (MAX_GRADIENT_NORM / gradient_W.norm().clamp(min=MAX_GRADIENT_NORM)).item()
-    first_W = state.first_moment_W.lerp(gradient_W, 1 - FIRST_DECAY)
-    second_W = (state.second_moment_W * SECOND_DECAY).addcmul_(gradient_W, gradient_W, value=1 - SECOND_DECAY)
-    done = state.step + 1
+    gradient_W = gradients_VW[0]
+    for other_W in gradients_VW[1:]:
+        gradient_W += other_W
+    gradient_W /= len(gradients_VW)
+    gradient_W *= min(1.0, MAX_GRADIENT_NORM / max(float(gradient_W.norm()), MAX_GRADIENT_NORM))
+    state.first_moment_W.lerp_(gradient_W, 1 - FIRST_DECAY)
+    state.second_moment_W.mul_(SECOND_DECAY).addcmul_(gradient_W, gradient_W, value=1 - SECOND_DECAY)
     rate = learning_rate(state.step, config)
-    scale_W = (second_W / (1 - SECOND_DECAY**done)).sqrt_().add_(EPSILON)
-    weights_W = state.weights_W * (1 - rate * config.weight_decay)
-    weights_W.addcdiv_(first_W, scale_W, value=-rate / (1 - FIRST_DECAY**done))
-    average_W = _average(state, weights_W, config)
-    return TrainState(done, weights_W, first_W, second_W, average_W)
+    state.step += 1
+    scale_W = torch.sqrt(state.second_moment_W, out=gradient_W)
+    scale_W /= math.sqrt(1 - SECOND_DECAY**state.step)
+    scale_W += EPSILON
+    state.weights_W *= 1 - rate * config.weight_decay
+    state.weights_W.addcdiv_(state.first_moment_W, scale_W, value=-rate / (1 - FIRST_DECAY**state.step))
+    _average(state, config)
 
 
 def learning_rate(step: int, config: PlannerConfig) -> float:
@@ -193,25 +212,24 @@ def learning_rate(step: int, config: PlannerConfig) -> float:
     return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * step / config.num_steps))
 
 
-def _average(state: TrainState, weights_W: Tensor, config: PlannerConfig) -> Tensor:
-    first_averaged = config.num_steps - int(AVERAGED_SHARE * config.num_steps)
-    if state.step <= first_averaged:
-        return weights_W
-    return state.average_W.lerp(weights_W, 1 - config.ema_decay)
+def _average(state: TrainState, config: PlannerConfig) -> None:
+    first_averaged = max(1, config.num_steps - int(AVERAGED_SHARE * config.num_steps))
+    if state.step == first_averaged:
+        state.average_W.copy_(state.weights_W)
+    elif state.step > first_averaged:
+        state.average_W.lerp_(state.weights_W, 1 - config.ema_decay)
 
 
-def finished(planner: Planner, state: TrainState) -> PlannerWeights:
-    """Return the planner that a state holds."""
-    return PlannerWeights(planner.config, _named(planner, state.weights_W), _named(planner, state.average_W))
+def finished(config: PlannerConfig, state: TrainState) -> PlannerWeights:
+    """Return the planner that a state holds; an untrained one is its own average."""
+    average_W = state.average_W if state.step else state.weights_W
+    return PlannerWeights(config, _named(config, state.weights_W), _named(config, average_W))
 
 
-def _named(planner: Planner, weights_W: Tensor) -> dict[str, Tensor]:
-    named = dict(planner.named_parameters())
-    flats = weights_W.split([weight.numel() for weight in named.values()])
-    return {
-        name: flat.view(weight.shape).clone()
-        for (name, weight), flat in zip(named.items(), flats, strict=True)
-    }
+def _named(config: PlannerConfig, weights_W: Tensor) -> dict[str, Tensor]:
+    shapes = parameter_shapes(empty_planner(config, 1))
+    flats = weights_W.split([shape.numel() for shape in shapes.values()])
+    return {name: flat.view(shape).clone() for (name, shape), flat in zip(shapes.items(), flats, strict=True)}
 
 
 @contextmanager
