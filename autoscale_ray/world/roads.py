@@ -207,7 +207,7 @@ def merge(ramp_end_N: np.ndarray, width_N: np.ndarray, limit_N: np.ndarray, bend
         ("ramp",): Lane(np.concatenate([ramp_back, ramp_ahead[:, 1:]], axis=1), on_route=True),
     }
     links = [(("main", i, 0), ("main", i, 1), SUCCESSOR) for i in (0, 1)]
-    links += [*_neighbours([("main", 0), ("main", 1)], 2), (("ramp",), ("main", 0, 1), LEFT)]
+    links += [*_neighbours([("main", 0), ("main", 1)], 2), *((("ramp",), ("main", 0, i), LEFT) for i in (0, 1))]
     half_N = 0.5 * width_N
     areas = [
         Area(strip(main, 1.5 * width_N + SHOULDER_M, -half_N), ROADBLOCK),
