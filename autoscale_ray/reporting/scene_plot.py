@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def save_contact_sheet(batch: SceneBatch, out: Path | str) -> None:
 
 
 def draw_scene(axes: Axes, scene: SceneBatch, *, view_m: float = VIEW_M) -> None:
-    """Draw one scene in its own frame: areas, lanes, route, agents with their motion, ego with past and future.
+    """Draw one scene in its own frame: areas, lanes, route, agents with their motion, ego with past and
+    future.
 
     Args:
         axes: Where to draw.
@@ -91,7 +93,7 @@ def _draw_areas(axes: Axes, scene: SceneBatch) -> None:
 def _draw_lanes(axes: Axes, scene: SceneBatch) -> None:
     offsets = scene.lane_point_offsets.tolist()
     points = scene.lane_points_V2.numpy()
-    lanes = [points[low:high] for low, high in zip(offsets, offsets[1:], strict=False)]
+    lanes = [points[low:high] for low, high in itertools.pairwise(offsets)]
     colors = ["#f0a030" if on_route else "#9aa0a6" for on_route in scene.lane_on_route_L.tolist()]
     axes.add_collection(LineCollection(lanes, colors=colors, linewidths=0.6, zorder=2))
     axes.plot(*scene.centerline_C3[:, :2].numpy().T, color="#2ca02c", linewidth=1.2, alpha=0.7, zorder=3)

@@ -1,7 +1,7 @@
 """Cut the road around many windows of one recording at once, into each window's scene frame.
 
-Shape legend: M windows, L lanes of the road map, V border vertices, J lanes in windows (over all windows), E links,
-Q polygons in windows, W their vertices, T frames.
+Shape legend: M windows, L lanes of the road map, V border vertices, J lanes in windows (over all windows), E
+links, Q polygons in windows, W their vertices, T frames.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from autoscale_ray.scenes.road_map import RoadMap
 from autoscale_ray.scenes.schema import NUM_FRAMES, POLYGON_LAYERS
 
 CROP_RADIUS_M = 80.0
-# Lanes are widened a little where they serve as drivable area, so that hairline gaps between them do not count.
+# Lanes are widened a little where they serve as drivable area, so that hairline gaps between them do not
+# count.
 AREA_MARGIN_M = 0.1
 
 Flat = tuple[np.ndarray, np.ndarray]
@@ -61,9 +62,10 @@ def crop_road(
 ) -> dict[str, Flat]:
     """Return the map columns of every window.
 
-    A lane is kept from its first to its last vertex within `CROP_RADIUS_M` of the ego and one vertex more at each end.
-    Each lane with borders gives two polygons: its own (lane or lane_connector), and the area it belongs to (roadblock
-    or intersection), which is `AREA_MARGIN_M` larger; the union of those areas is the drivable area.
+    A lane is kept from its first to its last vertex within `CROP_RADIUS_M` of the ego and one vertex more at
+    each end. Each lane with borders gives two polygons: its own (lane or lane_connector), and the area it
+    belongs to (roadblock or intersection), which is `AREA_MARGIN_M` larger; the union of those areas is the
+    drivable area.
 
     Args:
         road: Road in map coordinates.

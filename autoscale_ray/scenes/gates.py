@@ -1,4 +1,5 @@
-"""Quality gates: rules that every scene of a pool keeps; a scene that breaks one goes to the quarantine table.
+"""Quality gates: rules that every scene of a pool keeps; a scene that breaks one goes to the quarantine
+table.
 
 Shape legend: as in `batch`; D points tested against areas, P point-edge pairs.
 """
@@ -144,7 +145,8 @@ def _between(value: Tensor, limits: tuple[float, float]) -> Tensor:
 
 
 def _off_road(batch: SceneBatch) -> tuple[Tensor, Tensor]:
-    """Measure how far the ego's box centre is off the drivable area at 0 and 4 s, where the scene has a map."""
+    """Measure how far the ego's box centre is off the drivable area at 0 and 4 s, where the scene has a
+    map."""
     frames = [CURRENT_FRAME, CURRENT_FRAME + NUM_PLAN_FRAMES]
     pose = batch.ego_states_NT7[:, frames, :3].double()
     forward = torch.stack([pose[..., 2].cos(), pose[..., 2].sin()], dim=-1)
@@ -170,7 +172,8 @@ GATES: dict[str, Gate] = {
 
 
 def area_distance(batch: SceneBatch, points_ND2: Tensor) -> Tensor:
-    """Measure the distance of points to their scene's drivable area; 0 inside, and 0 where a scene has no area.
+    """Measure the distance of points to their scene's drivable area; 0 inside, and 0 where a scene has no
+    area.
 
     Args:
         batch: Scenes.

@@ -1,7 +1,8 @@
 """Make a pool of a source: read its units, cut windows, gate them, and account for every scene.
 
-The work is done in parts (some units each). A finished part is a pair of files in a staging folder beside the pool, so
-an interrupted ingest goes on where it stopped, and the result does not depend on the number of processes.
+The work is done in parts (some units each). A finished part is a pair of files in a staging folder beside the
+pool, so an interrupted ingest goes on where it stopped, and the result does not depend on the number of
+processes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,6 +65,7 @@ def ingest(
     domain: str,
     *,
     options: WindowOptions | None = None,
+    known_groups: Mapping[str, str] | None = None,
     num_processes: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> PoolManifest:
@@ -75,6 +77,8 @@ def ingest(
         out: Folder of the new pool; must not exist, or be empty.
         domain: ``real`` or ``synthetic``.
         options: How windows are cut; the format's own by default.
+        known_groups: Group of recordings by file name; recordings of one group get one log_id. It adds to
+            what shared motion tells, for links that run through files which are not at hand.
         num_processes: Parts read side by side on this machine, >= 1.
         progress: Called with the number of finished and of all parts.
 
@@ -92,7 +96,7 @@ def ingest(
     for done, _ in enumerate(_run_all(missing, num_processes), start=1 + len(jobs) - len(missing)):
         if progress is not None:
             progress(done, len(jobs))
-    manifest = merge_parts(jobs, out)
+    manifest = merge_parts(jobs, out, known_groups)
     shutil.rmtree(staging)
     return manifest
 
@@ -185,15 +189,18 @@ def _finished(job: PartJob) -> bool:
     return (Path(job.staging) / f"{job.stem}.scenes").exists()
 
 
-def merge_parts(jobs: Sequence[PartJob], out: Path | str) -> PoolManifest:
+def merge_parts(
+    jobs: Sequence[PartJob], out: Path | str, known_groups: Mapping[str, str] | None = None
+) -> PoolManifest:
     """Publish finished parts as one pool, with the logs that shared motion tells.
 
     Args:
         jobs: All jobs of the ingest, finished.
         out: Folder of the new pool.
+        known_groups: As in `ingest`.
     """
     stems = [Path(job.staging) / job.stem for job in jobs]
-    groups = _log_groups(stems)
+    groups = _log_groups(stems, known_groups or {})
     with PoolWriter(out) as writer:
         for table in _part_tables(stems):
             writer.add(_with_logs(table, groups))
@@ -224,7 +231,7 @@ def _linked(table: pa.Table, ids: pa.Array) -> pa.Table:
     )
 
 
-def _log_groups(stems: Iterable[Path]) -> dict[str, str]:
+def _log_groups(stems: Iterable[Path], known: Mapping[str, str]) -> dict[str, str]:
     prints: dict[str, list[np.ndarray]] = {}
     for stem in stems:
         table = _read_part(stem, "prints")

@@ -20,8 +20,8 @@ def wrap_angle(angle: np.ndarray) -> np.ndarray:
 def central_difference(tracks: Tracks, values_R: np.ndarray, frame_interval_s: float) -> np.ndarray:
     """Differentiate a row value in time, inside each track.
 
-    (v[r + h] - v[r - h]) / elapsed, h the frames in `DIFFERENCE_HALF_WIDTH_S`, one-sided where the track begins or ends
-    or has a gap; 0 for a single frame. Angles must be unwrapped by the caller.
+    (v[r + h] - v[r - h]) / elapsed, h the frames in `DIFFERENCE_HALF_WIDTH_S`, one-sided where the track
+    begins or ends or has a gap; 0 for a single frame. Angles must be unwrapped by the caller.
 
     Args:
         tracks: Owner of the rows.
@@ -70,10 +70,10 @@ def center_velocities(tracks: Tracks, frame_interval_s: float) -> np.ndarray:
 def rear_axle_states(tracks: Tracks, frame_interval_s: float) -> np.ndarray:
     """Return pose, velocity and acceleration of every row at the rear axle (R, 7).
 
-    x, y, yaw in map coordinates; vx, vy, ax, ay in the body frame. With d the distance from rear axle to centre and
-    w the yaw rate: position = centre - d * heading, vy = vy_centre - d * w. Accelerations along the heading are the
-    source's where given, else ax and ay are central differences of the rear axle's velocity in map axes, turned into
-    the body frame. With the source's ax, ay = w * vx.
+    x, y, yaw in map coordinates; vx, vy, ax, ay in the body frame. With d the distance from rear axle to
+    centre and w the yaw rate: position = centre - d * heading, vy = vy_centre - d * w. Accelerations along
+    the heading are the source's where given, else ax and ay are central differences of the rear axle's
+    velocity in map axes, turned into the body frame. With the source's ax, ay = w * vx.
 
     Args:
         tracks: Rows to convert.

@@ -1,12 +1,12 @@
 """Find recordings that are overlapping cuts of one log, from the motion they share.
 
-Two recordings belong to the same log when some track in each has the same `STRETCH` consecutive speeds, at least
-`MIN_DISTINCT` of them different (a standing vehicle proves nothing). Logs are the connected components.
+Two recordings belong to the same log when some track in each has the same `STRETCH` consecutive speeds, at
+least `MIN_DISTINCT` of them different (a standing vehicle proves nothing). Logs are the connected components.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -44,13 +44,14 @@ def _stretches(speeds: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def shared_groups(names: Sequence[str], prints: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Return the group of each name: the smallest name among all that are linked by shared fingerprints.
+def shared_groups(prints: Mapping[str, np.ndarray], known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the group of each recording: the smallest name among all that are linked.
 
     Args:
-        names: Recordings.
-        prints: Unique fingerprints of each name.
+        prints: Unique fingerprints of each recording; those that share one are linked.
+        known: Groups known otherwise; recordings of one known group are linked too.
     """
+    names = sorted(prints)
     parent = {name: name for name in names}
 
     def root(name: str) -> str:
@@ -59,13 +60,15 @@ def shared_groups(names: Sequence[str], prints: Mapping[str, np.ndarray]) -> dic
             name = parent[name]
         return name
 
-    ordered = sorted(names)
-    values = np.concatenate([np.zeros(0, dtype=np.uint64), *[prints[name] for name in ordered]])
-    owners = np.repeat(np.arange(len(ordered)), [len(prints[name]) for name in ordered])
+    values = np.concatenate([np.zeros(0, dtype=np.uint64), *[prints[name] for name in names]])
+    owners = np.repeat(np.arange(len(names)), [len(prints[name]) for name in names])
     order = np.argsort(values, kind="stable")
     same = np.flatnonzero(values[order][1:] == values[order][:-1])
     pairs = np.unique(np.stack([owners[order][same], owners[order][same + 1]], axis=1), axis=0)
-    for left, right in pairs:
-        one, two = sorted((root(ordered[left]), root(ordered[right])))
+    first_of_group: dict[str, str] = {}
+    linked = [(names[left], names[right]) for left, right in pairs]
+    linked += [(first_of_group.setdefault(group, name), name) for name, group in (known or {}).items()]
+    for left, right in linked:
+        one, two = sorted((root(left), root(right)))
         parent[two] = one
     return {name: root(name) for name in names}

@@ -14,7 +14,8 @@ import numpy as np
 from autoscale_ray.scenes.road_map import RoadMap, empty_road_map
 from autoscale_ray.scenes.schema import AGENT_TYPES, FRAME_INTERVAL_S
 
-# A passenger car's proportions (Pacifica: 0.597 and 0.282 of the length), used where a source gives the box alone.
+# A passenger car's proportions (Pacifica: 0.597 and 0.282 of the length), used where a source gives the box
+# alone.
 WHEELBASE_SHARE = 0.6
 REAR_AXLE_TO_CENTER_SHARE = 0.28
 

@@ -1,6 +1,7 @@
 """The road of one recording in map coordinates: lanes with borders, their links, and areas beside them.
 
-Shape legend: L lanes, V border vertices (left, centre and right are paired), E links, Q areas, W area vertices.
+Shape legend: L lanes, V border vertices (left, centre and right are paired), E links, Q areas, W area
+vertices.
 """
 
 from __future__ import annotations
@@ -179,9 +180,9 @@ def crossing_lanes(
 ) -> np.ndarray:
     """Tell which lanes lie inside an intersection, where the source does not say.
 
-    A lane is a connector when it crosses another lane: their polygons share at least `MIN_CROSSING_AREA_M2` and
-    their directions at that place differ by at least `MIN_CROSSING_ANGLE_RAD`. The other exits of a fork one of whose
-    exits is a connector are connectors too, because they lie in the same junction.
+    A lane is a connector when it crosses another lane: their polygons share at least `MIN_CROSSING_AREA_M2`
+    and their directions at that place differ by at least `MIN_CROSSING_ANGLE_RAD`. The other exits of a fork
+    one of whose exits is a connector are connectors too, because they lie in the same junction.
 
     Returns:
         Bool, L.

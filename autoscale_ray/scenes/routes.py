@@ -1,4 +1,5 @@
-"""Which lanes a vehicle drove, and the route they give: lanes, roadblocks and a centre line that goes on beyond.
+"""Which lanes a vehicle drove, and the route they give: lanes, roadblocks and a centre line that goes on
+beyond.
 
 Shape legend: L lanes, S samples of one track, P sample-lane pairs, C centre line vertices.
 """
@@ -6,6 +7,7 @@ Shape legend: L lanes, S samples of one track, P sample-lane pairs, C centre lin
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,14 +28,15 @@ LANE_CHANGE_COST_M = 50.0
 LANE_CHANGE_START_M = 10.0
 LANE_CHANGE_LENGTH_M = 30.0
 EXTENSION_M = 150.0
+DETOUR_M = 100.0
 
 
 class LaneMatcher:
     """Match driven paths to lanes by the cheapest chain of lanes (Viterbi).
 
-    A pose may lie on a lane within `MATCH_DISTANCE_M` whose direction is within `MATCH_ANGLE_RAD` of its heading. It
-    costs (distance to the centre line / 1.5 m)^2 + (heading difference / 0.35 rad)^2; a change of lane costs nothing
-    along a successor and most between unconnected lanes.
+    A pose may lie on a lane within `MATCH_DISTANCE_M` whose direction is within `MATCH_ANGLE_RAD` of its
+    heading. It costs (distance to the centre line / 1.5 m)^2 + (heading difference / 0.35 rad)^2; a change of
+    lane costs nothing along a successor and most between unconnected lanes.
     """
 
     def __init__(self, road: RoadMap, lane_shapes: Sequence[shapely.Polygon] | None = None) -> None:
@@ -141,10 +144,10 @@ class RoutePlanner:
     def route(self, driven: np.ndarray, position: np.ndarray) -> Route | None:
         """Return the route of a vehicle that is at `position` and drives the lanes `driven` from there.
 
-        The lanes of the centre line are the shortest chain of successors from the first lane to the roadblock of the
-        last one inside the driven roadblocks; a change to a neighbour lane costs `LANE_CHANGE_COST_M`, so it is taken
-        only where successors do not lead on. Behind the last driven lane the straightest successors follow for
-        `EXTENSION_M`.
+        The lanes of the centre line are the shortest chain of successors from the first lane to the roadblock
+        of the last one inside the driven roadblocks; a change to a neighbour lane costs `LANE_CHANGE_COST_M`,
+        so it is taken only where successors do not lead on. Behind the last driven lane the straightest
+        successors follow for `EXTENSION_M`.
 
         Args:
             driven: Lanes by time, int64, -1 off the lanes; the first entry is the lane at `position`.
@@ -160,7 +163,7 @@ class RoutePlanner:
         lanes = self._cached_lanes(chain)
         if lanes is None:
             return None
-        changes = any(b not in self._next.get(a, ()) for a, b in zip(lanes, lanes[1:], strict=False))
+        changes = any(b not in self._next.get(a, ()) for a, b in itertools.pairwise(lanes))
         key = (lanes, chain, (*np.round(position, 3),) if changes else ())
         if key not in self._known:
             blocks = self._road.roadblock_L[list({*lanes, *chain})]
@@ -171,14 +174,20 @@ class RoutePlanner:
     def _cached_lanes(self, chain: tuple[int, ...]) -> tuple[int, ...] | None:
         key = ("lanes", chain)
         if key not in self._known:
-            path = self._search(chain)
+            blocks = set(self._road.roadblock_L[list(chain)].tolist())
+            # Lanes that the match jumped between (say, two exits of one fork) are joined by a way around the
+            # jump.
+            detour_m = DETOUR_M + float(self._lengths_L[list(chain)].sum())
+            path = self._search(chain, blocks, math.inf) or self._search(chain, None, detour_m)
             self._known[key] = None if path is None else self._extended(path)
         return self._known[key]
 
-    def _search(self, chain: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Find the cheapest chain of lanes inside the driven roadblocks (Dijkstra)."""
+    def _search(
+        self, chain: tuple[int, ...], allowed: set[int] | None, limit_m: float
+    ) -> tuple[int, ...] | None:
+        """Find the cheapest chain of lanes to the last roadblock (Dijkstra), inside `allowed` roadblocks."""
         block_L = self._road.roadblock_L
-        allowed, goal = set(block_L[list(chain)].tolist()), block_L[chain[-1]]
+        goal = block_L[chain[-1]]
         queue = [(0.0, chain[0], (chain[0],))]
         done: set[int] = set()
         while queue:
@@ -191,7 +200,8 @@ class RoutePlanner:
             ahead = [(cost + self._lengths_L[lane], lane_to) for lane_to in self._next.get(lane, ())]
             aside = [(cost + LANE_CHANGE_COST_M, lane_to) for lane_to in self._beside.get(lane, ())]
             for reached, lane_to in ahead + aside:
-                if lane_to not in done and block_L[lane_to] in allowed:
+                is_allowed = allowed is None or block_L[lane_to] in allowed
+                if lane_to not in done and is_allowed and reached <= limit_m:
                     heapq.heappush(queue, (reached, lane_to, (*path, lane_to)))
         return None
 
@@ -209,9 +219,10 @@ class RoutePlanner:
         return path
 
     def _line(self, lanes: tuple[int, ...], position: np.ndarray) -> np.ndarray:
-        """Join the centre lines of the lanes; a lane change leaves one line ahead of `position` for the next."""
+        """Join the centre lines of the lanes; a lane change leaves one line ahead of `position` for the
+        next."""
         line = self._road.center_of(lanes[0])
-        for before, lane in zip(lanes, lanes[1:], strict=False):
+        for before, lane in itertools.pairwise(lanes):
             following = self._road.center_of(lane)
             if lane in self._next.get(before, ()):
                 line = np.concatenate([line, following])

@@ -29,7 +29,8 @@ _RATIO_FLOOR_BYTES = 1 << 20
 
 
 def xml_parser() -> etree.XMLParser:
-    """Return the only XML parser of this package: no DTD, no entities, no network, lxml's limits on size and depth."""
+    """Return the only XML parser of this package: no DTD, no entities, no network, lxml's limits on size and
+    depth."""
     return etree.XMLParser(
         resolve_entities=False,
         no_network=True,
@@ -119,8 +120,9 @@ def ratio_limit(compressed_bytes: int) -> int:
 def open_zip(path: Path) -> zipfile.ZipFile:
     """Open an archive after checking every entry.
 
-    Names must be relative, without ``..``, unique and plain files or folders; entries must not be encrypted or overlap;
-    their number, sizes and compression ratios are bounded; local headers must agree with the directory.
+    Names must be relative, without ``..``, unique and plain files or folders; entries must not be encrypted
+    or overlap; their number, sizes and compression ratios are bounded; local headers must agree with the
+    directory.
 
     Raises:
         InputRejectedError: The rule that is broken.
@@ -187,7 +189,8 @@ def _raw_name(entry: zipfile.ZipInfo) -> bytes:
 
 
 def members(path: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of every file with a suffix in a folder, a zip archive, or of one file, sorted by name.
+    """Yield name and content of every file with a suffix in a folder, a zip archive, or of one file, sorted
+    by name.
 
     Raises:
         InputRejectedError: The path or one of its members is refused.
@@ -197,7 +200,8 @@ def members(path: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
 
 
 def member_names(path: Path, suffix: str) -> list[str]:
-    """Return the sorted names of files with a suffix in a folder (recursively), a zip archive, or the file itself."""
+    """Return the sorted names of files with a suffix in a folder (recursively), a zip archive, or the file
+    itself."""
     if path.is_dir():
         return sorted(str(file.relative_to(path)) for file in path.rglob(f"*{suffix}") if file.is_file())
     if path.suffix == ".zip":

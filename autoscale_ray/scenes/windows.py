@@ -67,8 +67,9 @@ class _Anchors:
 def cut_windows(recording: Recording, domain: str, options: WindowOptions) -> Iterator[pa.Table]:
     """Cut a recording into tables of at most `WINDOWS_PER_TABLE` scenes, in the order of tracks and time.
 
-    A window needs its ego gapless from the first history frame to 4 s. The first window of a gapless run starts with
-    the run, the next `stride_s` later. Frame values are the recording's own at multiples of 0.5 s from 0 s.
+    A window needs its ego gapless from the first history frame to 4 s. The first window of a gapless run
+    starts with the run, the next `stride_s` later. Frame values are the recording's own at multiples of 0.5 s
+    from 0 s.
 
     Args:
         recording: Tracks and road in map coordinates.
@@ -202,7 +203,8 @@ class _Cutter:
         }
 
     def _near_tracks(self, anchors: _Anchors, row_MT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Find the tracks that come within `AGENT_RADIUS_M` of the ego in some frame; windows at one time together."""
+        """Find the tracks that come within `AGENT_RADIUS_M` of the ego in some frame; windows at one time
+        together."""
         tracks, shift_T = self._recording.tracks, self._shift_T()
         pairs = []
         for frame in np.unique(anchors.frame_M):
@@ -227,7 +229,8 @@ class _Cutter:
         if track not in self._lanes_by_track:
             tracks, step = self._recording.tracks, self._recording.frames_per_step
             rows = np.arange(tracks.offsets[track], tracks.offsets[track + 1])
-            # Anchors of every window, also the earlier ones of pairs, lie a multiple of 0.5 s after a run's start.
+            # Anchors of every window, also the earlier ones of pairs, lie a multiple of 0.5 s after a run's
+            # start.
             frames = tracks.first_frame_K[track] + rows - tracks.offsets[track]
             _, first, _ = gapless_runs(tracks)
             starts = first[np.searchsorted(first, rows, side="right") - 1]
@@ -331,11 +334,13 @@ def _driven_line(driven: np.ndarray, pose: np.ndarray) -> np.ndarray:
     line = driven[np.concatenate([[True], steps > 0.1])]
     if len(line) > 1:
         return line
-    return np.stack([pose[:2], pose[:2] + [np.cos(pose[2]), np.sin(pose[2])]])
+    heading = np.array([np.cos(pose[2]), np.sin(pose[2])])
+    return np.stack([pose[:2], pose[:2] + heading])
 
 
 def _commands(routes: list[Route | None], centerline: Flat) -> np.ndarray:
-    """Return the driving command: where the route's centre line is 20 m ahead, left or right by more than 2 m."""
+    """Return the driving command: where the route's centre line is 20 m ahead, left or right by more than 2
+    m."""
     points, counts = centerline
     commands = np.full(len(routes), DRIVING_COMMANDS.index("unknown"), dtype=np.int8)
     for window, line in enumerate(np.split(points[:, :2], np.cumsum(counts)[:-1])):

@@ -1,8 +1,8 @@
 """Read CommonRoad scenarios (2018b and 2020a XML), a file, a folder or a zip archive.
 
-Facts of the format: positions are box centres; a velocity is a scalar along the orientation; lanelet borders are
-paired; speed limits are an element of the lanelet (2018b) or a traffic sign (2020a). The planning problem holds only
-the start and goal of a vehicle that was removed, so every fully observed vehicle serves as ego.
+Facts of the format: positions are box centres; a velocity is a scalar along the orientation; lanelet borders
+are paired; speed limits are an element of the lanelet (2018b) or a traffic sign (2020a). The planning problem
+holds only the start and goal of a vehicle that was removed, so every fully observed vehicle serves as ego.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def read(path: Path, name: str) -> Iterator[Recording]:
     """Yield the recording of one scenario file.
 
     Raises:
-        InputRejectedError: The file is no CommonRoad scenario of a known version, or an element of it is malformed.
+        InputRejectedError: The file is no CommonRoad scenario of a known version, or an element of it is
+            malformed.
     """
     yield recording_of(parse_xml(read_member(path, name), name), name)
 
@@ -249,7 +250,8 @@ def _sign_limits(root: etree._Element, name: str) -> dict[str | None, float]:
 
 
 def _red_lights(root: etree._Element, name: str, road: RoadMap, tracks: Sequence[Track]) -> np.ndarray | None:
-    """Return when the lanes behind each light are red (F, L); a light stands at the end of the lanelets naming it."""
+    """Return when the lanes behind each light are red (F, L); a light stands at the end of the lanelets
+    naming it."""
     cycles = {light.get("id"): _red_steps(light, name) for light in root.iterchildren("trafficLight")}
     if not cycles or not tracks:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ class Reader:
     """Names of the parts that can be read on their own, sorted; a refused unit loses itself alone."""
     read: Callable[[Path, str], Iterator[Recording]]
     """Recordings of one unit; raises InputRejectedError."""
-    options: WindowOptions = WindowOptions()
+    options: WindowOptions = field(default_factory=WindowOptions)
     """Windows that suit the format."""
     fingerprints: Callable[[Recording], np.ndarray] | None = None
     """Hashes (uint64) of stretches of motion; recordings that share one are cuts of the same log."""

@@ -1,0 +1,116 @@
+import math
+
+import numpy as np
+import pytest
+
+from autoscale_ray.scenes.kinematics import rear_axle_states
+from autoscale_ray.scenes.recording import Track, gather_tracks
+from autoscale_ray.scenes.road_map import make_road_map, offset_borders, pair_borders
+from autoscale_ray.scenes.routes import LaneMatcher, RoutePlanner, cut_line
+from scenes.small_world import lane
+
+
+def test_crossing_lanes_and_their_fork_become_connectors():
+    road = make_road_map(
+        [
+            lane("in", [(-30, 0), (0, 0)], successors=("over", "right")),
+            lane("over", [(0, 0), (20, 0)], successors=("out",)),
+            lane("right", [(0, 0), (3, -1), (5, -8)]),
+            lane("out", [(20, 0), (60, 0)]),
+            lane("cross", [(12, -20), (12, 20)]),
+            lane("beside", [(20, 4), (60, 4)]),
+        ]
+    )
+    assert dict(zip(road.keys, road.is_connector_L.tolist(), strict=True)) == {
+        "in": False, "over": True, "right": True, "out": False, "cross": True, "beside": False,
+    }  # fmt: skip
+
+
+def test_a_merge_at_a_small_angle_is_no_intersection():
+    road = make_road_map([lane("main", [(0, 0), (100, 0)]), lane("ramp", [(20, -12), (80, 0)])])
+    assert not road.is_connector_L.any()
+
+
+def test_borders_are_paired_by_arc_length():
+    left = np.array([[0.0, 2.0], [50.0, 2.0]])
+    right = np.array([[0.0, 0.0], [10.0, 0.0], [50.0, 0.0]])
+    one, two = pair_borders(left, right)
+    assert len(one) == len(two) == 18
+    np.testing.assert_allclose(one[:, 0], two[:, 0], atol=1e-9)
+    up, down = offset_borders(np.array([[0.0, 0.0], [10.0, 0.0]]), 3.0)
+    np.testing.assert_allclose(up[:, 1], 1.5)
+    np.testing.assert_allclose(down[:, 1], -1.5)
+
+
+def _two_lanes():
+    return make_road_map(
+        [
+            lane("a", [(0, 0), (60, 0)], right_neighbour="b", successors=("a2",)),
+            lane("b", [(0, -4), (60, -4)]),
+            lane("a2", [(60, 0), (120, 0)]),
+        ]
+    )
+
+
+def _poses(points, yaw=0.7):
+    from scenes.small_world import place
+
+    return np.column_stack([place(np.array(points)), np.full(len(points), yaw)])
+
+
+def test_matching_keeps_the_lane_through_noise_and_sees_a_lane_change():
+    matcher = LaneMatcher(_two_lanes())
+    noisy = [(float(x), 1.4 * (-1) ** n) for n, x in enumerate(range(0, 60, 5))]
+    assert matcher.match(_poses(noisy)).tolist() == [0] * 12
+    change = [(float(x), -4.0 * (x >= 30)) for x in range(0, 60, 5)]
+    assert matcher.match(_poses(change)).tolist() == [0] * 6 + [1] * 6
+    assert matcher.match(_poses(change, yaw=0.7 + math.pi)).tolist() == [-1] * 12
+    assert matcher.match(_poses([(10.0, 40.0)])).tolist() == [-1]
+
+
+def test_route_changes_lanes_only_where_successors_do_not_lead_on():
+    from scenes.small_world import place
+
+    planner = RoutePlanner(_two_lanes())
+    here = place(np.array([[5.0, 0.0]]))[0]
+    stay = planner.route(np.array([0, 0, 1]), here)
+    assert stay.lanes == (0, 2), (
+        "lane b belongs to the roadblock of lane a, so the centre line stays in lane a"
+    )
+    start = place(np.array([[5.0, -4.0]]))[0]
+    over = planner.route(np.array([1, 1, 0, 2]), start)
+    assert over.lanes == (1, 0, 2)
+    local = cut_line(over.line_C2, start, 0.0, 80.0)
+    assert np.linalg.norm(local[0, :2] - start) < 0.01
+    end = place(np.array([[85.0, 0.0]]))[0]
+    assert np.linalg.norm(local[-1, :2] - end) < 1.0
+    assert planner.route(np.array([-1, 0]), here) is None
+
+
+def test_cut_line_extends_straight_and_keeps_what_lies_behind():
+    line = np.array([[0.0, 0.0], [10.0, 0.0], [10.0, 10.0]])
+    cut = cut_line(line, np.array([4.0, 1.0]), 2.0, 30.0)
+    np.testing.assert_allclose(cut[0], [2.0, 0.0, 0.0], atol=1e-9)
+    np.testing.assert_allclose(cut[-1], [10.0, 24.0, math.pi / 2], atol=1e-9)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_rear_axle_states_on_a_circle(given):
+    # Rear axle on a circle of radius 20 m at 8 m/s: w = 0.4 rad/s, ay = 3.2 m/s2, no slip at the rear axle.
+    radius, speed, rear = 20.0, 8.0, 1.4
+    time = np.arange(60) * 0.1
+    angle = speed / radius * time
+    axle = radius * np.column_stack([np.sin(angle), 1.0 - np.cos(angle)])
+    heading = np.column_stack([np.cos(angle), np.sin(angle)])
+    normal = np.column_stack([-heading[:, 1], heading[:, 0]])
+    velocities = speed * heading + rear * speed / radius * normal
+    track = Track(
+        key=0, kind="vehicle", length_m=5.0, width_m=2.0, frames=np.arange(60), rear_axle_to_center_m=rear,
+        poses=np.column_stack([axle + rear * heading, angle]), velocities=velocities if given else None,
+    )  # fmt: skip
+    states = rear_axle_states(gather_tracks([track]), 0.1)[10:50]
+    np.testing.assert_allclose(states[:, :2], axle[10:50], atol=1e-9)
+    # Central differences over 0.6 s shrink circular motion by sin(0.12)/0.12, 0.24 %, twice for accelerations.
+    np.testing.assert_allclose(states[:, 3], speed, rtol=0.004)
+    np.testing.assert_allclose(states[:, 4:6], 0.0, atol=0.02)
+    np.testing.assert_allclose(states[:, 6], speed**2 / radius, rtol=0.01)
