@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_batch
+
+from autoscale_ray.config import PlannerConfig
+from autoscale_ray.errors import ConfigError
+from autoscale_ray.planning.spec import load_planner_spec
+
+OUTSIDE = Path(__file__).parents[2] / "fixtures" / "external_planner"
+
+
+class OnePool:
+    """Stands for a pool: the planner asks for its length and batches only."""
+
+    def __init__(self, num_scenes: int) -> None:
+        self._batch = make_batch(num_scenes)
+
+    def __len__(self) -> int:
+        return len(self._batch)
+
+    def batch(self, rows: np.ndarray):
+        return self._batch.select(rows)
+
+
+def drive(path: str, config: PlannerConfig, folder: Path) -> np.ndarray:
+    spec = load_planner_spec(path, config)
+    parts = [spec.features(OnePool(20)), spec.features(OnePool(10))]
+    features = spec.concatenate(parts)
+    weights = spec.train(features, np.arange(24), 0)
+    spec.save_weights(weights, folder)
+    spec.save_features(features, folder)
+    weights, features = spec.load_weights(folder), spec.load_features(folder)
+    value, valid = spec.miou(weights, features, np.arange(24, 30))
+    assert value.shape == valid.shape == (6,)
+    return spec.predict(weights, features, np.arange(24, 30))
+
+
+def test_built_in_planner_goes_through_its_spec(config, tmp_path):
+    poses = drive(PlannerConfig().factory, config, tmp_path)
+    assert poses.shape == (6, 8, 3)
+    assert poses[..., 0].max() > 3.0
+
+
+def test_a_planner_outside_the_tree_is_found_by_its_dotted_path(config, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(OUTSIDE))
+    poses = drive("straight_planner:make_planner", config, tmp_path)
+    speed_mps = float(make_batch(20).ego_states_NT7[:, 5:13, 3].mean())
+    assert poses[0, 7, 0] == pytest.approx(4.0 * speed_mps, rel=0.2)
+    assert not poses[..., 1:].any()
+
+
+@pytest.mark.parametrize(
+    ("path", "rule"),
+    [
+        ("straight_planner", "package.module:function"),
+        (":make_planner", "package.module:function"),
+        ("no_such_package.planner:make", "cannot import module no_such_package.planner"),
+        ("straight_planner:missing", "has no function missing"),
+        ("straight_planner:TIMES_S", "has no function TIMES_S"),
+        ("straight_planner:wrong_type", "must return a PlannerSpec"),
+    ],
+)
+def test_wrong_paths_give_one_clear_line(config, monkeypatch, path, rule):
+    monkeypatch.syspath_prepend(str(OUTSIDE))
+    with pytest.raises(ConfigError, match=rule) as caught:
+        load_planner_spec(path, config)
+    assert "\n" not in str(caught.value)
+
+
+def test_planning_needs_neither_ray_nor_faiss():
+    code = "import sys, autoscale_ray.planning.spec; assert not {'ray', 'faiss'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
