@@ -65,21 +65,21 @@ class WorldConfig:
 class EmbeddingLossConfig:
     """Weights of the terms of the Graph-RAE objective; 0 switches a term off. Formulae: docs/graph_rae.md."""
 
-    decoder: NonNegative = 1.0
+    decoder: NonNegative = 0.2
     """Reconstruction of rasters, drive and sector counts from z alone."""
-    masked: NonNegative = 0.5
+    masked: NonNegative = 0.0
     """Reconstruction of masked agents and lanes."""
-    relation: NonNegative = 0.5
+    relation: NonNegative = 0.0
     """Prediction of the edges of the graph."""
-    contrastive: NonNegative = 0.5
+    contrastive: NonNegative = 0.0
     """Two views of a scene are alike, other scenes are not."""
-    metric: NonNegative = 0.5
+    metric: NonNegative = 1.0
     """Embedding distances follow the scenario distance."""
-    pairs: NonNegative = 0.5
+    pairs: NonNegative = 0.0
     """A perturbed scene stays near its source, the less the more it differs."""
     variance: NonNegative = 0.1
     """Every dimension varies and no two are correlated (VICReg)."""
-    norm: NonNegative = 1e-4
+    norm: NonNegative = 0.0
     """Squared length of z."""
     laplacian: NonNegative = 0.0
     """Squared differences of z between similar scenes."""
@@ -245,6 +245,24 @@ class LoopConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RayConfig:
+    """How many Ray workers do what; each holds one CPU."""
+
+    num_trainers: Annotated[int, Field(ge=1, le=4)] = 1
+    """Workers that share every training step, 1 to 4: they share its 4 logical shards."""
+    num_embedders: Count = 1
+    """Actors that embed pools, >= 1."""
+    num_scorers: Count = 1
+    """Actors that score dev and test scenes, kept alive between rounds, >= 1."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that each trainer and embedder reserves; 0 runs on CPU."""
+    checkpoint_steps: Count = 200
+    """Training steps between two checkpoints, >= 1: what a killed worker loses at most."""
+    start_timeout_s: Count = 30
+    """How long workers may take to get their CPUs and GPUs before the run stops with a clear line, >= 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PlacementConfig:
     """Where a run happens; never changes its result."""
 
@@ -254,6 +272,7 @@ class PlacementConfig:
     """Threads of one process for torch and faiss, >= 1."""
     num_processes: Count = 1
     """Training runs that may go on side by side on this machine, >= 1."""
+    ray: RayConfig = RayConfig()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
