@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from autoscale_ray.world.draws import Draw
+from autoscale_ray.world.junctions import half_size, intersection, roundabout
 from autoscale_ray.world.road_families import walker
-from autoscale_ray.world.roads import half_size, intersection, roundabout
 from autoscale_ray.world.situation import EGO_FRONT_M, LEFT_TURN, Signal, Situation
 from autoscale_ray.world.traffic import agent, gather
 
@@ -89,7 +89,7 @@ def red_light(draw: Draw, variant: int) -> Situation:
     limit_N, width_N = draw.uniform(8.0, 12.0), draw.uniform(3.4, 3.7)
     half_N = half_size(width_N, num_lanes)
     gap_N = draw.uniform(7.0, 38.0)
-    speed_N = np.minimum(limit_N, np.sqrt(2 * 2.0 * (gap_N - 2.0))) * draw.uniform(0.65, 0.95)
+    speed_N = np.minimum(limit_N, np.sqrt(2 * 1.6 * (gap_N - 2.0))) * draw.uniform(0.65, 0.95)
     distance_N = half_N + EGO_FRONT_M + gap_N
     road = intersection(distance_N, width_N, limit_N, num_lanes=num_lanes, signals=True)
     mood_N = draw.unit()

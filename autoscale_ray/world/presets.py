@@ -14,12 +14,12 @@ from autoscale_ray.world.families import FAMILIES
 QUALITIES = ("F", "G", "H", "S")
 
 REAL_SHARES = {
-    "cruise": 190,
+    "cruise": 180,
     "follow": 142,
     "curve": 84,
     "queue": 54,
     "curve_follow": 52,
-    "red_light": 38,
+    "red_light": 48,
     "overtake": 26,
     "recovery": 20,
     "crossing": 14,

@@ -123,11 +123,11 @@ def curve(draw: Draw, variant: int) -> Situation:
 
 def _leader(draw: Draw, speed_N: np.ndarray, limit_N: np.ndarray, truck_N: np.ndarray) -> dict[str, Any]:
     body = _truck_or_car(truck_N)
-    gap_N = 3.0 + speed_N * draw.uniform(0.8, 2.0)
-    slower_N = speed_N * draw.uniform(0.45, 1.05)
-    braking_N = np.where(draw.chance(0.4), draw.uniform(-1.5, -0.3), draw.uniform(-0.2, 0.3))
+    gap_N = 4.0 + speed_N * draw.uniform(1.0, 2.2)
+    slower_N = speed_N * draw.uniform(0.55, 1.05)
+    braking_N = np.where(draw.chance(0.35), draw.uniform(-1.2, -0.3), draw.uniform(-0.2, 0.3))
     calm_N = np.where(
-        braking_N < -0.25, slower_N * draw.uniform(0.2, 0.8), np.minimum(slower_N * 1.1, limit_N)
+        braking_N < -0.25, slower_N * draw.uniform(0.4, 0.8), np.minimum(slower_N * 1.1, limit_N)
     )
     station_N = EGO_FRONT_M + gap_N + 0.5 * body["length"]
     return agent(station_N, slower_N, acceleration=braking_N, desired=calm_N, **body)
