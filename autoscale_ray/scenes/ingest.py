@@ -237,9 +237,9 @@ def _log_groups(stems: Iterable[Path], known: Mapping[str, str]) -> dict[str, st
         table = _read_part(stem, "prints")
         for row, log_id in enumerate(table["log_id"].to_pylist()):
             prints.setdefault(log_id, []).append(table["prints"][row].values.to_numpy())
-    return shared_groups(
-        list(prints), {log: np.unique(np.concatenate(parts)) for log, parts in prints.items()}
-    )
+    groups = {Path(name).stem: group for name, group in known.items()}
+    known_logs = {log: groups[log.rsplit("/", 1)[-1]] for log in prints if log.rsplit("/", 1)[-1] in groups}
+    return shared_groups({log: np.unique(np.concatenate(parts)) for log, parts in prints.items()}, known_logs)
 
 
 def _with_logs(table: pa.Table, groups: dict[str, str]) -> pa.Table:

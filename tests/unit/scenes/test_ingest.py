@@ -1,0 +1,114 @@
+import zipfile
+
+import numpy as np
+import pytest
+
+from autoscale_ray.errors import InvalidInputError, PoolError
+from autoscale_ray.scenes import ingest as ingest_module
+from autoscale_ray.scenes.ingest import ingest, plan_parts, run_part
+from autoscale_ray.scenes.motion_fingerprint import shared_groups
+from autoscale_ray.scenes.pool import open_pool
+from autoscale_ray.scenes.pool_info import pool_info
+from autoscale_ray.scenes.windows import WindowOptions
+from scenes.scenario_files import straight_drive
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Three good files, two of which share motion, and two bad ones."""
+    folder = tmp_path_factory.mktemp("source")
+    (folder / "USA_One-1_1_T-1.xml").write_bytes(straight_drive())
+    (folder / "USA_One-1_2_T-1.xml").write_bytes(straight_drive(num_frames=90))
+    other = straight_drive(num_frames=80).replace(b"<exact>8.0", b"<exact>8.1")
+    (folder / "USA_Two-1_1_T-1.xml").write_bytes(other)
+    (folder / "USA_Two-1_2_T-1.xml").write_bytes(straight_drive().replace(b"<x>8.0000</x>", b"<x>eight</x>"))
+    (folder / "USA_Two-1_3_T-1.xml").write_bytes(b'<!DOCTYPE a [<!ENTITY b "c">]><commonRoad/>')
+    return folder
+
+
+def test_files_and_scenes_are_all_accounted_for(source, tmp_path):
+    manifest = ingest("commonroad", source, tmp_path / "pool", "real")
+    pool = open_pool(tmp_path / "pool")
+    assert manifest.num_scenes == len(pool) == 2 + 2 + 1
+    rows = pool.side_table("quarantine").to_pylist()
+    assert [(row["file"], row["element"]) for row in rows] == [
+        ("USA_Two-1_2_T-1.xml", "obstacle 5"),
+        ("USA_Two-1_3_T-1.xml", ""),
+    ]
+    assert "must be a number" in rows[0]["rule"]
+    assert "DTD" in rows[1]["rule"]
+    assert set(pool.domains) == {"real"}
+    info = pool_info(tmp_path / "pool")
+    assert info.scenes_by_source == {"commonroad/USA_One": 4, "commonroad/USA_Two": 1}
+    assert sum(info.quarantined_by_rule.values()) == info.num_quarantined == 2
+    assert not [path for path in tmp_path.iterdir() if path.name != "pool"]
+
+
+def test_shared_motion_gives_one_log(source, tmp_path):
+    ingest("commonroad", source, tmp_path / "pool", "real")
+    logs = dict(open_pool(tmp_path / "pool").manifest.counts["log"])
+    assert logs == {"commonroad/USA_One-1_1_T-1": 4, "commonroad/USA_Two-1_1_T-1": 1}
+    ingest("commonroad", source, tmp_path / "known", "real",
+           known_groups={"USA_One-1_2_T-1.xml": "g", "USA_Two-1_1_T-1.xml": "g"})  # fmt: skip
+    assert dict(open_pool(tmp_path / "known").manifest.counts["log"]) == {"commonroad/USA_One-1_1_T-1": 5}
+
+
+def test_the_content_hash_depends_neither_on_processes_nor_on_the_container(source, tmp_path, monkeypatch):
+    archive = tmp_path / "source.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted(source.iterdir()):
+            file.write(path, path.name)
+    one = ingest("commonroad", source, tmp_path / "one", "real")
+    monkeypatch.setattr(ingest_module, "UNITS_PER_PART", 2)
+    two = ingest("commonroad", archive, tmp_path / "two", "real", num_processes=2)
+    assert one.content_hash == two.content_hash
+
+
+def test_an_interrupted_ingest_goes_on_where_it_stopped(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(ingest_module, "UNITS_PER_PART", 1)
+    whole = ingest("commonroad", source, tmp_path / "whole", "real")
+    jobs = plan_parts("commonroad", source, tmp_path / "pool", "real")
+    (tmp_path / ".pool.ingest").mkdir()
+    for job in jobs[:3]:
+        run_part(job)
+    done = []
+    resumed = ingest(
+        "commonroad", source, tmp_path / "pool", "real", progress=lambda *count: done.append(count)
+    )
+    assert done == [(4, 5), (5, 5)]
+    assert resumed.content_hash == whole.content_hash
+
+
+def test_links_between_windows_of_a_pair_point_into_the_pool(source, tmp_path):
+    ingest("commonroad", source, tmp_path / "pool", "real", options=WindowOptions(pairs=True))
+    pool = open_pool(tmp_path / "pool")
+    links = pool.column("prev_scene_id")
+    assert (links != "").sum() == 5
+    before = pool.rows_of(links[links != ""])
+    now = np.flatnonzero(links != "")
+    times = pool.column("timestamp_us")
+    assert (times[now] - times[before] == 500_000).all()
+    assert set(pool.scene_ids[now]).isdisjoint(pool.scene_ids[before])
+
+
+def test_unusable_requests_give_one_clear_line(source, tmp_path):
+    with pytest.raises(InvalidInputError, match="format: must be one of"):
+        ingest("nothing", source, tmp_path / "pool", "real")
+    with pytest.raises(InvalidInputError, match="real or synthetic"):
+        ingest("commonroad", source, tmp_path / "pool", "dream")
+    with pytest.raises(InvalidInputError, match="no such path"):
+        ingest("commonroad", tmp_path / "missing", tmp_path / "pool", "real")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(InvalidInputError, match="holds nothing"):
+        ingest("commonroad", tmp_path / "bare", tmp_path / "pool", "real")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").touch()
+    with pytest.raises(PoolError, match="already exists"):
+        ingest("commonroad", source, tmp_path / "used", "real")
+    assert not (tmp_path / "pool").exists()
+
+
+def test_groups_are_connected_components():
+    prints = {"a": [1, 2], "b": [2, 3], "c": [9], "d": [3], "e": []}
+    groups = shared_groups({name: np.array(values, dtype=np.uint64) for name, values in prints.items()})
+    assert groups == {"a": "a", "b": "a", "c": "c", "d": "a", "e": "e"}
