@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from autoscale_ray.errors import ConfigError
 
@@ -25,6 +25,10 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Preset = Annotated[
+    Literal["harm_low_deficit", "harm_high_deficit", "no_harm", "null"],
+    BeforeValidator(lambda value: "null" if value is None else value),  # YAML reads the bare word as nothing
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +49,7 @@ class DataConfig:
 class WorldConfig:
     """The built-in driving world."""
 
-    preset: Literal["harm_low_deficit", "harm_high_deficit", "no_harm", "null"] = "harm_low_deficit"
+    preset: Preset = "harm_low_deficit"
     """Where the synthetic pool is faithful, gapped or harmful; see docs/world.md."""
     seed: CountOrZero = 0
     """Seed of the training pools; dev and test use their own streams."""

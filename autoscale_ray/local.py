@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from autoscale_ray import tasks
+from autoscale_ray import __version__, tasks
 from autoscale_ray.artifacts import Artifact, RunStore
 from autoscale_ray.config import RunConfig, derive_seed
 from autoscale_ray.evaluation.from_pool import PreparedPool
@@ -218,7 +218,7 @@ class LocalStages:
     ) -> Artifact:
         started = time.perf_counter()
         with self.watch(name.replace("_", " ")):
-            artifact = self.store.stage(name, identity, build)
+            artifact = self.store.stage(name, {"version": __version__, **identity}, build)
         self.seconds[name] += time.perf_counter() - started
         return artifact
 

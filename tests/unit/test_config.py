@@ -1,0 +1,84 @@
+import dataclasses
+
+import pytest
+
+from autoscale_ray.config import (
+    RunConfig,
+    check_config,
+    derive_seed,
+    dump_config,
+    identity,
+    load_config,
+)
+from autoscale_ray.errors import ConfigError
+
+
+def test_file_and_overrides(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("loop: {budget: 40, num_rounds: 2}\nseed: 3\n")
+    config = load_config(path, ["loop.num_rounds=8", "loop.baselines=[vanilla]"])
+    assert (config.seed, config.loop.budget, config.loop.num_rounds) == (3, 40, 8)
+    assert config.loop.baselines == ("vanilla",)
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("loop.num_round=3", ["unknown key loop.num_round", "loop.num_rounds"]),
+        ("loop.budget=0", ["loop.budget", "greater than or equal to 1", "0"]),
+        ("loop.budget=-4", ["loop.budget", "-4"]),
+        ("loop.budget=many", ["loop.budget", "integer", "many"]),
+        ("loop=3", ["loop must be a section", "3"]),
+        ("retrieval.random_share=1.5", ["retrieval.random_share", "1.5"]),
+        ("planner.learning_rate=.nan", ["planner.learning_rate", "nan"]),
+        ("loop.baselines=[best]", ["loop.baselines", "best"]),
+        ("nonsense", ["section.field=value"]),
+        ("loop.budget=[", ["YAML"]),
+    ],
+)
+def test_bad_values_name_path_rule_and_value(override, parts):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.yaml: no such"):
+        load_config(tmp_path / "absent.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match=r"list\.yaml: must be a mapping"):
+        load_config(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigError, match=r"broken\.yaml: must be YAML"):
+        load_config(tmp_path / "broken.yaml")
+
+
+def test_dump_reads_back(tmp_path):
+    config = load_config(None, ["loop.budget=17", "world.preset=null"])
+    path = tmp_path / "c.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+    assert check_config(config) == config
+
+
+def test_identity_ignores_placement_and_how_far_to_go():
+    config = RunConfig()
+    moved = dataclasses.replace(
+        config,
+        placement=dataclasses.replace(config.placement, run_dir="elsewhere"),
+        loop=dataclasses.replace(config.loop, num_rounds=99, final_seeds=9),
+    )
+    assert identity(moved) == identity(config)
+    changed = dataclasses.replace(config, loop=dataclasses.replace(config.loop, budget=1))
+    assert identity(changed) != identity(config)
+
+
+def test_seed_streams_differ():
+    seeds = {derive_seed(0, "train", "round 1", str(k)) for k in range(50)}
+    seeds |= {derive_seed(0, "train", "round 2", str(k)) for k in range(50)}
+    seeds |= {derive_seed(1, "train", "round 1", str(k)) for k in range(50)}
+    assert len(seeds) == 150
+    assert all(0 <= seed < 2**31 for seed in seeds)
