@@ -191,13 +191,13 @@ def test_missing_inputs_are_named(name, field):
 
 
 def test_uncertainty_prefers_recorded_doubt():
-    info = replace(_info(2), pool_sizes_K=np.array([100.0, 100]))
+    info = replace(_info(2), pool_sizes_K=np.array([200.0, 100]))
     run = _scored(info, [0.5, 0.5], feedback=Feedback(uncertainty_K=np.array([0.1, 0.3])))
-    assert as_array(BASELINES["uncertainty"].final((run,), info, CONFIG), info) == pytest.approx([0.25, 0.75])
-    # without: .5 * .5 = .25 against .9 * .1 = .09
+    assert as_array(BASELINES["uncertainty"].final((run,), info, CONFIG), info) == pytest.approx([0.4, 0.6])
+    # without: 2 * .5 * .5 = .5 against .9 * .1 = .09
     plain = _scored(info, [0.5, 0.9])
     assert as_array(BASELINES["uncertainty"].final((plain,), info, CONFIG), info) == pytest.approx(
-        [0.25 / 0.34, 0.09 / 0.34]
+        [0.5 / 0.59, 0.09 / 0.59]
     )
 
 
@@ -244,11 +244,11 @@ def test_climb_and_regmix_follow_a_linear_response():
 
 
 def test_mosaic_finds_the_optimum_of_its_own_law():
-    info = replace(_info(3), pool_sizes_K=np.full(3, 1000.0), dev_weights_K=np.full(3, 1 / 3))
-    gains, tau = np.array([0.1, 0.2, 0.4]), 60.0
-    found = _world(info, gains, tau, "mosaic", 3) * info.budget
-    # equal marginal gains a exp(-n/tau): n_k = 200/3 + tau (ln a_k - mean ln a) = 66.7 + 60 (-.693, 0, .693)
-    assert found == pytest.approx([25.1, 66.7, 108.3], abs=4.0)
+    info = replace(_info(3), pool_sizes_K=np.full(3, 1000.0), dev_weights_K=np.array([0.5, 0.25, 0.25]))
+    found = _world(info, np.array([0.1, 0.2, 0.4]), 60.0, "mosaic", 3) * info.budget
+    # equal marginal gains v a exp(-n/tau): n_k = 200/3 + tau (ln v_k a_k - mean)
+    # v a = (.05, .05, .1): logs lie -.231, -.231, .462 from their mean, times 60
+    assert found == pytest.approx([52.8, 52.8, 94.4], abs=4.0)
 
 
 def test_ado_gives_more_to_the_steeper_curve():

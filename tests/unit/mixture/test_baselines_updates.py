@@ -110,9 +110,11 @@ def test_aioli_undoes_the_smoothing_of_the_probes():
 
 
 def test_aioli():
-    # A = [[1, -1], [0, 2]]: minus its minimum -> [[2, 0], [1, 3]], / 6; columns 3/6 and 3/6: no change
+    # A = [[3, -1], [0, 2]]: minus its minimum -> [[4, 0], [1, 3]], / 8; columns 5/8 and 3/8; step 4 ln 2: 2 : 1
     half = np.array([0.5, 0.5])
-    assert skills.aioli_step(half, np.array([[1.0, -1], [0, 2]]), step=LN2) == pytest.approx(half, abs=1e-12)
+    assert skills.aioli_step(half, np.array([[3.0, -1], [0, 2]]), step=4 * LN2) == pytest.approx(
+        [2 / 3, 1 / 3], abs=1e-12
+    )
     # A = [[1, 0], [2, 1]] / 4: columns 3/4 and 1/4; step 2 ln 2: 2^1.5 and 2^.5 -> 2 : 1
     assert skills.aioli_step(half, np.array([[1.0, 0], [2, 1]]), step=2 * LN2) == pytest.approx(
         [2 / 3, 1 / 3], abs=1e-12
