@@ -68,9 +68,15 @@ def make_examples(features: PlannerFeatures, rows: Tensor, config: PlannerConfig
     offset_NMP3 = scenes.target_NP3[:, None] - anchor_trajectories(scenes.state_N4, config)
     mode_N = (_smooth_distance(offset_NMP3) * weight_NP3[:, None]).sum((2, 3)).argmin(1)
     residual_NP3 = offset_NMP3[torch.arange(len(rows), device=mode_N.device), mode_N]
-    tokens = (scenes.ego_NF, scenes.agents_NKF, scenes.lanes_NKF)
+    tokens = (scenes.ego_NF, _filled_slots(scenes.agents_NKF), _filled_slots(scenes.lanes_NKF))
     mode_NM = functional.one_hot(mode_N, num_modes(config)).to(residual_NP3.dtype)
     return Examples(*tokens, mode_NM, residual_NP3, weight_NP3, scenes.occupancy_NOGG)
+
+
+def _filled_slots(tokens_NKF: Tensor) -> Tensor:
+    """Drop the slots that no scene of the run fills; empty slots change no plan but cost time."""
+    num_filled = int(tokens_NKF[..., 0].sum(1).max())
+    return tokens_NKF[:, : max(num_filled, 1)].contiguous()
 
 
 def _weights(valid_NP: Tensor, lateral_weight: float) -> Tensor:
