@@ -86,7 +86,7 @@ class Scores:
     cluster_se_K: np.ndarray
     """Standard error of the above from scenes alone, clustered by log."""
     totals: Mapping[str, float]
-    """Weighted means over scenes and seeds: objective, epdms, pdms, miou; NaN when missing."""
+    """Means over scenes and seeds: objective (weighted), epdms, pdms, miou (plain); NaN when missing."""
     total_se: float
     """Standard error of the objective from scenes alone, clustered by log."""
     seed_totals: Mapping[str, tuple[float, ...]]

@@ -290,6 +290,8 @@ def gather_scores(
 ) -> dict[str, Any]:
     """Write the scene scores of all training seeds and return cluster feedback and totals.
 
+    The objective is a weighted mean over scenes; EPDMS, PDMS and mIoU beside it are plain means.
+
     Args:
         tables: One table of `score_planner` for each seed.
         seeds: Training seeds.
@@ -316,14 +318,17 @@ def gather_scores(
     means_K, errors_K = cluster_feedback(scores_SN, weights_N, logs_N, clusters_N, len(cluster_ids))
     names = {"objective": objective, "epdms": "epdms", "pdms": "pdms", "miou": "miou"}
     columns = {name: _column(tables, column) for name, column in names.items()}
-    totals = {name: weighted_mean(column.mean(axis=0), weights_N, logs_N) for name, column in columns.items()}
+    shares = {name: weights_N if name == "objective" else np.ones(len(weights_N)) for name in columns}
+    totals = {
+        name: weighted_mean(column.mean(axis=0), shares[name], logs_N) for name, column in columns.items()
+    }
     return {
         "cluster_scores": [_number(value) for value in means_K],
         "cluster_se": [_number(value) for value in errors_K],
         "totals": {name: _number(mean) for name, (mean, _) in totals.items()},
         "total_se": _number(totals["objective"][1]),
         "seed_totals": {
-            name: [_number(weighted_mean(row_N, weights_N, logs_N)[0]) for row_N in column]
+            name: [_number(weighted_mean(row_N, shares[name], logs_N)[0]) for row_N in column]
             for name, column in columns.items()
         },
     }
