@@ -100,13 +100,23 @@ def aggregate_two_stage(frames: StageFrames, mapping_Q4: Integers) -> TwoStageSc
     """
     mapping = np.asarray(mapping_Q4, dtype=np.int64)
     num_frames = len(frames.start_times_s)
-    if mapping.ndim != 2 or mapping.shape[1] != 4 or len(mapping) == 0 or mapping.min() < 0 or mapping.max() >= num_frames:
+    if (
+        mapping.ndim != 2
+        or mapping.shape[1] != 4
+        or len(mapping) == 0
+        or mapping.min() < 0
+        or mapping.max() >= num_frames
+    ):
         raise InvalidInputError("mapping", f"must be (Q >= 1, 4) indices below {num_frames}", mapping.shape)
     groups = _groups(mapping)
     comfort_N = _pair_comfort(frames, mapping)
     weight_N = _kernel_weights(frames, groups)
     score_N = _frame_scores(frames, comfort_N)
-    table = {**{name: np.asarray(frames.columns[name]) for name in COLUMNS_V2}, EXTENDED_COMFORT: comfort_N, "score": score_N}
+    table = {
+        **{name: np.asarray(frames.columns[name]) for name in COLUMNS_V2},
+        EXTENDED_COMFORT: comfort_N,
+        "score": score_N,
+    }
     parts = {name: _combine(table[name], weight_N, groups) for name in ALL_COLUMNS}
     return TwoStageScores(
         extended_comfort=comfort_N,
@@ -150,7 +160,9 @@ def _kernel_weights(frames: StageFrames, groups: list[Integers]) -> Floats:
 
 
 def _frame_scores(frames: StageFrames, comfort_N: Floats) -> Floats:
-    columns = {name: torch.as_tensor(np.asarray(frames.columns[name], dtype=np.float64)) for name in COLUMNS_V2}
+    columns = {
+        name: torch.as_tensor(np.asarray(frames.columns[name], dtype=np.float64)) for name in COLUMNS_V2
+    }
     return weighted_score(columns, RULES_V2, torch.as_tensor(comfort_N)).numpy()
 
 

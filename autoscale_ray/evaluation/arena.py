@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from autoscale_ray.evaluation.kernels_grid import RingGrid
 
 from autoscale_ray.evaluation.observation import Tracks, red_light_steps, replay_tracks
 from autoscale_ray.evaluation.scene import (
@@ -53,6 +57,7 @@ class Arena:
         path_progress: (C,) arc length at the vertices.
         history: (H, 7) past states at 10 Hz, possibly empty.
         vehicle: The ego vehicle.
+        grid: Cell grid of the rings for the compiled backend, None for torch.
     """
 
     scene_id: str
@@ -70,6 +75,7 @@ class Arena:
     path_progress: Floats
     history: Floats
     vehicle: VehicleParameters
+    grid: RingGrid | None = None
 
 
 def build_arena(scene: ScoringScene, num_frames: int) -> Arena:
@@ -204,4 +210,6 @@ def _pad(arrays: Sequence[npt.NDArray], fill: object) -> npt.NDArray:
 
 def _pad_last(arrays: Sequence[npt.NDArray]) -> npt.NDArray:
     size = max(len(array) for array in arrays)
-    return np.stack([np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)]) for array in arrays])
+    return np.stack(
+        [np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)]) for array in arrays]
+    )

@@ -58,8 +58,12 @@ def normalised_progress(progress_m: Tensor, product: Tensor, longest_m: Tensor, 
     """
     far = longest_m > MIN_PROGRESS_M
     if rules.version == "v1":
-        return torch.where(far, progress_m * product / torch.where(far, longest_m, 1.0), (product != 0.0).to(product.dtype))
-    return torch.where(far, (progress_m / torch.where(far, longest_m, 1.0)).clamp(0.0, 1.0), torch.ones_like(product))
+        return torch.where(
+            far, progress_m * product / torch.where(far, longest_m, 1.0), (product != 0.0).to(product.dtype)
+        )
+    return torch.where(
+        far, (progress_m / torch.where(far, longest_m, 1.0)).clamp(0.0, 1.0), torch.ones_like(product)
+    )
 
 
 def sub_scores(measures: Measures, ego_progress: Tensor, rules: Rules) -> dict[str, Tensor]:
@@ -78,7 +82,9 @@ def sub_scores(measures: Measures, ego_progress: Tensor, rules: Rules) -> dict[s
     return {name: values[name] for name in (COLUMNS_V1 if rules.version == "v1" else COLUMNS_V2)}
 
 
-def weighted_score(columns: Mapping[str, Tensor], rules: Rules, extended_comfort: Tensor | None = None) -> Tensor:
+def weighted_score(
+    columns: Mapping[str, Tensor], rules: Rules, extended_comfort: Tensor | None = None
+) -> Tensor:
     """Combine sub-scores into a final score.
 
     v1: NC DAC (5 EP + 5 TTC + 2 C) / 12. v2: NC DAC DDC TLC (5 EP + 5 TTC + 2 LK + 2 HC + 2 EC) / 16, or without EC

@@ -37,7 +37,9 @@ def smoothing_matrix(num_samples: int, window: int, order: int, derivative: int)
     from scipy.signal import savgol_filter
 
     size = min(window, num_samples)
-    return savgol_filter(np.eye(num_samples), size, order, deriv=derivative, delta=STEP_S, axis=0, mode="interp")
+    return savgol_filter(
+        np.eye(num_samples), size, order, deriv=derivative, delta=STEP_S, axis=0, mode="interp"
+    )
 
 
 def comfort_flags(states_NL11: Tensor, version: str, centre_offset_m: float) -> Tensor:
@@ -71,7 +73,10 @@ def comfort_flags(states_NL11: Tensor, version: str, centre_offset_m: float) -> 
         _filter(yaw_NL, 5, 3, 2),
         _filter(yaw_NL, 5, 2, 1),
     )
-    inside = [((value > low) & (value < high)).all(dim=1) for value, (low, high) in zip(features, BOUNDS, strict=True)]
+    inside = [
+        ((value > low) & (value < high)).all(dim=1)
+        for value, (low, high) in zip(features, BOUNDS, strict=True)
+    ]
     return torch.stack(inside, dim=1)
 
 
@@ -102,7 +107,12 @@ def unwrap(yaw_NL: Tensor) -> Tensor:
 def _extended_features(states_NL11: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     acceleration_NL = _filter(torch.hypot(states_NL11[..., AX], states_NL11[..., AY]), 8, 2, 0)
     yaw_NL = unwrap(states_NL11[..., YAW])
-    return acceleration_NL, _filter(acceleration_NL, 15, 2, 1), _filter(yaw_NL, 5, 2, 1), _filter(yaw_NL, 5, 2, 2)
+    return (
+        acceleration_NL,
+        _filter(acceleration_NL, 15, 2, 1),
+        _filter(yaw_NL, 5, 2, 1),
+        _filter(yaw_NL, 5, 2, 2),
+    )
 
 
 def _filter(value_NL: Tensor, window: int, order: int, derivative: int) -> Tensor:

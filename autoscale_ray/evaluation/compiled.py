@@ -6,6 +6,7 @@ Importing this module needs numba. Shape legend: N trajectories, n waypoints, T 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -15,24 +16,28 @@ from autoscale_ray.evaluation import kernels_score as kernels
 from autoscale_ray.evaluation.arena import Arena
 from autoscale_ray.evaluation.comfort import smoothing_matrix
 from autoscale_ray.evaluation.kernels_geometry import chunk_path
-from autoscale_ray.evaluation.kernels_grid import RingGrid, build_grid
+from autoscale_ray.evaluation.kernels_grid import build_grid
 from autoscale_ray.evaluation.kernels_score import ComfortFilters, Filter, SceneTables
+from autoscale_ray.evaluation.kernels_track import simulate_one
 from autoscale_ray.evaluation.metrics import Measures, Rules
 from autoscale_ray.evaluation.scene import Floats
 from autoscale_ray.evaluation.simulate import speed_fit_matrix
 from autoscale_ray.evaluation.timing import NUM_STEPS, TimeGrid
+from autoscale_ray.evaluation.vehicle import VehicleParameters
 
 
-def make_tables(arena: Arena, grid: RingGrid | None = None) -> SceneTables:
-    """Lay out an arena for the kernels.
+def with_grid(arena: Arena) -> Arena:
+    """Return the arena with the cell grid of its rings."""
+    return replace(arena, grid=build_grid(arena.ring_offsets, arena.ring_xy, arena.ring_bounds))
 
-    Args:
-        arena: The arena.
-        grid: Grid of the same rings, built if None.
 
-    Returns:
-        Tables that share the arena's arrays.
-    """
+def make_tables(arena: Arena) -> SceneTables:
+    """Lay out an arena for the kernels; the tables share the arena's arrays, and its grid where it has one."""
+    grid = (
+        arena.grid
+        if arena.grid is not None
+        else build_grid(arena.ring_offsets, arena.ring_xy, arena.ring_bounds)
+    )
     tracks, vehicle = arena.tracks, arena.vehicle
     sizes = [vehicle.half_length_m, vehicle.half_width_m, vehicle.rear_axle_to_centre_m, vehicle.wheel_base_m]
     boxes, present = np.ascontiguousarray(tracks.boxes), np.ascontiguousarray(tracks.present)
@@ -49,7 +54,7 @@ def make_tables(arena: Arena, grid: RingGrid | None = None) -> SceneTables:
         ring_next=arena.ring_next,
         ring_kinds=arena.ring_kinds,
         ring_bounds=arena.ring_bounds,
-        grid=build_grid(arena.ring_offsets, arena.ring_xy, arena.ring_bounds) if grid is None else grid,
+        grid=grid,
         red_rings=arena.red_rings,
         red_steps=np.ascontiguousarray(arena.red_steps),
         path_xy=np.ascontiguousarray(arena.path_xy),
@@ -60,6 +65,17 @@ def make_tables(arena: Arena, grid: RingGrid | None = None) -> SceneTables:
         vehicle=np.array(sizes),
         speed_matrix=speed_fit_matrix(),
     )
+
+
+def simulate_poses(poses_NT3: Floats, start_N11: Floats, vehicle: VehicleParameters) -> Floats:
+    """Drive along reference poses (N, 41, 3) from states (N, 11); see `simulate`."""
+    states = np.empty((len(poses_NT3), NUM_STEPS, 11))
+    matrix = speed_fit_matrix()
+    for poses, start, out in zip(
+        np.ascontiguousarray(poses_NT3), np.ascontiguousarray(start_N11), states, strict=True
+    ):
+        simulate_one(poses, start, matrix, vehicle.wheel_base_m, out)
+    return states
 
 
 def measure_poses(

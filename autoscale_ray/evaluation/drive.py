@@ -11,12 +11,12 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from autoscale_ray.errors import MissingExtraError
 from autoscale_ray.evaluation.arena import ArenaBatch, stack_arenas
+from autoscale_ray.evaluation.backends import choose_backend
 from autoscale_ray.evaluation.metrics import Measures, measure
 from autoscale_ray.evaluation.prepare import PreparedScene
-from autoscale_ray.evaluation.simulate import interpolate, simulate
 from autoscale_ray.evaluation.scene import Floats
+from autoscale_ray.evaluation.simulate import interpolate, simulate
 
 CHUNK_TRAJECTORIES = 256
 CHUNK_SCENES = 64
@@ -48,22 +48,12 @@ def drive(prepared: Sequence[PreparedScene], trajectories: Floats, backend: str,
     return BACKENDS[choose_backend(backend, device)](prepared, trajectories, device)
 
 
-def choose_backend(backend: str, device: str) -> str:
-    """Resolve "auto" and refuse a backend that cannot run."""
-    if backend == "auto":
-        return "numba" if has_numba() and torch.device(device).type == "cpu" else "torch"
-    if backend == "numba" and not has_numba():
-        raise MissingExtraError("numba", "pip install 'autoscale-ray[cpu]'")
-    return backend
+def _drive_with_numba(prepared: Sequence[PreparedScene], trajectories: Floats, device: str) -> Drives:
+    from autoscale_ray.evaluation.compiled import make_tables, measure_waypoints
 
-
-def has_numba() -> bool:
-    """Tell whether numba can be imported."""
-    try:
-        import numba  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    num_waypoints = trajectories.shape[2]
+    scenes = [(make_tables(scene.arena), scene.grids[num_waypoints]) for scene in prepared]
+    return Drives(*measure_waypoints(scenes, trajectories, prepared[0].rules))
 
 
 def _drive_with_torch(prepared: Sequence[PreparedScene], trajectories: Floats, device: str) -> Drives:
@@ -96,8 +86,14 @@ def _drive_chunk(prepared: Sequence[PreparedScene], rows: Floats, arenas: ArenaB
 def _join(parts: list[Drives]) -> Drives:
     if len(parts) == 1:
         return parts[0]
-    columns = {item.name: torch.cat([getattr(part.measures, item.name) for part in parts]) for item in fields(Measures)}
+    columns = {
+        item.name: torch.cat([getattr(part.measures, item.name) for part in parts])
+        for item in fields(Measures)
+    }
     return Drives(torch.cat([part.states for part in parts]), Measures(**columns))
 
 
-BACKENDS: dict[str, Callable[[Sequence[PreparedScene], Floats, str], Drives]] = {"torch": _drive_with_torch}
+BACKENDS: dict[str, Callable[[Sequence[PreparedScene], Floats, str], Drives]] = {
+    "torch": _drive_with_torch,
+    "numba": _drive_with_numba,
+}

@@ -53,7 +53,9 @@ def epdms(
     return score_trajectories(scenes, trajectories, RULES_V2, references, backend, device, keep_states)
 
 
-def two_frame_extended_comfort(states_now: Tensor, states_previous: Tensor, interval_s: Tensor | Floats) -> Metric:
+def two_frame_extended_comfort(
+    states_now: Tensor, states_previous: Tensor, interval_s: Tensor | Floats
+) -> Metric:
     """Compare two drives that start `interval_s` apart over their overlap.
 
     Shift s = round(interval / 0.1); now[:-s] against previous[s:] (docs/scoring.md, Extended comfort).
@@ -74,7 +76,9 @@ def two_frame_extended_comfort(states_now: Tensor, states_previous: Tensor, inte
     known = np.isfinite(interval)
     outside = known & ~((interval > 0.0) & (interval < MAX_INTERVAL_S))
     if outside.any():
-        raise InvalidInputError("interval_s", f"must be in (0, {MAX_INTERVAL_S})", float(interval[outside][0]))
+        raise InvalidInputError(
+            "interval_s", f"must be in (0, {MAX_INTERVAL_S})", float(interval[outside][0])
+        )
     shift = np.where(known, np.rint(np.where(known, interval, 1.0) / STEP_S), 0).astype(int)
     value = torch.full((len(interval),), torch.nan, dtype=now.dtype, device=now.device)
     for size in np.unique(shift[known]):

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 
-def boxes_overlap(offset_K2: Tensor, axis_K2: Tensor, half_K2: Tensor, other_axis_K2: Tensor, other_half_K2: Tensor) -> Tensor:
+def boxes_overlap(
+    offset_K2: Tensor, axis_K2: Tensor, half_K2: Tensor, other_axis_K2: Tensor, other_half_K2: Tensor
+) -> Tensor:
     """Tell whether oriented boxes share a point, by separating axes.
 
     Args:
@@ -54,7 +56,9 @@ def expand_rings(ring_K: Tensor, ring_offsets: Tensor) -> tuple[Tensor, Tensor]:
     return pair_E, torch.arange(len(pair_E), device=ring_K.device) - first_K[pair_E] + start_K[pair_E]
 
 
-def points_in_rings(point_K2: Tensor, ring_K: Tensor, ring_offsets: Tensor, ring_xy: Tensor, ring_next: Tensor) -> Tensor:
+def points_in_rings(
+    point_K2: Tensor, ring_K: Tensor, ring_offsets: Tensor, ring_xy: Tensor, ring_next: Tensor
+) -> Tensor:
     """Tell whether each point lies strictly inside its ring, by crossing numbers.
 
     Args:
@@ -83,7 +87,13 @@ def points_in_rings(point_K2: Tensor, ring_K: Tensor, ring_offsets: Tensor, ring
 
 
 def boxes_meet_rings(
-    centre_K2: Tensor, axis_K2: Tensor, half_K2: Tensor, ring_K: Tensor, ring_offsets: Tensor, ring_xy: Tensor, ring_next: Tensor
+    centre_K2: Tensor,
+    axis_K2: Tensor,
+    half_K2: Tensor,
+    ring_K: Tensor,
+    ring_offsets: Tensor,
+    ring_xy: Tensor,
+    ring_next: Tensor,
 ) -> Tensor:
     """Tell whether boxes share a point with the closed area of a ring.
 
@@ -107,7 +117,9 @@ def boxes_meet_rings(
     edge_half_E2 = torch.stack([length_E / 2.0, torch.zeros_like(length_E)], dim=-1)
     offset_E2 = (start_E2 + end_E2) / 2.0 - centre_K2[pair_E]
     hits_E = boxes_overlap(offset_E2, axis_K2[pair_E], half_K2[pair_E], axis_E2, edge_half_E2)
-    hits_K = torch.zeros(len(ring_K), dtype=torch.int32, device=ring_K.device).index_add_(0, pair_E, hits_E.int())
+    hits_K = torch.zeros(len(ring_K), dtype=torch.int32, device=ring_K.device).index_add_(
+        0, pair_E, hits_E.int()
+    )
     return (hits_K > 0) | points_in_rings(centre_K2, ring_K, ring_offsets, ring_xy, ring_next)
 
 

@@ -71,14 +71,18 @@ def make_paths(arena: Arena, centreline_yaw_C: Floats) -> Paths:
     """
     left_C2 = np.stack([np.cos(centreline_yaw_C + np.pi / 2), np.sin(centreline_yaw_C + np.pi / 2)], axis=-1)
     yaw_C1 = np.unwrap(centreline_yaw_C)[:, None]
-    vertices = np.stack([np.hstack([arena.path_xy + left_C2 * offset, yaw_C1]) for offset in LATERAL_OFFSETS_M])
+    vertices = np.stack(
+        [np.hstack([arena.path_xy + left_C2 * offset, yaw_C1]) for offset in LATERAL_OFFSETS_M]
+    )
     progress = np.stack([path_progress(path[:, :2]) for path in vertices])
     pairs = zip(vertices, progress, strict=True)
     start = np.array([project(arena.ego_state[None, :2], path[:, :2], along)[0] for path, along in pairs])
     return Paths(vertices, progress, start)
 
 
-def find_obstacles(arena: Arena, paths: Paths, ignored_lights_R: Flags, speed_limit_mps: float | None) -> Obstacles:
+def find_obstacles(
+    arena: Arena, paths: Paths, ignored_lights_R: Flags, speed_limit_mps: float | None
+) -> Obstacles:
     """List the forecast objects and red lights with their place along each path.
 
     Args:
@@ -137,7 +141,9 @@ def unroll(arena: Arena, paths: Paths, obstacles: Obstacles, speed_limit_mps: fl
     leader_P3 = np.zeros((len(path_P), 3))
     for step in range(1, NUM_STEPS):
         if step % FORECAST_STEP == 0:
-            leader_P3 = _leaders(arena, paths, obstacles, path_P, progress_P, poses_TP3[-1], step // FORECAST_STEP)
+            leader_P3 = _leaders(
+                arena, paths, obstacles, path_P, progress_P, poses_TP3[-1], step // FORECAST_STEP
+            )
         progress_P, speed_P = _advance(progress_P, speed_P, target_P, leader_P3)
         poses_TP3.append(interpolate_paths(paths, path_P, progress_P))
     return np.stack(poses_TP3, axis=1)
@@ -185,7 +191,7 @@ def _along_paths(
     return progress, touches
 
 
-def _corridor(vertices_C2: Floats, along_C: Floats, start_m: float, end_m: float, half_width_m: float):  # noqa: ANN202
+def _corridor(vertices_C2: Floats, along_C: Floats, start_m: float, end_m: float, half_width_m: float):
     import shapely
     import shapely.ops
 
@@ -201,21 +207,33 @@ def _corridor(vertices_C2: Floats, along_C: Floats, start_m: float, end_m: float
 
 
 def _leaders(
-    arena: Arena, paths: Paths, obstacles: Obstacles, path_P: Integers, progress_P: Floats, poses_P3: Floats, forecast: int
+    arena: Arena,
+    paths: Paths,
+    obstacles: Obstacles,
+    path_P: Integers,
+    progress_P: Floats,
+    poses_P3: Floats,
+    forecast: int,
 ) -> Floats:
     """Return (P, 3) leader progress, speed and rear length."""
-    ahead_PO = obstacles.in_corridor[path_P, :, forecast] & (obstacles.progress[path_P, :, forecast] > progress_P[:, None])
+    ahead_PO = obstacles.in_corridor[path_P, :, forecast] & (
+        obstacles.progress[path_P, :, forecast] > progress_P[:, None]
+    )
     distance_PO = _gaps(arena, obstacles, poses_P3, ahead_PO, forecast)
     leaders_P3 = np.zeros((len(path_P), 3))
     leader = np.zeros(3)
     for proposal, path in enumerate(path_P):
         if proposal == 0 or path != path_P[proposal - 1]:
-            leader = np.zeros(3)  # the official code reuses one row per path: stale entries are part of the rule
+            leader = np.zeros(
+                3
+            )  # the official code reuses one row per path: stale entries are part of the rule
         if ahead_PO[proposal].any():
             nearest = _nearest(obstacles, distance_PO[proposal], forecast)
             leader[0] = progress_P[proposal] + distance_PO[proposal, nearest]
             if not obstacles.is_light[nearest]:
-                leader[1] = obstacles.speed_mps[nearest] * np.cos(obstacles.yaw_rad[nearest] - poses_P3[proposal, 2])
+                leader[1] = obstacles.speed_mps[nearest] * np.cos(
+                    obstacles.yaw_rad[nearest] - poses_P3[proposal, 2]
+                )
         else:
             leader[0], leader[2] = paths.progress[path, -1], arena.vehicle.half_length_m
         leaders_P3[proposal] = leader
@@ -261,5 +279,7 @@ def _advance(
     wanted_P = MIN_GAP_M + speed_P * HEADWAY_S + speed_P * (speed_P - leader_P3[:, 1]) / comfort
     gap_P = np.maximum(leader_P3[:, 0] - progress_P - leader_P3[:, 2], MIN_GAP_M)
     free_P = 1.0 - (speed_P / target_P) ** SPEED_EXPONENT
-    accel_P = np.clip(MAX_ACCELERATION * (free_P - (wanted_P / gap_P) ** 2), -MAX_DECELERATION, MAX_ACCELERATION)
+    accel_P = np.clip(
+        MAX_ACCELERATION * (free_P - (wanted_P / gap_P) ** 2), -MAX_DECELERATION, MAX_ACCELERATION
+    )
     return progress_P + STEP_S * speed_P, speed_P + STEP_S * accel_P

@@ -10,8 +10,8 @@ from numba import njit
 PATH_CHUNK = 8
 
 
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def boxes_meet(dx, dy, cos1, sin1, length1, width1, cos2, sin2, length2, width2):  # noqa: ANN001, ANN201
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def boxes_meet(dx, dy, cos1, sin1, length1, width1, cos2, sin2, length2, width2):
     """Tell whether two boxes (half sizes) share a point; dx, dy lead from the first centre to the second."""
     turn_cos = abs(cos1 * cos2 + sin1 * sin2)
     turn_sin = abs(cos1 * sin2 - sin1 * cos2)
@@ -25,7 +25,7 @@ def boxes_meet(dx, dy, cos1, sin1, length1, width1, cos2, sin2, length2, width2)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def box_meets_ring(cx, cy, cos, sin, length, width, first, last, xy):  # noqa: ANN001, ANN201
+def box_meets_ring(cx, cy, cos, sin, length, width, first, last, xy):
     """Tell whether a box shares a point with the closed area of the ring of vertices first..last - 1."""
     inside = False
     for edge in range(first, last):
@@ -44,7 +44,7 @@ def box_meets_ring(cx, cy, cos, sin, length, width, first, last, xy):  # noqa: A
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def chunk_path(path):  # noqa: ANN001, ANN201
+def chunk_path(path):
     """Bound every PATH_CHUNK edges of a polyline by a circle; rows of x, y, radius."""
     num_edges = len(path) - 1
     circles = np.empty(((num_edges + PATH_CHUNK - 1) // PATH_CHUNK, 3))
@@ -60,7 +60,7 @@ def chunk_path(path):  # noqa: ANN001, ANN201
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def nearest_on_path(x, y, path, progress, circles, guess):  # noqa: ANN001, ANN201
+def nearest_on_path(x, y, path, progress, circles, guess):
     """Return distance, arc length and edge of the nearest point of a polyline, the first among equals.
 
     Chunks whose circle is farther than the best edge so far are skipped; `guess` is an edge to begin with.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-CELL_M = 4.0
+CELL_M = 2.0
 MARGIN_M = 1e-6
 OUTSIDE, HOLDS, BOUNDARY = 0, 1, 2
 
@@ -42,7 +42,15 @@ def build_grid(ring_offsets: np.ndarray, ring_xy: np.ndarray, ring_bounds: np.nd
     """
     if not len(ring_bounds):
         empty = np.zeros(0, dtype=np.int64)
-        return RingGrid(np.zeros(2), np.zeros(2, dtype=np.int64), np.zeros(1, dtype=np.int64), empty, empty, np.zeros(1, dtype=np.int64), empty)
+        return RingGrid(
+            np.zeros(2),
+            np.zeros(2, dtype=np.int64),
+            np.zeros(1, dtype=np.int64),
+            empty,
+            empty,
+            np.zeros(1, dtype=np.int64),
+            empty,
+        )
     origin = ring_bounds[:, :2].min(axis=0) - MARGIN_M
     extent = ring_bounds[:, 2:].max(axis=0) + MARGIN_M - origin
     shape = np.maximum(1, np.ceil(extent / CELL_M)).astype(np.int64) + 1
@@ -50,7 +58,7 @@ def build_grid(ring_offsets: np.ndarray, ring_xy: np.ndarray, ring_bounds: np.nd
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _mark_boundary(first, last, xy, origin, column0, row0, marks):  # noqa: ANN001, ANN202
+def _mark_boundary(first, last, xy, origin, column0, row0, marks):
     """Mark the cells of one ring's window that an edge may touch, row by row."""
     num_rows, num_columns = marks.shape
     for edge in range(first, last):
@@ -74,7 +82,7 @@ def _mark_boundary(first, last, xy, origin, column0, row0, marks):  # noqa: ANN0
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _mark_inside(first, last, xy, origin, column0, row0, marks):  # noqa: ANN001, ANN202
+def _mark_inside(first, last, xy, origin, column0, row0, marks):
     """Mark unmarked cells whose centre lies inside the ring; no edge touches them, so the whole cell does."""
     num_rows, num_columns = marks.shape
     cuts = np.empty(last - first)
@@ -98,7 +106,7 @@ def _mark_inside(first, last, xy, origin, column0, row0, marks):  # noqa: ANN001
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _row_edges(first, last, xy, low_y, high_y, out):  # noqa: ANN001, ANN202
+def _row_edges(first, last, xy, low_y, high_y, out):
     """List the edges that overlap a row; return how many."""
     count = 0
     for edge in range(first, last):
@@ -111,12 +119,18 @@ def _row_edges(first, last, xy, low_y, high_y, out):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _fill(offsets, xy, bounds, origin, shape):  # noqa: ANN001, ANN202
+def _fill(offsets, xy, bounds, origin, shape):
     pairs_cell, pairs_entry, slot_ring, slot_counts, slot_edges = [0], [0], [0], [0], [0]
     for ring in range(len(bounds)):
         first, last = offsets[ring], offsets[ring + 1]
-        column0, row0 = int((bounds[ring, 0] - origin[0]) / CELL_M), int((bounds[ring, 1] - origin[1]) / CELL_M)
-        column1, row1 = int((bounds[ring, 2] - origin[0]) / CELL_M), int((bounds[ring, 3] - origin[1]) / CELL_M)
+        column0, row0 = (
+            int((bounds[ring, 0] - origin[0]) / CELL_M),
+            int((bounds[ring, 1] - origin[1]) / CELL_M),
+        )
+        column1, row1 = (
+            int((bounds[ring, 2] - origin[0]) / CELL_M),
+            int((bounds[ring, 3] - origin[1]) / CELL_M),
+        )
         column0, row0 = max(0, column0 - 1), max(0, row0 - 1)
         column1, row1 = min(shape[0] - 1, column1 + 1), min(shape[1] - 1, row1 + 1)
         marks = np.zeros((row1 - row0 + 1, column1 - column0 + 1), dtype=np.int8)
@@ -142,7 +156,7 @@ def _fill(offsets, xy, bounds, origin, shape):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _pack(pairs_cell, pairs_entry, slot_ring, slot_counts, slot_edges, num_cells):  # noqa: ANN001, ANN202
+def _pack(pairs_cell, pairs_entry, slot_ring, slot_counts, slot_edges, num_cells):
     """Turn the lists, whose first element is a dummy, into offset arrays."""
     starts = np.zeros(num_cells + 1, dtype=np.int64)
     for index in range(1, len(pairs_cell)):
@@ -159,7 +173,7 @@ def _pack(pairs_cell, pairs_entry, slot_ring, slot_counts, slot_edges, num_cells
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def cell_of(x, y, origin, shape):  # noqa: ANN001, ANN201
+def cell_of(x, y, origin, shape):
     """Return the cell of a point, or -1 outside the grid."""
     column, row = math.floor((x - origin[0]) / CELL_M), math.floor((y - origin[1]) / CELL_M)
     if column < 0 or row < 0 or column >= shape[0] or row >= shape[1]:

@@ -76,7 +76,7 @@ class SceneTables(NamedTuple):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def agent_bounds(boxes, present):  # noqa: ANN001, ANN201
+def agent_bounds(boxes, present):
     """Return the bounds (A, 4) of every agent's centres; an agent never present has empty bounds."""
     bounds = np.empty((len(boxes), 4))
     for agent in range(len(boxes)):
@@ -90,7 +90,7 @@ def agent_bounds(boxes, present):  # noqa: ANN001, ANN201
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _ego_boxes(states, vehicle, ego):  # noqa: ANN001, ANN202
+def _ego_boxes(states, vehicle, ego):
     for step in range(NUM_STEPS):
         cos, sin = math.cos(states[step, 2]), math.sin(states[step, 2])
         ego[step, CX] = states[step, 0] + vehicle[2] * cos
@@ -100,43 +100,46 @@ def _ego_boxes(states, vehicle, ego):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _slot_holds(x, y, slot, scene):  # noqa: ANN001, ANN202
-    """Tell whether the point lies strictly inside the slot's ring."""
-    grid = scene.grid
-    bounds = scene.ring_bounds[grid.slot_ring[slot]]
-    if x < bounds[0] or y < bounds[1] or x > bounds[2] or y > bounds[3]:
-        return False
-    count = 0
-    for index in range(grid.slot_starts[slot], grid.slot_starts[slot + 1]):
-        edge = grid.slot_edges[index]
-        other = scene.ring_next[edge]
-        x1, y1, x2, y2 = scene.ring_xy[edge, 0], scene.ring_xy[edge, 1], scene.ring_xy[other, 0], scene.ring_xy[other, 1]
-        if (y1 < y and y2 < y) or (y1 > y and y2 > y) or (x1 < x and x2 < x):
+def _slot_holds(x, y, first, last, slot_edges, ring_next, ring_xy):
+    """Tell whether the point lies strictly inside the ring of the slot with edges first..last - 1."""
+    is_inside = False
+    for index in range(first, last):
+        edge = slot_edges[index]
+        other = ring_next[edge]
+        y1, y2 = ring_xy[edge, 1], ring_xy[other, 1]
+        if (y1 < y and y2 < y) or (y1 > y and y2 > y):
+            continue
+        x1, x2 = ring_xy[edge, 0], ring_xy[other, 0]
+        if x1 < x and x2 < x:
             continue
         turn = (x2 - x1) * (y - y1) - (x - x1) * (y2 - y1)
         if turn == 0.0 and min(x1, x2) <= x <= max(x1, x2) and min(y1, y2) <= y <= max(y1, y2):
             return False
         if (y1 > y) != (y2 > y) and (turn > 0.0) == (y2 > y1):
-            count += 1
-    return count % 2 == 1
+            is_inside = not is_inside
+    return is_inside
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _kinds_at(x, y, scene, corner_counts, touched, num_touched):  # noqa: ANN001, ANN202
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _kinds_at(x, y, scene, corner_counts, touched, num_touched):
     """Return the kinds of all rings that hold the point; with num_touched >= 0 also count lanes per ring."""
     grid, kinds = scene.grid, 0
     cell = cell_of(x, y, grid.origin, grid.shape)
-    if cell < 0:
-        return kinds, num_touched
-    for index in range(grid.cell_starts[cell], grid.cell_starts[cell + 1]):
-        entry = grid.cell_entries[index]
-        ring = entry - 1 if entry > 0 else grid.slot_ring[-entry - 1]
-        kind = scene.ring_kinds[ring]
-        if (kinds | kind) == kinds and (num_touched < 0 or (kind & IS_LANE) == 0):
-            continue
-        if entry > 0 or _slot_holds(x, y, -entry - 1, scene):
+    if cell >= 0:
+        for index in range(grid.cell_starts[cell], grid.cell_starts[cell + 1]):
+            entry = grid.cell_entries[index]
+            slot = -entry - 1
+            ring = entry - 1 if entry > 0 else grid.slot_ring[slot]
+            kind = scene.ring_kinds[ring]
+            counts_lane = num_touched >= 0 and (kind & IS_LANE) > 0
+            if (kinds | kind) == kinds and not counts_lane:
+                continue
+            if entry < 0:
+                first, last = grid.slot_starts[slot], grid.slot_starts[slot + 1]
+                if not _slot_holds(x, y, first, last, grid.slot_edges, scene.ring_next, scene.ring_xy):
+                    continue
             kinds |= kind
-            if num_touched >= 0 and (kind & IS_LANE) > 0:
+            if counts_lane:
                 if corner_counts[ring] == 0:
                     touched[num_touched] = ring
                     num_touched += 1
@@ -145,60 +148,69 @@ def _kinds_at(x, y, scene, corner_counts, touched, num_touched):  # noqa: ANN001
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _areas(states, ego, scene, areas):  # noqa: ANN001, ANN202
+def _areas(states, ego, scene, areas):
     """Fill the area bits (41,) of one drive."""
     corner_counts = np.zeros(len(scene.ring_kinds), dtype=np.int64)
     touched = np.empty(len(scene.ring_kinds), dtype=np.int64)
+    half_length, half_width = scene.vehicle[0], scene.vehicle[1]
     for step in range(NUM_STEPS):
         cos, sin = ego[step, COS], ego[step, SIN]
-        num_touched, on_road = 0, True
-        for corner in range(4):
-            along = scene.vehicle[0] if corner == 0 or corner == 3 else -scene.vehicle[0]
-            left = scene.vehicle[1] if corner < 2 else -scene.vehicle[1]
-            x, y = ego[step, CX] + along * cos - left * sin, ego[step, CY] + along * sin + left * cos
-            kinds, num_touched = _kinds_at(x, y, scene, corner_counts, touched, num_touched)
-            on_road = on_road and (kinds & IS_DRIVABLE) > 0
+        num_touched, bits = 0, 0
+        for point in range(6):  # front left, rear left, rear right, front right, centre, rear axle
+            x, y = states[step, 0], states[step, 1]
+            if point < 5:
+                along = 0.0 if point == 4 else (half_length if point == 0 or point == 3 else -half_length)
+                left = 0.0 if point == 4 else (half_width if point < 2 else -half_width)
+                x, y = ego[step, CX] + along * cos - left * sin, ego[step, CY] + along * sin + left * cos
+            listed = num_touched if point < 4 else -1
+            kinds, listed = _kinds_at(x, y, scene, corner_counts, touched, listed)
+            if point < 4:
+                num_touched = listed
+                bits |= 0 if (kinds & IS_DRIVABLE) > 0 else OFF_ROAD
+            elif point == 4:
+                bits |= 0 if (kinds & IS_ROUTE_LANE) > 0 else OFF_ROUTE
+                bits |= CENTRE_IN if (kinds & IS_INTERSECTION) > 0 else 0
+            else:
+                bits |= REAR_IN if (kinds & IS_INTERSECTION) > 0 else 0
         whole = False
         for index in range(num_touched):
             whole = whole or corner_counts[touched[index]] == 4
             corner_counts[touched[index]] = 0
-        bits = MULTIPLE if num_touched > 1 and not whole else 0
-        centre_kinds, _ = _kinds_at(ego[step, CX], ego[step, CY], scene, corner_counts, touched, -1)
-        rear_kinds, _ = _kinds_at(states[step, 0], states[step, 1], scene, corner_counts, touched, -1)
-        bits |= 0 if on_road else OFF_ROAD
-        bits |= 0 if (centre_kinds & IS_ROUTE_LANE) > 0 else OFF_ROUTE
-        bits |= CENTRE_IN if (centre_kinds & IS_INTERSECTION) > 0 else 0
-        bits |= REAR_IN if (rear_kinds & IS_INTERSECTION) > 0 else 0
-        areas[step] = bits
-
-
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _meets(ego, step, offset, agent, scene):  # noqa: ANN001, ANN202
-    """Tell whether the ego, moved on for `offset` steps, shares a point with an agent then."""
-    at = step + offset
-    if not scene.present[agent, at]:
-        return False
-    ahead = ego[step, SPEED] * (0.1 * offset)
-    dx = scene.boxes[agent, at, 0] - (ego[step, CX] + ahead * ego[step, COS])
-    dy = scene.boxes[agent, at, 1] - (ego[step, CY] + ahead * ego[step, SIN])
-    length, width = scene.half_sizes[agent, 0], scene.half_sizes[agent, 1]
-    half_length, half_width = scene.vehicle[0], scene.vehicle[1]
-    reach = math.sqrt(length * length + width * width) + math.sqrt(half_length**2 + half_width**2)
-    if dx * dx + dy * dy > reach * reach * (1.0 + 1e-9):
-        return False
-    cos, sin = scene.boxes[agent, at, 2], scene.boxes[agent, at, 3]
-    return boxes_meet(dx, dy, ego[step, COS], ego[step, SIN], half_length, half_width, cos, sin, length, width)
+        areas[step] = bits | (MULTIPLE if num_touched > 1 and not whole else 0)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _bearing(states, ego, step, x, y):  # noqa: ANN001, ANN202
+def _meets(ego, step, offset, box, size, vehicle, reach):
+    """Tell whether the ego, moved on for `offset` steps, shares a point with an agent's box then."""
+    at = step + offset
+    ahead = ego[step, SPEED] * (0.1 * offset)
+    dx = box[at, 0] - (ego[step, CX] + ahead * ego[step, COS])
+    dy = box[at, 1] - (ego[step, CY] + ahead * ego[step, SIN])
+    if dx * dx + dy * dy > reach:
+        return False
+    return boxes_meet(
+        dx,
+        dy,
+        ego[step, COS],
+        ego[step, SIN],
+        vehicle[0],
+        vehicle[1],
+        box[at, 2],
+        box[at, 3],
+        size[0],
+        size[1],
+    )
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _bearing(states, ego, step, x, y):
     dx, dy = x - states[step, 0], y - states[step, 1]
     along, distance = dx * ego[step, COS] + dy * ego[step, SIN], math.sqrt(dx * dx + dy * dy)
     return along > COS_AHEAD * distance, along < COS_BEHIND * distance
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _is_at_fault(states, ego, areas, step, agent, scene):  # noqa: ANN001, ANN202
+def _is_at_fault(states, ego, areas, step, agent, scene):
     if ego[step, SPEED] <= STOPPED_MPS:
         return False
     if scene.is_stopped[agent]:
@@ -216,29 +228,29 @@ def _is_at_fault(states, ego, areas, step, agent, scene):  # noqa: ANN001, ANN20
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _first_contacts(ego, agent, scene, num_ttc_steps):  # noqa: ANN001, ANN202
+def _first_contacts(ego, box, present, size, vehicle, num_ttc_steps):
     """Return the first step of a contact, and the first (step, offset) of one within the next second."""
     contact, ttc_step, ttc_offset = -1, -1, 0
+    reach = math.sqrt(size[0] ** 2 + size[1] ** 2) + math.sqrt(vehicle[0] ** 2 + vehicle[1] ** 2)
+    reach = reach * reach * (1.0 + 1e-9)
     for step in range(NUM_STEPS):
         tests_ttc = ttc_step < 0 and step < num_ttc_steps and ego[step, SPEED] >= STANDING_MPS
         if contact >= 0 and (ttc_step >= 0 or step >= num_ttc_steps):
             break
-        if contact < 0 or tests_ttc:
-            now = _meets(ego, step, 0, agent, scene)
-            if now and contact < 0:
-                contact = step
-            if now and tests_ttc:
+        if (contact < 0 or tests_ttc) and present[step] and _meets(ego, step, 0, box, size, vehicle, reach):
+            contact = step if contact < 0 else contact
+            if tests_ttc:
                 ttc_step, tests_ttc = step, False
         if tests_ttc:
             for offset in TTC_OFFSETS[1:]:
-                if _meets(ego, step, offset, agent, scene):
+                if present[step + offset] and _meets(ego, step, offset, box, size, vehicle, reach):
                     ttc_step, ttc_offset = step, offset
                     break
     return contact, ttc_step, ttc_offset
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _reach_bounds(ego, margin):  # noqa: ANN001, ANN202
+def _reach_bounds(ego, margin):
     """Bound all centres of the ego, moved on for up to 0.9 s, with a margin."""
     low_x, low_y, high_x, high_y = np.inf, np.inf, -np.inf, -np.inf
     for step in range(NUM_STEPS):
@@ -251,7 +263,7 @@ def _reach_bounds(ego, margin):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _agents(states, ego, areas, scene, num_ttc_steps, values):  # noqa: ANN001, ANN202
+def _agents(states, ego, areas, scene, num_ttc_steps, values):
     """Fill NC and TTC and the steps of their first infractions."""
     values[NC], values[TTC], values[COLLISION_STEP], values[TTC_STEP] = 1.0, 1.0, np.inf, np.inf
     margin = math.sqrt(scene.vehicle[0] ** 2 + scene.vehicle[1] ** 2) * (1.0 + 1e-9)
@@ -262,20 +274,23 @@ def _agents(states, ego, areas, scene, num_ttc_steps, values):  # noqa: ANN001, 
         apart = bounds[0] - radius > high_x or bounds[2] + radius < low_x
         if apart or bounds[1] - radius > high_y or bounds[3] + radius < low_y or scene.is_ignored[agent]:
             continue
-        contact, ttc_step, offset = _first_contacts(ego, agent, scene, num_ttc_steps)
+        track = (scene.boxes[agent], scene.present[agent], scene.half_sizes[agent])
+        contact, ttc_step, offset = _first_contacts(ego, *track, scene.vehicle, num_ttc_steps)
         if contact >= 0 and _is_at_fault(states, ego, areas, contact, agent, scene):
             values[NC] = min(values[NC], 0.5 if scene.is_static[agent] else 0.0)
             values[COLLISION_STEP] = min(values[COLLISION_STEP], float(contact))
         if ttc_step >= 0:
             at = ttc_step + offset
-            ahead, behind = _bearing(states, ego, ttc_step, scene.boxes[agent, at, 0], scene.boxes[agent, at, 1])
+            ahead, behind = _bearing(
+                states, ego, ttc_step, scene.boxes[agent, at, 0], scene.boxes[agent, at, 1]
+            )
             if ahead or (areas[ttc_step] & (MULTIPLE | OFF_ROAD | REAR_IN) and not behind):
                 values[TTC] = 0.0
                 values[TTC_STEP] = min(values[TTC_STEP], float(ttc_step))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _route(ego, areas, scene, spares_intersections, values):  # noqa: ANN001, ANN202
+def _route(ego, areas, scene, spares_intersections, values):
     """Fill DAC, DDC, LK and raw progress."""
     moved = np.zeros(NUM_STEPS)
     off_road, run, keeps_lane, edge, first_along, along = False, 0, 1.0, 0, 0.0, 0.0
@@ -308,7 +323,7 @@ def _route(ego, areas, scene, spares_intersections, values):  # noqa: ANN001, AN
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _red_lights(ego, scene):  # noqa: ANN001, ANN202
+def _red_lights(ego, scene):
     half_length, half_width = scene.vehicle[0], scene.vehicle[1]
     radius = math.sqrt(half_length**2 + half_width**2) * (1.0 + 1e-9)
     for red in range(len(scene.red_rings)):
@@ -320,13 +335,15 @@ def _red_lights(ego, scene):  # noqa: ANN001, ANN202
             near_x = bounds[0] - radius <= x <= bounds[2] + radius
             if not (scene.red_steps[red, step] and near_x and bounds[1] - radius <= y <= bounds[3] + radius):
                 continue
-            if box_meets_ring(x, y, ego[step, COS], ego[step, SIN], half_length, half_width, first, last, scene.ring_xy):
+            if box_meets_ring(
+                x, y, ego[step, COS], ego[step, SIN], half_length, half_width, first, last, scene.ring_xy
+            ):
                 return 0.0
     return 1.0
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _filtered(signal, table, out):  # noqa: ANN001, ANN202
+def _filtered(signal, table, out):
     for sample in range(len(signal)):
         total, start = 0.0, table.starts[sample]
         for index in range(table.weights.shape[1]):
@@ -335,7 +352,7 @@ def _filtered(signal, table, out):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _within(signal, table, bound, out):  # noqa: ANN001, ANN202
+def _within(signal, table, bound, out):
     _filtered(signal, table, out)
     inside = True
     for sample in range(len(out)):
@@ -344,11 +361,17 @@ def _within(signal, table, bound, out):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _comfort(states, history, centre_offset, filters, flags):  # noqa: ANN001, ANN202
+def _comfort(states, history, centre_offset, filters, flags):
     """Fill the six comfort flags; a centre offset of 0 keeps rear-axle accelerations (v1)."""
     past = len(history)
     size = past + NUM_STEPS
-    lon, lat, magnitude, yaw, out = np.empty(size), np.empty(size), np.empty(size), np.empty(size), np.empty(size)
+    lon, lat, magnitude, yaw, out = (
+        np.empty(size),
+        np.empty(size),
+        np.empty(size),
+        np.empty(size),
+        np.empty(size),
+    )
     turns = 0.0
     for sample in range(size):
         row = history[sample] if sample < past else states[sample - past]
@@ -374,7 +397,7 @@ def _comfort(states, history, centre_offset, filters, flags):  # noqa: ANN001, A
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _score_one(poses, scene, filters, is_v2, num_ttc_steps, judges_comfort, states, values, flags, areas):  # noqa: ANN001, ANN202
+def _score_one(poses, scene, filters, is_v2, num_ttc_steps, judges_comfort, states, values, flags, areas):
     simulate_one(poses, scene.start, scene.speed_matrix, scene.vehicle[3], states)
     ego, bits = np.empty((NUM_STEPS, 5)), np.empty(NUM_STEPS, dtype=np.int64)
     _ego_boxes(states, scene.vehicle, ego)
@@ -393,7 +416,7 @@ def _score_one(poses, scene, filters, is_v2, num_ttc_steps, judges_comfort, stat
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def score_poses(poses, scene, filters, is_v2, num_ttc_steps, judges_comfort, states, values, flags, areas):  # noqa: ANN001, ANN201
+def score_poses(poses, scene, filters, is_v2, num_ttc_steps, judges_comfort, states, values, flags, areas):
     """Drive and measure reference poses (N, 41, 3); fill states, values, flags and areas."""
     for row in range(len(poses)):
         one = (states[row], values[row], flags[row], areas[row])
@@ -401,7 +424,9 @@ def score_poses(poses, scene, filters, is_v2, num_ttc_steps, judges_comfort, sta
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def score_waypoints(waypoints, left, share, scene, filters, is_v2, num_ttc_steps, states, values, flags, areas):  # noqa: ANN001, ANN201
+def score_waypoints(
+    waypoints, left, share, scene, filters, is_v2, num_ttc_steps, states, values, flags, areas
+):
     """Drive and measure relative waypoints (N, n, 3); fill states, values, flags and areas."""
     poses = np.empty((NUM_STEPS, 3))
     for row in range(len(waypoints)):

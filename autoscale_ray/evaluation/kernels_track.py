@@ -24,14 +24,14 @@ from autoscale_ray.evaluation.simulate import TRACKING_HORIZON as HORIZON
 NUM_STEPS = 41
 
 
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def wrap(angle):  # noqa: ANN001, ANN201
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def wrap(angle):
     """Wrap an angle to [-pi, pi)."""
     return (angle + math.pi) % (2.0 * math.pi) - math.pi
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def sample_waypoints(waypoints, ego_pose, left, share, out):  # noqa: ANN001, ANN201
+def sample_waypoints(waypoints, ego_pose, left, share, out):
     """Fill out (41, 3) with the poses of relative waypoints (n, 3) at the time nodes."""
     cos, sin = math.cos(ego_pose[2]), math.sin(ego_pose[2])
     nodes = np.empty((len(waypoints) + 1, 3))
@@ -50,7 +50,7 @@ def sample_waypoints(waypoints, ego_pose, left, share, out):  # noqa: ANN001, AN
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def fit_profiles(poses, speed_matrix, speed, curvature):  # noqa: ANN001, ANN201
+def fit_profiles(poses, speed_matrix, speed, curvature):
     """Fill the speed and curvature profiles (40,) of poses (41, 3)."""
     along = np.empty(NUM_DISPLACEMENTS)
     stiffness, load = np.empty(NUM_DISPLACEMENTS), np.empty(NUM_DISPLACEMENTS)
@@ -76,7 +76,7 @@ def fit_profiles(poses, speed_matrix, speed, curvature):  # noqa: ANN001, ANN201
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _steering_rate(state, pose, command, curvature, step, wheel_base):  # noqa: ANN001, ANN202
+def _steering_rate(state, pose, command, curvature, step, wheel_base):
     dx, dy = state[0] - pose[0], state[1] - pose[1]
     lateral = -dx * math.sin(pose[2]) + dy * math.cos(pose[2])
     heading = wrap(state[2] - pose[2])
@@ -93,7 +93,7 @@ def _steering_rate(state, pose, command, curvature, step, wheel_base):  # noqa: 
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def simulate_one(poses, start, speed_matrix, wheel_base, states):  # noqa: ANN001, ANN201
+def simulate_one(poses, start, speed_matrix, wheel_base, states):
     """Fill states (41, 11) with the drive along poses (41, 3)."""
     speed, curvature = np.empty(NUM_DISPLACEMENTS), np.empty(NUM_DISPLACEMENTS)
     fit_profiles(poses, speed_matrix, speed, curvature)

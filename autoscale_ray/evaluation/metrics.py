@@ -13,7 +13,12 @@ from torch import Tensor
 
 from autoscale_ray.evaluation.arena import IS_DRIVABLE, IS_INTERSECTION, IS_LANE, IS_ROUTE_LANE, ArenaBatch
 from autoscale_ray.evaluation.comfort import comfort_flags
-from autoscale_ray.evaluation.geometry import boxes_meet_rings, boxes_overlap, points_in_rings, project_on_path
+from autoscale_ray.evaluation.geometry import (
+    boxes_meet_rings,
+    boxes_overlap,
+    points_in_rings,
+    project_on_path,
+)
 from autoscale_ray.evaluation.simulate import VX, VY, YAW
 
 STOPPED_EGO_SPEED_MPS = 0.05
@@ -88,7 +93,9 @@ class _Ego:
     half: Tensor
 
 
-def measure(states_NT11: Tensor, scene_N: Tensor, arenas: ArenaBatch, rules: Rules, with_history: bool) -> Measures:
+def measure(
+    states_NT11: Tensor, scene_N: Tensor, arenas: ArenaBatch, rules: Rules, with_history: bool
+) -> Measures:
     """Compute every raw measure of driven states.
 
     Args:
@@ -169,17 +176,23 @@ def _ego_areas(ego: _Ego, scene_N: Tensor, arenas: ArenaBatch) -> tuple[Tensor, 
     return areas_B3.view(*shape, 3), centre_in_B.view(shape), rear_in_B.view(shape)
 
 
-def _candidate_rings(drive_NQ2: Tensor, pose_B62: Tensor, scene_N: Tensor, arenas: ArenaBatch) -> tuple[Tensor, Tensor]:
+def _candidate_rings(
+    drive_NQ2: Tensor, pose_B62: Tensor, scene_N: Tensor, arenas: ArenaBatch
+) -> tuple[Tensor, Tensor]:
     """Pair poses with the rings whose bounds they touch, first per drive, then per pose."""
     num_steps = len(pose_B62) // max(1, len(scene_N))
     lists_NG = arenas.rings_of_scene[scene_N]
     if not len(arenas.ring_kinds):
         return lists_NG.new_zeros(0), lists_NG.new_zeros(0)
     bounds_NG4 = arenas.ring_bounds[lists_NG.clamp(min=0)]
-    near_NG = _bounds_meet(bounds_NG4, drive_NQ2.amin(dim=1)[:, None], drive_NQ2.amax(dim=1)[:, None]) & (lists_NG >= 0)
+    near_NG = _bounds_meet(bounds_NG4, drive_NQ2.amin(dim=1)[:, None], drive_NQ2.amax(dim=1)[:, None]) & (
+        lists_NG >= 0
+    )
     drive_K, slot_K = near_NG.nonzero(as_tuple=True)
     ring_K = lists_NG[drive_K, slot_K]
-    low_NT2, high_NT2 = (bound.view(-1, num_steps, 2) for bound in (pose_B62.amin(dim=1), pose_B62.amax(dim=1)))
+    low_NT2, high_NT2 = (
+        bound.view(-1, num_steps, 2) for bound in (pose_B62.amin(dim=1), pose_B62.amax(dim=1))
+    )
     near_KT = _bounds_meet(arenas.ring_bounds[ring_K][:, None], low_NT2[drive_K], high_NT2[drive_K])
     pair_K, step_K = near_KT.nonzero(as_tuple=True)
     return drive_K[pair_K] * num_steps + step_K, ring_K[pair_K]
@@ -208,10 +221,14 @@ def _contacts(ego: _Ego, offset: int, num_steps: int, scene_N: Tensor, arenas: A
     shift_NT2 = (ego.speed * ahead_s)[..., None] * ego.axis
     centre_NT2 = (ego.centre + shift_NT2)[:, :num_steps]
     boxes_NAT4 = arenas.boxes[scene_N][:, :, offset : offset + num_steps]
-    reach_NA = torch.linalg.vector_norm(arenas.half_sizes, dim=-1)[scene_N] + torch.linalg.vector_norm(ego.half)
+    reach_NA = torch.linalg.vector_norm(arenas.half_sizes, dim=-1)[scene_N] + torch.linalg.vector_norm(
+        ego.half
+    )
     away_NAT2 = boxes_NAT4[..., :2] - centre_NT2[:, None]
     near_NAT = (away_NAT2**2).sum(-1) <= (reach_NA * (1.0 + 1e-9))[..., None] ** 2
-    near_NAT &= arenas.present[scene_N][:, :, offset : offset + num_steps] & ~arenas.is_ignored[scene_N][..., None]
+    near_NAT &= (
+        arenas.present[scene_N][:, :, offset : offset + num_steps] & ~arenas.is_ignored[scene_N][..., None]
+    )
     drive_K, agent_K, step_K = near_NAT.nonzero(as_tuple=True)
     meets_K = boxes_overlap(
         away_NAT2[drive_K, agent_K, step_K],
@@ -242,7 +259,9 @@ def _bearing(ego: _Ego, drive_K: Tensor, step_K: Tensor, position_K2: Tensor) ->
 def _collisions(ego: _Ego, risky_NT: Tensor, scene_N: Tensor, arenas: ArenaBatch) -> tuple[Tensor, Tensor]:
     num_drives, num_steps = ego.speed.shape
     contact_K3 = _contacts(ego, 0, num_steps, scene_N, arenas)
-    contact_K3 = contact_K3[_first_contacts(contact_K3, contact_K3[:, 1], (num_drives, arenas.boxes.shape[1]))]
+    contact_K3 = contact_K3[
+        _first_contacts(contact_K3, contact_K3[:, 1], (num_drives, arenas.boxes.shape[1]))
+    ]
     drive_K, step_K, agent_K = contact_K3.unbind(1)
     scene_K = scene_N[drive_K]
     box_K4 = arenas.boxes[scene_K, agent_K, step_K]
@@ -266,7 +285,9 @@ def _time_to_collision(
 ) -> tuple[Tensor, Tensor]:
     found = [_contacts(ego, offset, rules.num_ttc_steps, scene_N, arenas) for offset in TTC_OFFSETS]
     contact_K3 = torch.cat(found)
-    later_K = torch.cat([torch.full((len(rows),), offset) for rows, offset in zip(found, TTC_OFFSETS, strict=True)])
+    later_K = torch.cat(
+        [torch.full((len(rows),), offset) for rows, offset in zip(found, TTC_OFFSETS, strict=True)]
+    )
     later_K = later_K.to(contact_K3.device)
     driving_K = ego.speed[contact_K3[:, 0], contact_K3[:, 1]] >= STANDING_SPEED_MPS
     contact_K3, later_K = contact_K3[driving_K], later_K[driving_K]
@@ -318,15 +339,23 @@ def _lane_keeping(distance_NT: Tensor, spared_NT: Tensor) -> Tensor:
     return (longest_N < LANE_STEPS).to(distance_NT.dtype)
 
 
-def _project_in_chunks(centre_NT2: Tensor, scene_N: Tensor, arenas: ArenaBatch, rows: int = 256) -> tuple[Tensor, Tensor]:
+def _project_in_chunks(
+    centre_NT2: Tensor, scene_N: Tensor, arenas: ArenaBatch, rows: int = 256
+) -> tuple[Tensor, Tensor]:
     parts = [
-        project_on_path(centre_NT2[start : start + rows], arenas.path_xy[chosen], arenas.path_progress[chosen])
-        for start, chosen in ((start, scene_N[start : start + rows]) for start in range(0, len(scene_N), rows))
+        project_on_path(
+            centre_NT2[start : start + rows], arenas.path_xy[chosen], arenas.path_progress[chosen]
+        )
+        for start, chosen in (
+            (start, scene_N[start : start + rows]) for start in range(0, len(scene_N), rows)
+        )
     ]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
-def _comfort(states_NT11: Tensor, scene_N: Tensor, arenas: ArenaBatch, rules: Rules, with_history: bool) -> Tensor:
+def _comfort(
+    states_NT11: Tensor, scene_N: Tensor, arenas: ArenaBatch, rules: Rules, with_history: bool
+) -> Tensor:
     offset_m = arenas.vehicle.rear_axle_to_centre_m
     if rules.version == "v1":
         return comfort_flags(states_NT11, "v1", offset_m)

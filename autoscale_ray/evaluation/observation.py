@@ -144,8 +144,10 @@ def _tracks(scene: ScoringScene, boxes_AT4: Floats, present_AT: Flags, first_A5:
     )
 
 
-def _neighbour_frames(mask_AF: Flags, num_steps: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Flags]:
-    num_agents, num_frames = mask_AF.shape
+def _neighbour_frames(
+    mask_AF: Flags, num_steps: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Flags]:
+    num_frames = mask_AF.shape[1]
     frame_F = np.arange(num_frames)
     last_seen_AF = np.maximum.accumulate(np.where(mask_AF, frame_F, -1), axis=1)
     next_seen_AF = np.minimum.accumulate(np.where(mask_AF, frame_F, num_frames)[:, ::-1], axis=1)[:, ::-1]

@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from autoscale_ray.evaluation.arena import Arena, build_arena, stack_arenas
+from autoscale_ray.evaluation.arena import Arena, build_arena
+from autoscale_ray.evaluation.backends import drive_in_arena
 from autoscale_ray.evaluation.combine import group_scores
 from autoscale_ray.evaluation.geometry import boxes_overlap
 from autoscale_ray.evaluation.idm import find_obstacles, make_paths, unroll
-from autoscale_ray.evaluation.metrics import RULES_V2, Rules, measure
+from autoscale_ray.evaluation.metrics import RULES_V2, Rules
 from autoscale_ray.evaluation.observation import Tracks, forecast_tracks
 from autoscale_ray.evaluation.planar import box_corners, contains, edges_cross
 from autoscale_ray.evaluation.scene import Flags, Floats, ScoringScene
-from autoscale_ray.evaluation.simulate import resample, simulate
+from autoscale_ray.evaluation.simulate import resample
 from autoscale_ray.evaluation.timing import step_grid
 
 NUM_FORECAST_STEPS = 51
@@ -41,37 +42,45 @@ class ReferenceDrive:
     poses: Floats
 
 
-def pdm_closed(scene: ScoringScene, rules: Rules = RULES_V2) -> ReferenceDrive:
+def pdm_closed(scene: ScoringScene, rules: Rules = RULES_V2, backend: str = "auto") -> ReferenceDrive:
     """Run PDM-Closed on one scene.
 
     Args:
         scene: A valid scene.
         rules: RULES_V1 or RULES_V2: each version scores the proposals with its own metrics.
+        backend: "auto", "torch" or "numba".
 
     Returns:
         The reference drive.
     """
-    arena = forecast_arena(scene, build_arena(scene, rules.num_frames))
-    poses_PT3 = propose(scene, arena)
-    start_P11 = torch.as_tensor(arena.ego_state).expand(len(poses_PT3), -1)
-    states_PT11 = simulate(torch.as_tensor(poses_PT3), start_P11, arena.vehicle)
-    scene_P = torch.zeros(len(poses_PT3), dtype=torch.int64)
-    measures = measure(states_PT11, scene_P, stack_arenas([arena]), rules, with_history=False)
+    return choose_reference(scene, build_arena(scene, rules.num_frames), rules, backend)
+
+
+def choose_reference(scene: ScoringScene, arena: Arena, rules: Rules, backend: str) -> ReferenceDrive:
+    """Run PDM-Closed on one scene whose arena is known; see `pdm_closed`."""
+    forecast = forecast_arena(scene, arena)
+    poses_PT3 = propose(scene, forecast, backend)
+    _, measures = drive_in_arena(forecast, poses_PT3, rules, False, backend)
     scores_P = group_scores(measures, rules).numpy()
     chosen = int(np.argmax(scores_P))
     grid = step_grid(int(scene.ego_history_times_us[-1]))
     nodes = torch.as_tensor(poses_PT3[chosen])[None]
-    sampled_T3 = resample(nodes, torch.as_tensor(grid.left)[None], torch.as_tensor(grid.share)[None])[0].numpy()
+    sampled_T3 = resample(nodes, torch.as_tensor(grid.left)[None], torch.as_tensor(grid.share)[None])[
+        0
+    ].numpy()
     shift = np.append(arena.origin, 0.0)
-    return ReferenceDrive(proposals=poses_PT3 + shift, scores=scores_P, chosen=chosen, poses=sampled_T3 + shift)
+    return ReferenceDrive(
+        proposals=poses_PT3 + shift, scores=scores_P, chosen=chosen, poses=sampled_T3 + shift
+    )
 
 
-def propose(scene: ScoringScene, arena: Arena) -> Floats:
+def propose(scene: ScoringScene, arena: Arena, backend: str) -> Floats:
     """Unroll the 15 proposals.
 
     Args:
         scene: A valid scene.
         arena: Its forecast arena.
+        backend: "auto", "torch" or "numba".
 
     Returns:
         (15, 41, 3) poses in the arena's frame.
@@ -114,7 +123,9 @@ def touches_ego(arena: Arena, tracks: Tracks) -> Flags:
     box = torch.as_tensor(ego_box(arena))
     half = box.new_tensor([arena.vehicle.half_length_m, arena.vehicle.half_width_m])
     boxes_A4 = torch.as_tensor(tracks.boxes[:, 0])
-    overlap_A = boxes_overlap(boxes_A4[:, :2] - box[:2], box[2:], half, boxes_A4[:, 2:], torch.as_tensor(tracks.half_sizes))
+    overlap_A = boxes_overlap(
+        boxes_A4[:, :2] - box[:2], box[2:], half, boxes_A4[:, 2:], torch.as_tensor(tracks.half_sizes)
+    )
     return overlap_A.numpy() & tracks.present[:, 0]
 
 
@@ -122,6 +133,10 @@ def lights_around_ego(arena: Arena) -> Flags:
     """Tell which red rings (R,) hold the whole ego at t = 0."""
     half = np.array([arena.vehicle.half_length_m, arena.vehicle.half_width_m])
     corners_42 = box_corners(ego_box(arena), half)
-    rings = [arena.ring_xy[arena.ring_offsets[ring] : arena.ring_offsets[ring + 1]] for ring in arena.red_rings]
-    holds = [contains(ring, corners_42).all() and not edges_cross(corners_42[None], ring)[0] for ring in rings]
+    rings = [
+        arena.ring_xy[arena.ring_offsets[ring] : arena.ring_offsets[ring + 1]] for ring in arena.red_rings
+    ]
+    holds = [
+        contains(ring, corners_42).all() and not edges_cross(corners_42[None], ring)[0] for ring in rings
+    ]
     return np.array(holds, dtype=bool)

@@ -16,7 +16,9 @@ def box_corners(boxes_N4: Floats, half_N2: Floats) -> Floats:
     along = axis * half_N2[..., :1]
     left = np.stack([-axis[..., 1], axis[..., 0]], axis=-1) * half_N2[..., 1:]
     centre = boxes_N4[..., :2]
-    return np.stack([centre + along + left, centre - along + left, centre - along - left, centre + along - left], axis=-2)
+    return np.stack(
+        [centre + along + left, centre - along + left, centre - along - left, centre + along - left], axis=-2
+    )
 
 
 def project(points_N2: Floats, path_C2: Floats, progress_C: Floats) -> Floats:
@@ -40,7 +42,10 @@ def ring_centroid(vertices_n2: Floats) -> Floats:
 
 def polygon_distances(boxes_N42: Floats, polygon_n2: Floats) -> Floats:
     """Return the distance (N,) between convex boxes and one polygon, 0 where they share a point, m."""
-    nearest = np.minimum(_to_edges(boxes_N42, polygon_n2[None]), _to_edges(np.repeat(polygon_n2[None], len(boxes_N42), 0), boxes_N42))
+    nearest = np.minimum(
+        _to_edges(boxes_N42, polygon_n2[None]),
+        _to_edges(np.repeat(polygon_n2[None], len(boxes_N42), 0), boxes_N42),
+    )
     overlap = edges_cross(boxes_N42, polygon_n2) | contains(polygon_n2, boxes_N42[:, 0])
     overlap |= _box_contains(boxes_N42, polygon_n2[0])
     return np.where(overlap, 0.0, nearest)

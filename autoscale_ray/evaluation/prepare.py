@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from autoscale_ray.errors import InvalidSceneError
-from autoscale_ray.evaluation.arena import Arena, build_arena, stack_arenas
+from autoscale_ray.evaluation.arena import Arena, build_arena
+from autoscale_ray.evaluation.backends import choose_backend, drive_in_arena
 from autoscale_ray.evaluation.combine import multiplier, sub_scores
-from autoscale_ray.evaluation.metrics import Rules, measure
-from autoscale_ray.evaluation.pdm_closed import ReferenceDrive, pdm_closed, touches_ego
+from autoscale_ray.evaluation.metrics import Rules
+from autoscale_ray.evaluation.pdm_closed import ReferenceDrive, choose_reference, touches_ego
 from autoscale_ray.evaluation.scene import Flags, Floats, ScoringScene, validate_scene
-from autoscale_ray.evaluation.simulate import interpolate, simulate
+from autoscale_ray.evaluation.simulate import interpolate
 from autoscale_ray.evaluation.timing import TimeGrid, waypoint_grid
 
 
@@ -43,13 +44,16 @@ class PreparedScene:
     human_fails: Flags | None
 
 
-def prepare(scene: ScoringScene, rules: Rules, reference_poses: Floats | None = None) -> PreparedScene:
+def prepare(
+    scene: ScoringScene, rules: Rules, reference_poses: Floats | None = None, backend: str = "auto"
+) -> PreparedScene:
     """Prepare one scene: check it, replay tracks, run PDM-Closed, drive the human.
 
     Args:
         scene: Any scene.
         rules: RULES_V1 or RULES_V2.
         reference_poses: (41, 3) PDM-Closed poses every 0.1 s in the scene's frame; None runs PDM-Closed.
+        backend: "auto", "torch" or "numba".
 
     Returns:
         The prepared scene.
@@ -60,10 +64,18 @@ def prepare(scene: ScoringScene, rules: Rules, reference_poses: Floats | None = 
     validate_scene(scene)
     if scene.num_frames < rules.num_frames:
         raise InvalidSceneError(
-            f"{scene.scene_id}: agent_states", f"must have {rules.num_frames} frames for {rules.version}", scene.num_frames
+            f"{scene.scene_id}: agent_states",
+            f"must have {rules.num_frames} frames for {rules.version}",
+            scene.num_frames,
         )
-    arena = _replay_arena(scene, rules)
-    reference = pdm_closed(scene, rules) if reference_poses is None else None
+    backend = choose_backend(backend)
+    arena = build_arena(scene, rules.num_frames)
+    if backend == "numba":
+        from autoscale_ray.evaluation.compiled import with_grid
+
+        arena = with_grid(arena)
+    reference = choose_reference(scene, arena, rules, backend) if reference_poses is None else None
+    arena = _without_overlaps(arena, rules)
     poses = reference.poses if reference is not None else np.asarray(reference_poses, dtype=np.float64)
     poses = poses - np.append(arena.origin, 0.0)
     start_us = int(scene.ego_history_times_us[-1])
@@ -77,36 +89,37 @@ def prepare(scene: ScoringScene, rules: Rules, reference_poses: Floats | None = 
         reference_multiplier=0.0,
         human_fails=None,
     )
-    return _with_companions(prepared, scene)
+    return _with_companions(prepared, scene, backend)
 
 
 def prepare_all(
-    scenes: Sequence[ScoringScene], rules: Rules, reference_poses: Sequence[Floats] | Floats | None = None
+    scenes: Sequence[ScoringScene],
+    rules: Rules,
+    reference_poses: Sequence[Floats] | Floats | None = None,
+    backend: str = "auto",
 ) -> list[PreparedScene]:
     """Prepare several scenes; `reference_poses` holds (41, 3) for each of them or is None."""
     references = [None] * len(scenes) if reference_poses is None else list(reference_poses)
-    return [prepare(scene, rules, reference) for scene, reference in zip(scenes, references, strict=True)]
+    return [
+        prepare(scene, rules, reference, backend) for scene, reference in zip(scenes, references, strict=True)
+    ]
 
 
-def _replay_arena(scene: ScoringScene, rules: Rules) -> Arena:
-    arena = build_arena(scene, rules.num_frames)
+def _without_overlaps(arena: Arena, rules: Rules) -> Arena:
     if rules.version == "v1":
         return arena
     kept_A = ~touches_ego(arena, arena.tracks)  # log replay removes what overlaps the ego at t = 0
     return replace(arena, tracks=replace(arena.tracks, present=arena.tracks.present & kept_A[:, None]))
 
 
-def _with_companions(prepared: PreparedScene, scene: ScoringScene) -> PreparedScene:
+def _with_companions(prepared: PreparedScene, scene: ScoringScene, backend: str) -> PreparedScene:
     """Drive the reference and, where the filter applies, the human, and keep what later scoring needs of them."""
     rules, arena = prepared.rules, prepared.arena
-    poses = [torch.as_tensor(prepared.reference_poses)]
+    poses = [prepared.reference_poses]
     filtered = rules.version == "v2" and not scene.is_synthetic and scene.human_poses is not None
     if filtered:
         poses.append(human_reference(prepared, scene))
-    start_N11 = torch.as_tensor(arena.ego_state).expand(len(poses), -1)
-    states_NT11 = simulate(torch.stack(poses), start_N11, arena.vehicle)
-    scene_N = torch.zeros(len(poses), dtype=torch.int64)
-    measures = measure(states_NT11, scene_N, stack_arenas([arena]), rules, with_history=False)
+    _, measures = drive_in_arena(arena, np.stack(poses), rules, False, backend)
     product = multiplier(measures, rules)
     columns = sub_scores(measures, torch.ones_like(product), rules)
     return replace(
@@ -117,9 +130,11 @@ def _with_companions(prepared: PreparedScene, scene: ScoringScene) -> PreparedSc
     )
 
 
-def human_reference(prepared: PreparedScene, scene: ScoringScene) -> torch.Tensor:
+def human_reference(prepared: PreparedScene, scene: ScoringScene) -> Floats:
     """Return the human's (41, 3) reference poses in the arena's frame."""
     grid = prepared.grids[8]
     waypoints = torch.as_tensor(scene.human_poses)[None]
     ego_pose = torch.as_tensor(prepared.arena.ego_state[:3])[None]
-    return interpolate(waypoints, ego_pose, torch.as_tensor(grid.left)[None], torch.as_tensor(grid.share)[None])[0]
+    return interpolate(
+        waypoints, ego_pose, torch.as_tensor(grid.left)[None], torch.as_tensor(grid.share)[None]
+    )[0].numpy()

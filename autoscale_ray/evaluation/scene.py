@@ -109,7 +109,9 @@ def make_scene(scene_id: str, **values: object) -> ScoringScene:
     dtypes = {"Floats": np.float64, "Integers": np.int64, "Flags": np.bool_}
     known = {item.name: str(item.type).split(" ")[0] for item in fields(ScoringScene)}
     converted = {
-        name: value if value is None or known.get(name) not in dtypes else _as_array(scene_id, name, value, dtypes[known[name]])
+        name: value
+        if value is None or known.get(name) not in dtypes
+        else _as_array(scene_id, name, value, dtypes[known[name]])
         for name, value in values.items()
     }
     return validate_scene(ScoringScene(scene_id=scene_id, **converted))  # type: ignore[arg-type]
@@ -133,7 +135,9 @@ def pack_rings(rings: Sequence[npt.ArrayLike], scene_id: str = "scene") -> tuple
         if ring.ndim != 2 or ring.shape[1] != 2 or len(ring) < 4:
             raise InvalidSceneError(f"{scene_id}: polygon {index}", "must be (n, 2) with n >= 4", ring.shape)
         if not np.array_equal(ring[0], ring[-1]):
-            raise InvalidSceneError(f"{scene_id}: polygon {index}", "must be closed: last vertex equal to the first", ring[-1])
+            raise InvalidSceneError(
+                f"{scene_id}: polygon {index}", "must be closed: last vertex equal to the first", ring[-1]
+            )
     offsets = np.concatenate([[0], np.cumsum([len(ring) - 1 for ring in arrays])]).astype(np.int64)
     return offsets, np.concatenate([ring[:-1] for ring in arrays]) if arrays else np.zeros((0, 2))
 
@@ -154,7 +158,12 @@ def validate_scene(scene: ScoringScene) -> ScoringScene:
     _check_ego(scene)
     _check_agents(scene)
     _check_polygons(scene)
-    _require(scene, "centreline", bool(np.ptp(scene.centreline[:, :2], axis=0).any()), "must not be one single point")
+    _require(
+        scene,
+        "centreline",
+        bool(np.ptp(scene.centreline[:, :2], axis=0).any()),
+        "must not be one single point",
+    )
     return scene
 
 
@@ -176,7 +185,9 @@ def check_trajectories(scene_ids: Sequence[str], trajectories: npt.ArrayLike) ->
     if array.ndim != 4 or array.shape[2] not in (8, 40) or array.shape[3] != 3:
         raise InvalidSceneError("trajectories", "must have shape (S, P, 8 or 40, 3)", array.shape)
     if array.shape[0] != len(scene_ids):
-        raise InvalidSceneError("trajectories", f"must have one row for each of {len(scene_ids)} scenes", array.shape[0])
+        raise InvalidSceneError(
+            "trajectories", f"must have one row for each of {len(scene_ids)} scenes", array.shape[0]
+        )
     bad_S = ~np.isfinite(array).all(axis=(1, 2, 3))
     if bad_S.any():
         raise InvalidSceneError(f"{scene_ids[int(np.argmax(bad_S))]}: trajectory", "must be finite")
@@ -187,7 +198,9 @@ def _as_array(scene_id: str, name: str, value: object, dtype: type) -> np.ndarra
     try:
         return np.ascontiguousarray(np.asarray(value, dtype=dtype))
     except (TypeError, ValueError) as error:
-        raise InvalidSceneError(f"{scene_id}: {name}", f"must be an array of {np.dtype(dtype).name}", error) from error
+        raise InvalidSceneError(
+            f"{scene_id}: {name}", f"must be an array of {np.dtype(dtype).name}", error
+        ) from error
 
 
 def _require(scene: ScoringScene, name: str, holds: bool, rule: str) -> None:
@@ -212,10 +225,14 @@ def _check_shapes(scene: ScoringScene) -> None:
         "polygon_xy": (None, 2),
         "centreline": (None, 3),
     }
-    _require(scene, "agent_states", num_frames in (NUM_FRAMES_V2, NUM_FRAMES_V1), "must have shape (A, 9 or 11, 5)")
+    _require(
+        scene, "agent_states", num_frames in (NUM_FRAMES_V2, NUM_FRAMES_V1), "must have shape (A, 9 or 11, 5)"
+    )
     for name, shape in expected.items():
         actual = getattr(scene, name).shape
-        fits = len(actual) == len(shape) and all(want in (None, have) for want, have in zip(shape, actual, strict=True))
+        fits = len(actual) == len(shape) and all(
+            want in (None, have) for want, have in zip(shape, actual, strict=True)
+        )
         _require(scene, name, fits, f"must have shape {shape}, has {actual}")
     if scene.human_poses is not None:
         fits = scene.human_poses.shape == (8, 3) and bool(np.isfinite(scene.human_poses).all())
@@ -232,22 +249,44 @@ def _check_ego(scene: ScoringScene) -> None:
     _require(scene, "centreline", len(scene.centreline) >= 2, "must have at least 2 vertices")
     _require(scene, "centreline", bool(np.isfinite(scene.centreline).all()), "must be finite")
     limit = scene.speed_limit_mps
-    _require(scene, "speed_limit_mps", limit is None or (np.isfinite(limit) and limit > 0), "must be positive or None")
+    _require(
+        scene,
+        "speed_limit_mps",
+        limit is None or (np.isfinite(limit) and limit > 0),
+        "must be positive or None",
+    )
 
 
 def _check_agents(scene: ScoringScene) -> None:
     types = scene.agent_types
-    _require(scene, "agent_types", bool(((types >= 0) & (types < len(AGENT_TYPES))).all()), "must be codes 0 to 6")
+    _require(
+        scene, "agent_types", bool(((types >= 0) & (types < len(AGENT_TYPES))).all()), "must be codes 0 to 6"
+    )
     dims = scene.agent_dims
     _require(scene, "agent_dims", bool((np.isfinite(dims) & (dims > 0)).all()), "must be positive")
-    _require(scene, "agent_states", bool(np.isfinite(scene.agent_states[scene.agent_mask]).all()), "must be finite where seen")
+    _require(
+        scene,
+        "agent_states",
+        bool(np.isfinite(scene.agent_states[scene.agent_mask]).all()),
+        "must be finite where seen",
+    )
 
 
 def _check_polygons(scene: ScoringScene) -> None:
     layers, offsets, xy = scene.polygon_layers, scene.polygon_offsets, scene.polygon_xy
-    _require(scene, "polygon_layers", bool(((layers >= 0) & (layers < len(POLYGON_LAYERS))).all()), "must be codes 0 to 4")
+    _require(
+        scene,
+        "polygon_layers",
+        bool(((layers >= 0) & (layers < len(POLYGON_LAYERS))).all()),
+        "must be codes 0 to 4",
+    )
     covers = offsets[0] == 0 and offsets[-1] == len(xy) and bool((np.diff(offsets) >= 3).all())
-    _require(scene, "polygon_offsets", covers, "must start at 0, end at len(polygon_xy) and give each ring >= 3 vertices")
+    _require(
+        scene,
+        "polygon_offsets",
+        covers,
+        "must start at 0, end at len(polygon_xy) and give each ring >= 3 vertices",
+    )
     _require(scene, "polygon_xy", bool(np.isfinite(xy).all()), "must be finite")
     red_elsewhere = scene.polygon_red[layers != LANE_CONNECTOR].any()
     _require(scene, "polygon_red", not red_elsewhere, "must be False outside lane connectors")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from autoscale_ray.errors import InvalidSceneError
+from autoscale_ray.evaluation.backends import choose_backend
 from autoscale_ray.evaluation.combine import multiplier, normalised_progress, sub_scores, weighted_score
 from autoscale_ray.evaluation.drive import Drives, drive
 from autoscale_ray.evaluation.metrics import Measures, Rules
@@ -71,9 +72,11 @@ def score_trajectories(
     keep_states: bool = False,
 ) -> ScoreResult:
     """Score trajectories with one version of the rules; see `pdms` and `epdms`."""
-    ids = tuple(scene.arena.scene_id if isinstance(scene, PreparedScene) else scene.scene_id for scene in scenes)
+    ids = tuple(
+        scene.arena.scene_id if isinstance(scene, PreparedScene) else scene.scene_id for scene in scenes
+    )
     trajectories = check_trajectories(ids, trajectories)
-    prepared = _prepare_missing(scenes, rules, references)
+    prepared = _prepare_missing(scenes, rules, references, choose_backend(backend, device))
     drives = drive(prepared, trajectories, backend, device)
     shape = trajectories.shape[:2]
     raw = _columns(prepared, drives.measures, shape, rules)
@@ -95,20 +98,24 @@ def score_trajectories(
 
 
 def _prepare_missing(
-    scenes: Sequence[ScoringScene | PreparedScene], rules: Rules, references: Floats | None
+    scenes: Sequence[ScoringScene | PreparedScene], rules: Rules, references: Floats | None, backend: str
 ) -> list[PreparedScene]:
     poses = [None] * len(scenes) if references is None else list(references)
     prepared = [
-        scene if isinstance(scene, PreparedScene) else prepare(scene, rules, reference)
+        scene if isinstance(scene, PreparedScene) else prepare(scene, rules, reference, backend)
         for scene, reference in zip(scenes, poses, strict=True)
     ]
     if not prepared:
         raise InvalidSceneError("scenes", "must not be empty")
     for scene in prepared:
         if scene.rules != rules:
-            raise InvalidSceneError(scene.arena.scene_id, f"must be prepared for {rules.version}", scene.rules.version)
+            raise InvalidSceneError(
+                scene.arena.scene_id, f"must be prepared for {rules.version}", scene.rules.version
+            )
         if scene.arena.vehicle != prepared[0].arena.vehicle:
-            raise InvalidSceneError(scene.arena.scene_id, "must have the same vehicle as the other scenes of a call")
+            raise InvalidSceneError(
+                scene.arena.scene_id, "must have the same vehicle as the other scenes of a call"
+            )
     return prepared
 
 
@@ -125,7 +132,9 @@ def _columns(
 
 def _forgive(prepared: Sequence[PreparedScene], raw: dict[str, Tensor]) -> dict[str, Tensor]:
     """Set a sub-score to 1 where the human's own is exactly 0."""
-    fails = np.array([np.zeros(len(raw), bool) if scene.human_fails is None else scene.human_fails for scene in prepared])
+    fails = np.array(
+        [np.zeros(len(raw), bool) if scene.human_fails is None else scene.human_fails for scene in prepared]
+    )
     columns = {}
     for index, (name, value) in enumerate(raw.items()):
         forgiven = torch.as_tensor(fails[:, index], device=value.device)[:, None]
@@ -142,5 +151,3 @@ def _to_scene_frames(prepared: Sequence[PreparedScene], drives: Drives, shape: t
 
 def _valid(value: Tensor) -> Metric:
     return Metric(value, torch.ones_like(value, dtype=torch.bool))
-
-

@@ -97,7 +97,9 @@ def simulate(poses_NT3: Tensor, initial_state_N11: Tensor, vehicle: VehicleParam
     states = [initial_state_N11]
     for step in range(NUM_DISPLACEMENTS):
         reference_speed_N = speed_NM[:, min(step + TRACKING_HORIZON, NUM_DISPLACEMENTS - 1)]
-        command_N, rate_N = _track(states[-1], poses_NT3[:, step], reference_speed_N, ahead_NMk[:, step], vehicle)
+        command_N, rate_N = _track(
+            states[-1], poses_NT3[:, step], reference_speed_N, ahead_NMk[:, step], vehicle
+        )
         states.append(_drive(states[-1], command_N, rate_N, vehicle))
     return torch.stack(states, dim=1)
 
@@ -160,7 +162,11 @@ def _curvature_preview(curvature_NM: Tensor) -> Tensor:
 
 
 def _track(
-    state_N11: Tensor, pose_N3: Tensor, reference_speed_N: Tensor, curvature_Nk: Tensor, vehicle: VehicleParameters
+    state_N11: Tensor,
+    pose_N3: Tensor,
+    reference_speed_N: Tensor,
+    curvature_Nk: Tensor,
+    vehicle: VehicleParameters,
 ) -> tuple[Tensor, Tensor]:
     speed_N = state_N11[:, VX]
     error_N = speed_N - reference_speed_N
@@ -188,7 +194,9 @@ def _steering_rate(
         free_heading_N = free_heading_N + travel_N * (steering_N / vehicle.wheel_base_m - curvature_Nk[:, j])
         unit_heading_N = unit_heading_N + travel_N * (j * STEP_S / vehicle.wheel_base_m)
     gain_N = unit_lateral_N**2 + HEADING_WEIGHT * unit_heading_N**2 + 1.0
-    return -(unit_lateral_N * free_lateral_N + HEADING_WEIGHT * unit_heading_N * _wrap(free_heading_N)) / gain_N
+    return (
+        -(unit_lateral_N * free_lateral_N + HEADING_WEIGHT * unit_heading_N * _wrap(free_heading_N)) / gain_N
+    )
 
 
 def _drive(state_N11: Tensor, command_N: Tensor, rate_N: Tensor, vehicle: VehicleParameters) -> Tensor:

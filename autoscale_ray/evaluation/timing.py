@@ -53,7 +53,9 @@ def step_grid(start_us: int) -> TimeGrid:
     return _grid(start_us, start_us + STEP_US * np.arange(NUM_STEPS, dtype=np.int64))
 
 
-def history_samples(times_us: npt.NDArray[np.int64], states_H7: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def history_samples(
+    times_us: npt.NDArray[np.int64], states_H7: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
     """Resample the ego's past at 10 Hz for history comfort.
 
     Samples at arange(start, end, 0.1 s) without the last one, linear in all states, yaw unwrapped (docs/scoring.md,

@@ -30,5 +30,7 @@ class VehicleParameters:
         return self.half_length_m - self.rear_length_m
 
 
-PACIFICA = VehicleParameters(width_m=1.1485 * 2.0, front_length_m=4.049, rear_length_m=1.127, wheel_base_m=3.089)
+PACIFICA = VehicleParameters(
+    width_m=1.1485 * 2.0, front_length_m=4.049, rear_length_m=1.127, wheel_base_m=3.089
+)
 """NAVSIM's ego vehicle (docs/scoring.md, Vehicle)."""

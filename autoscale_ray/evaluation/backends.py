@@ -1,0 +1,97 @@
+"""The two ways to drive and measure, plain torch and compiled numba, behind one set of functions.
+
+Shape legend: N trajectories, T = 41.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from autoscale_ray.errors import MissingExtraError
+from autoscale_ray.evaluation.arena import Arena, stack_arenas
+from autoscale_ray.evaluation.metrics import Measures, Rules, measure
+from autoscale_ray.evaluation.scene import Floats
+from autoscale_ray.evaluation.simulate import simulate
+from autoscale_ray.evaluation.vehicle import VehicleParameters
+
+
+def choose_backend(backend: str, device: str = "cpu") -> str:
+    """Resolve "auto" to numba on the CPU where it is installed, else torch; refuse what cannot run.
+
+    Args:
+        backend: "auto", "torch" or "numba".
+        device: Device of the torch backend.
+
+    Returns:
+        "torch" or "numba".
+
+    Raises:
+        MissingExtraError: If "numba" is asked for and not installed.
+    """
+    if backend == "auto":
+        return "numba" if has_numba() and torch.device(device).type == "cpu" else "torch"
+    if backend == "numba" and not has_numba():
+        raise MissingExtraError("numba", "pip install 'autoscale-ray[cpu]'")
+    return backend
+
+
+def has_numba() -> bool:
+    """Tell whether numba can be imported."""
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def drive_in_arena(
+    arena: Arena, poses_NT3: Floats, rules: Rules, with_history: bool, backend: str
+) -> tuple[Tensor, Measures]:
+    """Drive along reference poses in one arena and measure.
+
+    Args:
+        arena: The arena.
+        poses_NT3: (N, 41, 3) reference poses in its frame.
+        rules: RULES_V1 or RULES_V2.
+        with_history: Judge v2 comfort together with the past; without it v2 comfort is 1.
+        backend: "auto", "torch" or "numba".
+
+    Returns:
+        States (N, 41, 11) and measures.
+    """
+    return IN_ARENA[choose_backend(backend)](arena, poses_NT3, rules, with_history)
+
+
+def drive_freely(poses_NT3: Floats, start_N11: Floats, vehicle: VehicleParameters, backend: str) -> Tensor:
+    """Drive along reference poses without a scene; see `simulate`."""
+    if choose_backend(backend) == "numba":
+        from autoscale_ray.evaluation.compiled import simulate_poses
+
+        return torch.as_tensor(simulate_poses(poses_NT3, start_N11, vehicle))
+    return simulate(torch.as_tensor(poses_NT3), torch.as_tensor(start_N11), vehicle)
+
+
+def _in_arena_with_torch(
+    arena: Arena, poses_NT3: Floats, rules: Rules, with_history: bool
+) -> tuple[Tensor, Measures]:
+    start_N11 = torch.as_tensor(arena.ego_state).expand(len(poses_NT3), -1)
+    states_NT11 = simulate(torch.as_tensor(poses_NT3), start_N11, arena.vehicle)
+    scene_N = torch.zeros(len(poses_NT3), dtype=torch.int64)
+    return states_NT11, measure(states_NT11, scene_N, stack_arenas([arena]), rules, with_history)
+
+
+def _in_arena_with_numba(
+    arena: Arena, poses_NT3: Floats, rules: Rules, with_history: bool
+) -> tuple[Tensor, Measures]:
+    from autoscale_ray.evaluation.compiled import make_tables, measure_poses
+
+    return measure_poses(make_tables(arena), poses_NT3, rules, with_history)
+
+
+IN_ARENA: dict[str, Callable[[Arena, Floats, Rules, bool], tuple[Tensor, Measures]]] = {
+    "torch": _in_arena_with_torch,
+    "numba": _in_arena_with_numba,
+}
