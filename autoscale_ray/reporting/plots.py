@@ -89,19 +89,23 @@ def score_figure(summary: Summary) -> Figure:
 
 
 def arms_figure(summary: Summary) -> Figure:
-    """Return the test objective of every arm: bars are means, dots are training seeds."""
-    arms = summary["arms"]
+    """Return the test objective of every arm: mean with its error over scenes, and a dot for each training seed."""
+    arms = [arm for arm in summary["arms"] if arm["totals"]["objective"] is not None]
     figure = Figure(figsize=(1.8 + 1.1 * len(arms), 4.0))
     axes = figure.subplots()
     labels = [f"{arm['name']}\n{arm['num_scenes']} scenes" for arm in arms]
-    values = [100 * (arm["totals"]["objective"] or 0.0) for arm in arms]
-    colours = ["tab:orange" if arm["name"] == "autoscale" else "tab:blue" for arm in arms]
-    axes.bar(labels, values, color=colours, alpha=0.75)
     for position, arm in enumerate(arms):
+        colour = "tab:orange" if arm["name"] == "autoscale" else "tab:blue"
         seeds = [100 * value for value in arm["seed_totals"]["objective"] if value is not None]
-        axes.plot([position] * len(seeds), seeds, "k.", markersize=6)
-    spread = [100 * v for arm in arms for v in arm["seed_totals"]["objective"] if v is not None] + values
-    axes.set_ylim(min(spread) - 3, max(spread) + 2)
-    axes.set(ylabel="test score W x100", title=f"Test at {summary['steps']} optimiser steps each")
-    axes.tick_params(axis="x", labelsize=8)
+        axes.plot([position + 0.12] * len(seeds), seeds, ".", color="grey", markersize=7)
+        error = 100 * (arm["total_se"] or 0.0)
+        mean = 100 * arm["totals"]["objective"]
+        axes.errorbar(position, mean, yerr=error, fmt="o", color=colour, capsize=4, markersize=8)
+    axes.set_xticks(range(len(arms)), labels, fontsize=8)
+    axes.set(
+        xlim=(-0.5, len(arms) - 0.5),
+        ylabel="test score W x100 (mean, SE over scenes; grey: seeds)",
+        title=f"Test at {summary['steps']} optimiser steps each",
+    )
+    axes.grid(axis="y", alpha=0.3)
     return figure

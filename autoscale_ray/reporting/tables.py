@@ -37,7 +37,7 @@ def round_table(summary: Summary, index: int) -> Table:
 def arm_table(summary: Summary) -> Table:
     """Return the final comparison: one row an arm, scored on test scenes nobody chose by."""
     table = Table(
-        title=f"Test, {summary['steps']} optimiser steps each (non-reactive pseudo-simulation)",
+        title=f"Test x100, {summary['steps']} optimiser steps each (non-reactive pseudo-simulation)",
         caption=spent_line(summary),
     )
     for name in (
@@ -50,7 +50,7 @@ def arm_table(summary: Summary) -> Table:
         "PDMS x100",
         "BEV mIoU x100",
     ):
-        table.add_column(name, justify="left" if name == "arm" else "right")
+        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=name == "arm")
     for arm in summary["arms"]:
         totals = arm["totals"]
         table.add_row(
