@@ -14,6 +14,8 @@ from autoscale_ray.scenes.road_map import RoadMap
 from autoscale_ray.scenes.schema import NUM_FRAMES, POLYGON_LAYERS
 
 CROP_RADIUS_M = 80.0
+# A fast ego leaves the 80 m within its plan; the road must reach beyond 4 s of drive.
+CROP_TIME_S, CROP_BEYOND_M = 4.5, 35.0
 # Lanes are widened a little where they serve as drivable area, so that hairline gaps between them do not
 # count.
 AREA_MARGIN_M = 0.1
@@ -57,12 +59,21 @@ class _Cut:
     """Number of a lane inside its window, -1 when cut away."""
 
 
+def crop_radius(speed_mps: np.ndarray) -> np.ndarray:
+    """Return how far the road of a window reaches: 80 m, or 4.5 s of drive and 35 m where that is more."""
+    return np.maximum(CROP_RADIUS_M, CROP_TIME_S * np.abs(speed_mps) + CROP_BEYOND_M)
+
+
 def crop_road(
-    road: RoadMap, origins_M3: np.ndarray, on_route_ML: np.ndarray, red_MTL: np.ndarray | None
+    road: RoadMap,
+    origins_M3: np.ndarray,
+    radius_M: np.ndarray,
+    on_route_ML: np.ndarray,
+    red_MTL: np.ndarray | None,
 ) -> dict[str, Flat]:
     """Return the map columns of every window.
 
-    A lane is kept from its first to its last vertex within `CROP_RADIUS_M` of the ego and one vertex more at
+    A lane is kept from its first to its last vertex within the radius around the ego and one vertex more at
     each end. Each lane with borders gives two polygons: its own (lane or lane_connector), and the area it
     belongs to (roadblock or intersection), which is `AREA_MARGIN_M` larger; the union of those areas is the
     drivable area.
@@ -70,13 +81,14 @@ def crop_road(
     Args:
         road: Road in map coordinates.
         origins_M3: Pose of each window's ego.
+        radius_M: See `crop_radius`.
         on_route_ML: Bool, lane is on the route of the window.
         red_MTL: Bool, light of the lane is red in the frame; None without lights.
 
     Returns:
         Flat values and element counts by column of the scene schema.
     """
-    cut = _cut_lanes(road, origins_M3)
+    cut = _cut_lanes(road, origins_M3, radius_M)
     count_M = np.bincount(cut.window_J, minlength=len(origins_M3))
     vertex = ragged(cut.first_J, cut.count_J)
     window_V = np.repeat(cut.window_J, cut.count_J)
@@ -90,17 +102,15 @@ def crop_road(
         "lane_on_route": (on_route_ML[cut.window_J, cut.lane_J], count_M),
         "lane_links": _window_links(road, cut, len(count_M)),
     }
-    return columns | _polygons(road, cut, origins_M3, on_route_ML, red_MTL)
+    return columns | _polygons(road, cut, origins_M3, radius_M, on_route_ML, red_MTL)
 
 
-def _cut_lanes(road: RoadMap, origins_M3: np.ndarray) -> _Cut:
+def _cut_lanes(road: RoadMap, origins_M3: np.ndarray, radius_M: np.ndarray) -> _Cut:
     offsets = road.offsets
-    inside_MV = np.zeros((len(origins_M3), len(road.center_V2)), dtype=bool)
-    for axis_points in (road.center_V2,):
-        distance2 = (axis_points[None, :, 0] - origins_M3[:, :1]) ** 2 + (
-            axis_points[None, :, 1] - origins_M3[:, 1:2]
-        ) ** 2
-        inside_MV |= distance2 <= CROP_RADIUS_M**2
+    distance2_MV = (road.center_V2[:, 0] - origins_M3[:, :1]) ** 2 + (
+        road.center_V2[:, 1] - origins_M3[:, 1:2]
+    ) ** 2
+    inside_MV = distance2_MV <= radius_M[:, None] ** 2
     window, vertex = np.nonzero(inside_MV)
     lane = np.searchsorted(offsets, vertex, side="right") - 1
     new = np.flatnonzero((np.diff(window, prepend=-1) != 0) | (np.diff(lane, prepend=-1) != 0))
@@ -150,9 +160,14 @@ class _Rings:
 
 
 def _polygons(
-    road: RoadMap, cut: _Cut, origins_M3: np.ndarray, on_route_ML: np.ndarray, red_MTL: np.ndarray | None
+    road: RoadMap,
+    cut: _Cut,
+    origins_M3: np.ndarray,
+    radius_M: np.ndarray,
+    on_route_ML: np.ndarray,
+    red_MTL: np.ndarray | None,
 ) -> dict[str, Flat]:
-    parts = [*_lane_rings(road, cut), _area_rings(road, origins_M3)]
+    parts = [*_lane_rings(road, cut), _area_rings(road, origins_M3, radius_M)]
     window_Q, layer_Q, lane_Q, count_Q = (
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("window_Q", "layer_Q", "lane_Q", "count_Q")
@@ -224,7 +239,7 @@ def _widened(road: RoadMap) -> tuple[np.ndarray, np.ndarray]:
     return left_V2, right_V2
 
 
-def _area_rings(road: RoadMap, origins_M3: np.ndarray) -> _Rings:
+def _area_rings(road: RoadMap, origins_M3: np.ndarray, radius_M: np.ndarray) -> _Rings:
     """Return the areas whose bounding box touches the crop, whole."""
     counts = np.diff(road.area_offsets)
     layer = np.array([POLYGON_LAYERS.index(name) for name in road.area_layer], dtype=np.int64)
@@ -234,7 +249,7 @@ def _area_rings(road: RoadMap, origins_M3: np.ndarray) -> _Rings:
         high = np.maximum.reduceat(road.area_points_W2, road.area_offsets[:-1])
         here = origins_M3[:, None, :2]
         near_MQ = (
-            np.linalg.norm(np.maximum(np.maximum(low - here, here - high), 0.0), axis=2) <= CROP_RADIUS_M
+            np.linalg.norm(np.maximum(np.maximum(low - here, here - high), 0.0), axis=2) <= radius_M[:, None]
         )
     window, area = np.nonzero(near_MQ)
     points = road.area_points_W2[ragged(road.area_offsets[area], counts[area])]

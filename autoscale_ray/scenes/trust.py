@@ -228,3 +228,45 @@ def read_member(path: Path, name: str) -> bytes:
 def byte_stream(content: bytes) -> IO[bytes]:
     """Return a readable stream over bytes."""
     return io.BytesIO(content)
+
+
+_MAX_PROLOG_BYTES = 1 << 20
+
+
+def iterate_xml(stream: IO[bytes], where: str, tags: tuple[str, ...]) -> Iterator[etree._Element]:
+    """Yield the elements with one of `tags` of a large document, one after another, forgetting each afterwards.
+
+    Args:
+        stream: Bytes of the document.
+        where: File name for messages.
+        tags: Element names; they must not contain one another.
+
+    Raises:
+        InputRejectedError: Not well-formed, a DTD, or a damaged stream.
+    """
+    parser = etree.XMLPullParser(
+        events=("end",), tag=tags, resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False,
+        remove_comments=True, remove_pis=True,
+    )  # fmt: skip
+    head = b""
+    try:
+        while chunk := stream.read(_CHUNK_BYTES):
+            if len(head) < _MAX_PROLOG_BYTES:
+                # A DTD stands before the root element; a longer prolog than this is not met in practice.
+                head += chunk
+                refuse_doctype(head[: _MAX_PROLOG_BYTES + 16], where)
+            parser.feed(chunk)
+            for _, element in parser.read_events():
+                yield element
+                _forget(element)
+        parser.close()
+    except (etree.XMLSyntaxError, OSError, EOFError, zlib.error) as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputRejectedError(where, "must be well-formed XML", line) from None
+
+
+def _forget(element: etree._Element) -> None:
+    element.clear()
+    parent = element.getparent()
+    while parent is not None and element.getprevious() is not None:
+        del parent[0]

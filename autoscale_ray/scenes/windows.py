@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from autoscale_ray.errors import InvalidInputError
-from autoscale_ray.scenes.crops import Flat, crop_road, ragged, to_scene_frame
+from autoscale_ray.scenes.crops import Flat, crop_radius, crop_road, ragged, to_scene_frame
 from autoscale_ray.scenes.kinematics import center_velocities, gapless_runs, rear_axle_states, wrap_angle
 from autoscale_ray.scenes.recording import Recording
 from autoscale_ray.scenes.routes import LaneMatcher, Route, RoutePlanner, cut_line
@@ -148,8 +148,9 @@ class _Cutter:
         for window, route in enumerate(routes):
             if route is not None:
                 on_route_ML[window] = route.on_route_L
+        radius_M = crop_radius(self._ego_R7[row_MT[:, CURRENT_FRAME], 3])
         columns: dict[str, Flat] = crop_road(
-            self._recording.road, origins_M3, on_route_ML, self._red(anchors)
+            self._recording.road, origins_M3, radius_M, on_route_ML, self._red(anchors)
         )
         columns |= self._agents(anchors, row_MT, origins_M3)
         columns |= self._ego(row_MT, valid_MT, origins_M3)
