@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,8 +27,8 @@ def run(
 ) -> None:
     """Run the data loop, or go on where an earlier start of the same run stopped.
 
-    Arguments are an optional YAML file and any number of overrides such as `loop.num_rounds=8`. Without a file the
-    defaults run on the built-in driving world.
+    Arguments are an optional YAML file and any number of overrides such as `loop.num_rounds=8`. Without a
+    file the defaults run on the built-in driving world.
 
     Args:
         arguments: [run.yaml] [section.field=value ...]
@@ -52,7 +53,7 @@ def world(
         seed: Seed of the training pools.
         plot: Draw every scenario family instead.
     """
-    from autoscale_ray.world.plots import plot_families
+    from autoscale_ray.world.pictures import plot_families
     from autoscale_ray.world.pools import make_pool
 
     console = Console()
@@ -71,6 +72,7 @@ def ingest(
     path: Positional[Path],
     out: Path,
     domain: Domain,
+    num_processes: int = 1,
 ) -> None:
     """Make a scene pool of recordings or simulations in another format.
 
@@ -79,12 +81,20 @@ def ingest(
         path: File, folder or zip to read.
         out: Folder of the new pool; must not exist or be empty.
         domain: Whether the scenes count as real or synthetic.
+        num_processes: Files read side by side.
     """
     from autoscale_ray.scenes.ingest import ingest as ingest_files
 
     console = Console()
-    with console.status(f"reading {path}"):
-        manifest = ingest_files(format, path, out, domain)
+    with console.status(f"reading {path}") as status:
+        manifest = ingest_files(
+            format,
+            path,
+            out,
+            domain,
+            num_processes=num_processes,
+            progress=lambda done, total: status.update(f"reading {path}: {done} of {total} parts"),
+        )
     console.print(f"{out}: {manifest.num_scenes} scenes; details with `autoscale pool info {out}`")
 
 
@@ -94,9 +104,9 @@ def pool_info(pool: Positional[Path]) -> None:
     Args:
         pool: Folder of the pool.
     """
-    from autoscale_ray.scenes.info import pool_info as read_info
+    from autoscale_ray.scenes.pool_info import pool_info as read_info
 
-    Console().print(_tree(f"{pool}", read_info(pool)))
+    Console().print(_tree(f"{pool}", dataclasses.asdict(read_info(pool))))
 
 
 def pool_plot(pool: Positional[Path], out: Path, num_scenes: int = 24, seed: int = 0) -> None:
@@ -110,7 +120,8 @@ def pool_plot(pool: Positional[Path], out: Path, num_scenes: int = 24, seed: int
     """
     from autoscale_ray.reporting.scene_plot import plot_pool
 
-    Console().print(f"drawn: {plot_pool(pool, out, num_scenes=num_scenes, seed=seed)}")
+    plot_pool(pool, out, num_scenes=num_scenes, seed=seed)
+    Console().print(f"drawn: {out}")
 
 
 def report(run_dir: Positional[Path]) -> None:
@@ -144,7 +155,8 @@ def score(
     """Score planned trajectories on the scenes of a pool by PDMS (v1) and EPDMS (v2), all sub-scores.
 
     Args:
-        trajectories: .npz or .parquet with scene_id and poses, P x 8 x 3 (2 Hz) or P x 40 x 3 (10 Hz), in the scene frame.
+        trajectories: .npz or .parquet with scene_id and poses in the scene frame, P x 8 x 3 (2 Hz) or
+            P x 40 x 3 (10 Hz).
         pool: Folder of the pool.
         out: Parquet file to write.
     """
