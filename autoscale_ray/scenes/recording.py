@@ -38,6 +38,8 @@ class Track:
     accelerations: np.ndarray | None = None
     """(n,) along the heading; central differences of the velocity by default."""
     can_be_ego: bool = False
+    is_recorder: bool = False
+    """The car that recorded; others are seen from it and often in part only."""
     wheelbase_m: float = math.nan
     """By default `WHEELBASE_SHARE` of the length."""
     rear_axle_to_center_m: float = math.nan
@@ -53,6 +55,7 @@ class Tracks:
     size_K4: np.ndarray
     """Length, width, wheelbase, rear axle to centre."""
     can_be_ego_K: np.ndarray
+    is_recorder_K: np.ndarray
     first_frame_K: np.ndarray
     offsets: np.ndarray
     poses_R3: np.ndarray
@@ -120,6 +123,7 @@ def gather_tracks(tracks: Sequence[Track]) -> Tracks:
         type_K=np.array([AGENT_TYPES.index(track.kind) for track in tracks], dtype=np.int8),
         size_K4=np.array([_vehicle_size(track) for track in tracks], dtype=np.float64).reshape(-1, 4),
         can_be_ego_K=np.array([track.can_be_ego for track in tracks], dtype=bool),
+        is_recorder_K=np.array([track.is_recorder for track in tracks], dtype=bool),
         first_frame_K=firsts,
         offsets=offsets,
         poses_R3=poses_R3,

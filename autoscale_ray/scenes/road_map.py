@@ -84,12 +84,11 @@ class RoadMap:
 
     @property
     def width_L(self) -> np.ndarray:
-        """Return the mean distance of the borders, NaN for a lane without borders."""
+        """Return the mean distance of the borders."""
         gaps_V = np.linalg.norm(self.left_V2 - self.right_V2, axis=1)
-        means = (
-            np.add.reduceat(gaps_V, self.offsets[:-1]) / np.diff(self.offsets) if self.num_lanes else gaps_V
-        )
-        return np.where(self.has_border_L, means, math.nan)
+        if not self.num_lanes:
+            return gaps_V
+        return np.add.reduceat(gaps_V, self.offsets[:-1]) / np.diff(self.offsets)
 
     def center_of(self, lane: int) -> np.ndarray:
         """Return the centre line (n, 2) of one lane."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +48,8 @@ class WindowOptions:
     """Least distance of the ego's positions at 0 and 4 s; 0 keeps standing egos."""
     num_history: int = NUM_HISTORY
     """Frames up to 0 s that must be recorded: 4 (from -1.5 s) or 5 (from -2.0 s)."""
+    egos: Literal["recorder", "all"] = "recorder"
+    """Whom windows are cut around: the recording car where there is one, or every vehicle."""
     pairs: bool = False
     """Also cut the window half a second before each one, tagged ``pair_first``, and link the two."""
 
@@ -99,7 +102,8 @@ def find_anchors(recording: Recording, options: WindowOptions) -> _Anchors:
     """Find the track and frame of every window, ordered by track and frame."""
     tracks, step = recording.tracks, recording.frames_per_step
     owner, first, last = gapless_runs(tracks)
-    usable = tracks.can_be_ego_K[owner]
+    only_recorder = options.egos == "recorder" and tracks.is_recorder_K.any()
+    usable = tracks.can_be_ego_K[owner] & (tracks.is_recorder_K[owner] | (not only_recorder))
     owner, first, last = owner[usable], first[usable], last[usable]
     history, future = (options.num_history - 1) * step, NUM_PLAN_FRAMES * step
     stride = round(options.stride_s / FRAME_INTERVAL_S) * step
