@@ -232,11 +232,15 @@ def _previous_rows(pool: ScenePool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scorable(scenes: Sequence[PreparedScene | None]) -> Iterator[tuple[np.ndarray, list[PreparedScene]]]:
-    """Yield rows and scenes in chunks; a scene half a second earlier may come in any chunk."""
-    rows = np.array([row for row, scene in enumerate(scenes) if scene is not None], dtype=np.int64)
-    for start in range(0, len(rows), CHUNK):
-        part = rows[start : start + CHUNK]
-        yield part, [scene for scene in (scenes[row] for row in part) if scene is not None]
+    """Yield rows and scenes in chunks of one vehicle each, as the scorer takes them."""
+    by_vehicle: dict[VehicleParameters, list[int]] = {}
+    for row, scene in enumerate(scenes):
+        if scene is not None:
+            by_vehicle.setdefault(scene.arena.vehicle, []).append(row)
+    for rows in by_vehicle.values():
+        for start in range(0, len(rows), CHUNK):
+            part = np.array(rows[start : start + CHUNK], dtype=np.int64)
+            yield part, [scene for scene in (scenes[row] for row in part) if scene is not None]
 
 
 def _driven(prepared: PreparedPool, poses_N83: np.ndarray) -> list[tuple[np.ndarray, ScoreResult]]:
