@@ -5,7 +5,6 @@ Formulae: docs/method.md, clusters. Legend: N scenes, D embedding size, F fine c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,21 +108,6 @@ class ClusterModel:
             centroids_fine_FD=arrays["centroids_fine_FD"],
             coarse_of_fine_F=arrays["coarse_of_fine_F"],
         )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class ClusterSizes:
-    """How the pools spread over the coarse clusters."""
-
-    cluster_ids: tuple[str, ...]
-    real_counts_K: Int64
-    pool_sizes_K: Int64
-    dev_counts_K: Int64
-
-    @property
-    def dev_shares_K(self) -> Float64:
-        """Share of the dev scenes in each cluster; sums to 1."""
-        return self.dev_counts_K / self.dev_counts_K.sum()
 
 
 def cluster_names(num_coarse: int) -> tuple[str, ...]:
@@ -301,32 +285,6 @@ def coarse_centroids(model: ClusterModel, sizes_F: NDArray[Any]) -> Float32:
         sizes_F: Scenes of each fine cluster; empty ones count a little, so that no centroid is undefined.
     """
     return _coarse_means(model.coarse_of_fine_F, model.centroids_fine_FD, sizes_F)
-
-
-def count_clusters(
-    model: ClusterModel,
-    real: Iterable[NDArray[Any]],
-    pool: Iterable[NDArray[Any]],
-    dev: Iterable[NDArray[Any]],
-) -> ClusterSizes:
-    """Count real, pool and dev scenes of every coarse cluster, in batches.
-
-    Args:
-        model: Fitted clusters.
-        real: Batches of raw embeddings of real training scenes.
-        pool: The same of the synthetic pool.
-        dev: The same of the dev scenes.
-    """
-    real_K, pool_K, dev_K = (
-        sum(
-            (np.bincount(model.assign(batch_ND)[1], minlength=model.num_coarse) for batch_ND in batches),
-            start=np.zeros(model.num_coarse, np.int64),
-        )
-        for batches in (real, pool, dev)
-    )
-    return ClusterSizes(
-        cluster_ids=model.coarse_ids, real_counts_K=real_K, pool_sizes_K=pool_K, dev_counts_K=dev_K
-    )
 
 
 def random_labels(num_scenes: int, shares_K: NDArray[Any], seed: int) -> Int64:

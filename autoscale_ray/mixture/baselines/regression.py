@@ -80,25 +80,32 @@ def ridge(mixtures_RK: Float64, scores_R: Float64, penalty: float) -> tuple[Floa
     return slope_K, mean - float(slope_K @ centre_K)
 
 
+def left_out_error(mixtures_RK: Float64, scores_R: Float64, penalty: float) -> float:
+    """Return the sum of squared leave-one-out errors of `ridge`: residual / (1 - leverage), exact for ridge.
+
+    Args:
+        mixtures_RK: Mixtures.
+        scores_R: Scores.
+        penalty: Ridge > 0.
+    """
+    count = len(scores_R)
+    centred_RK = mixtures_RK - mixtures_RK.mean(axis=0)
+    gram_RR = centred_RK @ centred_RK.T
+    hat_RR = np.linalg.solve(gram_RR + penalty * np.eye(count), gram_RR) + 1 / count
+    residual_R = scores_R - hat_RR.T @ scores_R
+    return float(((residual_R / np.maximum(1 - np.diag(hat_RR), 1e-12)) ** 2).sum())
+
+
 def chosen_penalty(mixtures_RK: Float64, scores_R: Float64) -> float:
-    """Return the ridge penalty of least leave-one-out error, the larger one at a tie.
+    """Return the ridge penalty of least leave-one-out error, the larger one at a tie or with under three runs.
 
     Args:
         mixtures_RK: Mixtures.
         scores_R: Scores.
     """
-
-    def error(penalty: float) -> float:
-        total = 0.0
-        for left_out in range(len(scores_R)):
-            rest = np.arange(len(scores_R)) != left_out
-            slope_K, intercept = ridge(mixtures_RK[rest], scores_R[rest], penalty)
-            total += (scores_R[left_out] - intercept - slope_K @ mixtures_RK[left_out]) ** 2
-        return total
-
     if len(scores_R) < 3:
         return float(PENALTIES[-1])
-    return float(min(reversed(PENALTIES), key=error))
+    return float(min(reversed(PENALTIES), key=lambda penalty: left_out_error(mixtures_RK, scores_R, penalty)))
 
 
 def propose_at_random(history: History, info: ClusterInfo, config: Any) -> Float64:

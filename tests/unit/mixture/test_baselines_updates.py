@@ -214,6 +214,17 @@ def test_ridge_by_hand():
     assert intercept == pytest.approx(2.0, abs=1e-12)
 
 
+def test_left_out_error_equals_fitting_without_each_run():
+    rng = np.random.default_rng(0)
+    mixtures, scores = rng.dirichlet(np.ones(5), 7), rng.standard_normal(7)
+    total = 0.0
+    for left_out in range(7):
+        rest = np.arange(7) != left_out
+        slope, intercept = regression.ridge(mixtures[rest], scores[rest], 0.3)
+        total += (scores[left_out] - intercept - slope @ mixtures[left_out]) ** 2
+    assert regression.left_out_error(mixtures, scores, 0.3) == pytest.approx(total, rel=1e-9)
+
+
 def test_chosen_penalty_trusts_exact_data_and_not_noise():
     rng = np.random.default_rng(0)
     mixtures = rng.dirichlet(np.ones(4), 30)

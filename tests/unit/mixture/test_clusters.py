@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -130,18 +128,15 @@ def test_no_dev_scene_keeps_all_clusters():
     assert model.num_coarse == 5
 
 
-def test_counts_are_summed_over_batches_and_keyed_by_name():
-    train, _ = _blobs(600, 4, seed=0)
-    model = module.fit_clusters(train, train[:100], ClusterConfig(num_fine=30, num_coarse=4), seed=0)
-    whole = module.count_clusters(model, [train[:200]], [train[200:]], [train[:100]])
-    parts = module.count_clusters(
-        model, [train[:50], train[50:200]], [train[200:300], train[300:]], [train[:100]]
+def test_coarse_centroids_are_weighted_means_of_the_fine_ones():
+    model = module.ClusterModel(
+        whitening=similarity.fit_whitening(np.eye(2)),
+        centroids_fine_FD=np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32),
+        coarse_of_fine_F=np.array([0, 0, 1]),
     )
-    assert whole.pool_sizes_K.tolist() == parts.pool_sizes_K.tolist()
-    assert whole.real_counts_K.sum() == 200
-    assert whole.pool_sizes_K.sum() == 400
-    assert math.isclose(whole.dev_shares_K.sum(), 1.0, abs_tol=1e-12)
-    assert whole.cluster_ids == ("c00", "c01", "c02", "c03")
+    # (3 * (1, 0) + 4 * (0, 1)) / 5 has length 1 already
+    means = module.coarse_centroids(model, np.array([3, 4, 9]))
+    assert np.allclose(means, [[0.6, 0.8], [0.6, 0.8]], atol=1e-6)
 
 
 def test_labels_do_not_depend_on_row_order():
