@@ -219,3 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except AutoScaleError as error:
         print(f"autoscale: {error}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None
+
+
+if __name__ == "__main__":
+    main()

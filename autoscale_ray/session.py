@@ -14,9 +14,12 @@ from rich.console import Console
 from autoscale_ray import loop
 from autoscale_ray.artifacts import RunStore
 from autoscale_ray.config import RunConfig, dump_config, identity
-from autoscale_ray.errors import ArtifactError
+from autoscale_ray.errors import ArtifactError, ConfigError
 from autoscale_ray.inputs import Inputs, open_inputs
 from autoscale_ray.local import LocalStages
+from autoscale_ray.mixture import METHODS
+from autoscale_ray.mixture.similarity import require_faiss
+from autoscale_ray.planning.spec import load_planner_spec
 from autoscale_ray.records import Clusters, Round
 from autoscale_ray.reporting.embedding_map import write_embedding_map
 from autoscale_ray.reporting.html import write_report
@@ -80,6 +83,7 @@ def embed_local(config: RunConfig, console: Console) -> Clusters:
 
 
 def _open(config: RunConfig, console: Console) -> tuple[Path, Inputs, RunStore]:
+    check_ready(config)
     torch.set_num_threads(config.placement.num_threads)
     run_dir = Path(config.placement.run_dir)
     with console.status("opening scene pools (the built-in world draws them on the first run)"):
@@ -88,6 +92,19 @@ def _open(config: RunConfig, console: Console) -> tuple[Path, Inputs, RunStore]:
     store = RunStore.open(str(run_dir), {"config": identity(config), "pools": inputs.identity()})
     (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     return run_dir, inputs, store
+
+
+def check_ready(config: RunConfig) -> None:
+    """Refuse what would fail late: an unknown mixture method, a planner that cannot be found, no faiss.
+
+    Raises:
+        ConfigError: Unknown method or planner.
+        MissingExtraError: faiss is not installed.
+    """
+    if config.ascent.method not in METHODS:
+        raise ConfigError("ascent.method", f"must be one of {', '.join(METHODS)}", config.ascent.method)
+    load_planner_spec(config.planner.factory, config.planner)
+    require_faiss()
 
 
 def notice_budget(config: RunConfig, inputs: Inputs, console: Console) -> None:

@@ -1,0 +1,222 @@
+"""Whole runs on a tiny world: same seed same numbers, killed and resumed same numbers, bad input one line."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from autoscale_ray.artifacts import read_rounds
+from autoscale_ray.cli import main
+from autoscale_ray.config import load_config
+from autoscale_ray.inputs import open_inputs
+from autoscale_ray.session import run_local
+
+SIDES = ("real", "synthetic", "dev", "test")
+TINY = (
+    "world.num_real=40",
+    "world.num_synthetic=160",
+    "world.num_dev_per_family=2",
+    "world.num_test_per_family=1",
+    "representation.num_steps=4",
+    "representation.batch_size=32",
+    "planner.num_steps=6",
+    "planner.batch_size=16",
+    "clusters.num_coarse=3",
+    "clusters.min_dev_scenes=1",
+    "loop.budget=40",
+    "loop.num_rounds=2",
+    "loop.final_seeds=1",
+)
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory) -> Path:
+    """Four tiny pools, made once."""
+    folder = tmp_path_factory.mktemp("world")
+    inputs = open_inputs(load_config(None, TINY), folder)
+    for side in SIDES:
+        inputs.pools[side].path.rename(folder / side)
+    return folder
+
+
+def arguments(pools: Path, run_dir: Path, *more: str) -> list[str]:
+    paths = [f"data.{side}={pools / side}" for side in SIDES]
+    return [*TINY, *paths, f"placement.run_dir={run_dir}", *more]
+
+
+def numbers(run_dir: Path) -> dict:
+    """Everything a run reports but wall time."""
+    summary = json.loads((run_dir / "summary.json").read_text())
+    del summary["spent"]["seconds"]
+    return summary
+
+
+@pytest.fixture(scope="module")
+def finished(pools, tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "first"
+    run_local(load_config(None, arguments(pools, run_dir)), Console(quiet=True))
+    return run_dir
+
+
+def test_a_run_reports_every_arm_and_round(finished):
+    summary = numbers(finished)
+    assert [done["index"] for done in summary["rounds"]] == [0, 1, 2]
+    assert [arm["name"] for arm in summary["arms"]] == [
+        "real_only",
+        "vanilla",
+        "union",
+        "uniform",
+        "autoscale",
+    ]
+    assert {arm["name"]: arm["num_scenes"] for arm in summary["arms"]}["union"] == 160
+    for arm in summary["arms"]:
+        assert all(0 <= arm["totals"][name] <= 1 for name in ("objective", "epdms", "pdms", "miou"))
+    plots = {path.name for path in (finished / "plots").iterdir()}
+    assert plots == {"weights_per_round.png", "score_per_round.png", "arms.png", "embedding_map.png"}
+    report = (finished / "report.html").read_text()
+    assert "autoscale" in report
+    assert "http://" not in report.replace("http://www.w3.org", "")  # nothing is fetched
+
+
+def test_two_runs_with_one_seed_are_identical(finished, pools, tmp_path):
+    run_local(load_config(None, arguments(pools, tmp_path / "again")), Console(quiet=True))
+    assert numbers(tmp_path / "again") == numbers(finished)
+    assert read_rounds(str(tmp_path / "again")) == read_rounds(str(finished))
+
+
+def test_two_rounds_and_a_third_equal_three(finished, pools, tmp_path):
+    run_dir = tmp_path / "grown"
+    run_local(load_config(None, arguments(pools, run_dir, "loop.num_rounds=1")), Console(quiet=True))
+    run_local(load_config(None, arguments(pools, run_dir)), Console(quiet=True))
+    assert numbers(run_dir) == numbers(finished)
+    assert read_rounds(str(run_dir)) == read_rounds(str(finished))
+
+
+def test_a_killed_run_ends_with_the_same_numbers(finished, pools, tmp_path):
+    """Kill after the encoder stage and again after the first published round, then let it end."""
+    run_dir = tmp_path / "killed"
+    for wanted in ("stages/encoder-*.json", "rounds/00001-*.json"):
+        process = start(arguments(pools, run_dir))
+        wait_for(process, run_dir, wanted)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    last = start(arguments(pools, run_dir))
+    output, _ = last.communicate(timeout=100)
+    assert last.returncode == 0, output
+    assert numbers(run_dir) == numbers(finished)
+    assert read_rounds(str(run_dir)) == read_rounds(str(finished))
+
+
+def start(given: list[str]) -> subprocess.Popen:
+    command = [sys.executable, "-m", "autoscale_ray.cli", "run", *given]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(process: subprocess.Popen, run_dir: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 100
+    while not list(run_dir.glob(pattern)):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, f"no {pattern}"
+        time.sleep(0.02)  # polling another process, nothing is asserted on time
+
+
+def test_another_configuration_in_the_same_folder_is_refused(finished, pools, capsys):
+    assert fails(["run", *arguments(pools, finished, "loop.budget=50")], capsys) == [
+        "loop.budget",
+        "40",
+        "50",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (lambda pools: shutil.rmtree(pools / "dev"), ["dev"]),
+        (lambda pools: (pools / "dev" / "manifest.json").unlink(), ["dev"]),
+        (lambda pools: truncate(next((pools / "real").glob("*.parquet"))), ["real"]),
+        (
+            lambda pools: replace_text(
+                pools / "real" / "manifest.json", '"schema_version": 1', '"schema_version": 9'
+            ),
+            ["9"],
+        ),
+        (lambda pools: same_logs(pools), ["share"]),
+    ],
+    ids=["missing folder", "no manifest", "corrupted parquet", "other schema version", "leak"],
+)
+def test_bad_pools_give_one_line_and_write_nothing(damage, parts, pools, tmp_path, capsys):
+    broken = tmp_path / "pools"
+    shutil.copytree(pools, broken)
+    damage(broken)
+    run_dir = tmp_path / "run"
+    for part in fails(["run", *arguments(broken, run_dir)], capsys, parts):
+        assert part
+    assert not run_dir.exists() or not any(run_dir.rglob("*.json"))
+
+
+def test_some_pools_named_and_some_not(pools, tmp_path, capsys):
+    given = [*TINY, f"data.real={pools / 'real'}", f"placement.run_dir={tmp_path / 'run'}"]
+    fails(["run", *given], capsys, ["data", "synthetic"])
+
+
+@pytest.mark.parametrize(
+    "override", ["loop.budget=0", "loop.budget=-1", "loop.bugdet=3", "ascent.method=best"]
+)
+def test_bad_configuration(override, pools, tmp_path, capsys):
+    fails(
+        ["run", *arguments(pools, tmp_path / "run", override)], capsys, [override.split("=")[0].split(".")[1]]
+    )
+
+
+def test_without_faiss(pools, tmp_path):
+    code = "import sys; sys.modules['faiss'] = None; from autoscale_ray.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "run", *arguments(pools, tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert "faiss" in done.stderr
+    assert "pip install" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_budget_beyond_the_pool_is_allowed_and_said(pools, tmp_path, capsys):
+    given = arguments(pools, tmp_path / "run", "loop.budget=5000", "loop.num_rounds=0", "loop.baselines=[]")
+    main(["run", *given])
+    assert "larger than the pool" in capsys.readouterr().out.replace("\n", " ")
+
+
+def fails(command: list[str], capsys, parts: list[str] | None = None) -> list[str]:
+    """Run a command that must fail with one line; return the parts that its line must hold."""
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("autoscale: ")
+    assert error.count("\n") == 1
+    wanted = parts if parts is not None else ["loop.budget", "40", "50"]
+    for part in wanted:
+        assert part in error, error
+    return wanted
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def replace_text(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def same_logs(pools: Path) -> None:
+    shutil.rmtree(pools / "test")
+    shutil.copytree(pools / "dev", pools / "test")
+    assert pq.read_metadata(next((pools / "test").glob("scenes*.parquet"))).num_rows > 0
