@@ -16,7 +16,9 @@ from autoscale_ray.evaluation import kernels_score as kernels
 from autoscale_ray.evaluation.arena import Arena
 from autoscale_ray.evaluation.comfort import smoothing_matrix
 from autoscale_ray.evaluation.kernels_geometry import chunk_path
+from autoscale_ray.evaluation.idm import Obstacles, Paths, tree_ranks
 from autoscale_ray.evaluation.kernels_grid import build_grid
+from autoscale_ray.evaluation.kernels_idm import NUM_SPEEDS, unroll_proposals
 from autoscale_ray.evaluation.kernels_score import ComfortFilters, Filter, SceneTables
 from autoscale_ray.evaluation.kernels_track import simulate_one
 from autoscale_ray.evaluation.metrics import Measures, Rules
@@ -38,8 +40,7 @@ def make_tables(arena: Arena) -> SceneTables:
         if arena.grid is not None
         else build_grid(arena.ring_offsets, arena.ring_xy, arena.ring_bounds)
     )
-    tracks, vehicle = arena.tracks, arena.vehicle
-    sizes = [vehicle.half_length_m, vehicle.half_width_m, vehicle.rear_axle_to_centre_m, vehicle.wheel_base_m]
+    tracks = arena.tracks
     boxes, present = np.ascontiguousarray(tracks.boxes), np.ascontiguousarray(tracks.present)
     return SceneTables(
         boxes=boxes,
@@ -62,7 +63,7 @@ def make_tables(arena: Arena) -> SceneTables:
         path_circles=chunk_path(np.ascontiguousarray(arena.path_xy)),
         history=np.ascontiguousarray(arena.history),
         start=arena.ego_state,
-        vehicle=np.array(sizes),
+        vehicle=_sizes(arena.vehicle),
         speed_matrix=speed_fit_matrix(),
     )
 
@@ -125,6 +126,54 @@ def measure_waypoints(
         arguments = (grid.left, grid.share, table, filters, is_v2, rules.num_ttc_steps)
         kernels.score_waypoints(waypoints[row], *arguments, *(output[part] for output in outputs))
     return _to_measures(*outputs)
+
+
+def unroll(arena: Arena, paths: Paths, obstacles: Obstacles, limit_mps: float) -> Floats:
+    """Drive PDM-Closed's 15 proposals; see `idm.unroll`.
+
+    Args:
+        arena: Arena of the forecast.
+        paths: The three paths.
+        obstacles: Result of `idm.find_obstacles`.
+        limit_mps: Speed limit.
+
+    Returns:
+        (15, 41, 3) poses.
+    """
+    counts = [ring.shape[1] for ring in obstacles.corners]
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    num_forecasts = obstacles.progress.shape[2]
+    vertices = np.concatenate([*obstacles.corners, np.zeros((num_forecasts, 0, 2))], axis=1)
+    vehicle = _sizes(arena.vehicle)
+    poses = np.empty((len(paths.start_m) * NUM_SPEEDS, NUM_STEPS, 3))
+    fixed = (
+        paths.vertices,
+        paths.progress,
+        paths.start_m,
+        arena.ego_state[3],
+        float(limit_mps),
+        vehicle,
+        offsets,
+        vertices,
+    )
+    moving = (
+        obstacles.yaw_rad,
+        obstacles.speed_mps,
+        obstacles.is_light,
+        obstacles.progress,
+        obstacles.in_corridor,
+    )
+    if not unroll_proposals(*fixed, *moving, np.zeros((0, 0), dtype=np.int64), poses):
+        ranks = np.stack([tree_ranks(obstacles, forecast) for forecast in range(num_forecasts)])
+        unroll_proposals(*fixed, *moving, ranks, poses)
+    return poses
+
+
+def _sizes(vehicle: VehicleParameters) -> Floats:
+    """Return half length, half width, rear axle to centre, wheel base."""
+    return np.array(
+        [vehicle.half_length_m, vehicle.half_width_m, vehicle.rear_axle_to_centre_m, vehicle.wheel_base_m]
+    )
 
 
 @lru_cache(maxsize=64)

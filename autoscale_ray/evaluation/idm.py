@@ -80,16 +80,14 @@ def make_paths(arena: Arena, centreline_yaw_C: Floats) -> Paths:
     return Paths(vertices, progress, start)
 
 
-def find_obstacles(
-    arena: Arena, paths: Paths, ignored_lights_R: Flags, speed_limit_mps: float | None
-) -> Obstacles:
+def find_obstacles(arena: Arena, paths: Paths, ignored_lights_R: Flags, limit_mps: float) -> Obstacles:
     """List the forecast objects and red lights with their place along each path.
 
     Args:
         arena: Arena of the forecast, red lights as at t = 0.
         paths: The three paths.
         ignored_lights_R: (R,) red lights the ego already stands in.
-        speed_limit_mps: Limit of the starting lane, or None for 15 m/s.
+        limit_mps: Speed limit of the starting lane, or its fallback.
 
     Returns:
         The obstacles.
@@ -105,8 +103,15 @@ def find_obstacles(
         centroids.append(np.broadcast_to(ring_centroid(vertices), (len(step_B), 2)))
     num_agents, num_lights = len(order_O), len(arena.red_rings)
     ignored_O = np.concatenate([tracks.is_ignored[order_O], ignored_lights_R])
-    lengths_m = paths.start_m + (speed_limit_mps or FALLBACK_SPEED_LIMIT_MPS) * UNROLLED_S
-    progress, touches = _along_paths(paths, lengths_m, centroids, corners, arena.vehicle.half_width_m)
+    corridors = [
+        _corridor(
+            vertices[:, :2], along, start_m, start_m + limit_mps * UNROLLED_S, arena.vehicle.half_width_m
+        )
+        for vertices, along, start_m in zip(paths.vertices, paths.progress, paths.start_m, strict=True)
+    ]
+    progress, touches = _along_paths(
+        paths, corridors, np.array(centroids), corners, arena.vehicle.half_width_m
+    )
     return Obstacles(
         corners=corners,
         yaw_rad=np.concatenate([tracks.velocities[order_O, 0], np.zeros(num_lights)]),
@@ -117,7 +122,7 @@ def find_obstacles(
     )
 
 
-def unroll(arena: Arena, paths: Paths, obstacles: Obstacles, speed_limit_mps: float | None) -> Floats:
+def unroll(arena: Arena, paths: Paths, obstacles: Obstacles, limit_mps: float) -> Floats:
     """Drive the 15 proposals with the intelligent driver model.
 
     a = 1.5 (1 - (v / v0)^10 - (s* / s)^2) in [-3, 1.5], s* = 1 + 1.5 v + v (v - v_lead) / (2 sqrt(1.5 * 3)), Euler
@@ -127,14 +132,13 @@ def unroll(arena: Arena, paths: Paths, obstacles: Obstacles, speed_limit_mps: fl
         arena: Arena of the forecast.
         paths: The three paths.
         obstacles: Result of `find_obstacles`.
-        speed_limit_mps: Limit of the starting lane, or None for 15 m/s.
+        limit_mps: Speed limit of the starting lane, or its fallback.
 
     Returns:
         (15, 41, 3) poses in the arena's frame.
     """
     num_speeds = len(SPEED_FRACTIONS)
     path_P = np.repeat(np.arange(len(paths.start_m)), num_speeds)
-    limit_mps = FALLBACK_SPEED_LIMIT_MPS if speed_limit_mps is None else speed_limit_mps
     target_P = np.tile(np.array(SPEED_FRACTIONS) * limit_mps, len(paths.start_m))
     progress_P, speed_P = paths.start_m[path_P], np.full(len(path_P), arena.ego_state[3])
     poses_TP3 = [interpolate_paths(paths, path_P, progress_P)]
@@ -175,20 +179,51 @@ def _tie_order(arena: Arena) -> Integers:
 
 
 def _along_paths(
-    paths: Paths, lengths_m: Floats, centroids: list[Floats], corners: list[Floats], half_width_m: float
+    paths: Paths, corridors: list, centroids_OB2: Floats, corners: list[Floats], half_width_m: float
 ) -> tuple[Floats, Flags]:
-    shape = (len(paths.start_m), len(corners), len(range(0, NUM_STEPS, FORECAST_STEP)))
+    """Return arc length (L, O, B), where it matters, and contact with the corridor (L, O, B)."""
+    shape = (len(corridors), len(corners), len(range(0, NUM_STEPS, FORECAST_STEP)))
     progress, touches = np.zeros(shape), np.zeros(shape, dtype=bool)
     if not corners:
         return progress, touches
-    import shapely  # the corridor is a GEOS buffer in the official code; its outline is only equal if GEOS draws it
-
-    polygons = np.stack([shapely.polygons(vertices) for vertices in corners])
+    stands_O = (centroids_OB2 == centroids_OB2[:, :1]).all(axis=(1, 2))
+    asked_OB = ~stands_O[:, None] | (np.arange(shape[2]) == 0)
+    obstacle_K, forecast_K = asked_OB.nonzero()
+    point_K2 = centroids_OB2[obstacle_K, forecast_K]
+    pairs = zip(corners, centroids_OB2, strict=True)
+    reach_O = np.array([np.hypot(*(ring[0] - centre[0]).T).max() for ring, centre in pairs])
     for index, (vertices, along) in enumerate(zip(paths.vertices, paths.progress, strict=True)):
-        corridor = _corridor(vertices[:, :2], along, paths.start_m[index], lengths_m[index], half_width_m)
-        touches[index] = shapely.intersects(corridor, polygons)
-        progress[index] = project(np.concatenate(centroids), vertices[:, :2], along).reshape(shape[1:])
+        reach_K = reach_O[obstacle_K] + 1.5 * half_width_m
+        near_K = _may_touch(point_K2, reach_K, vertices[:, :2], along, paths.start_m[index])
+        chosen = obstacle_K[near_K], forecast_K[near_K]
+        touches[index][chosen] = _meet(
+            corridors[index], [corners[o][b] for o, b in zip(*chosen, strict=True)]
+        )
+        progress[index][chosen] = project(point_K2[near_K], vertices[:, :2], along)
+    progress[:, stands_O], touches[:, stands_O] = progress[:, stands_O, :1], touches[:, stands_O, :1]
     return progress, touches
+
+
+def _meet(corridor: object, rings: list[Floats]) -> Flags:
+    """Tell which rings share a point with the corridor."""
+    if not rings:
+        return np.zeros(0, dtype=bool)
+    import shapely
+
+    vertex_of = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+    return shapely.intersects(
+        corridor, shapely.polygons(shapely.linearrings(np.concatenate(rings), indices=vertex_of))
+    )
+
+
+def _may_touch(
+    point_K2: Floats, reach_K: Floats, vertices_C2: Floats, along_C: Floats, start_m: float
+) -> Flags:
+    """Tell which points may be within reach of the path ahead; half an edge is added to the distance to vertices."""
+    edge_m = np.diff(along_C).max()
+    ahead_C2 = vertices_C2[along_C >= min(start_m, along_C[-1]) - 1.01 * edge_m - 1e-6]
+    squared_KC = (point_K2[:, :1] - ahead_C2[:, 0]) ** 2 + (point_K2[:, 1:] - ahead_C2[:, 1]) ** 2
+    return np.sqrt(squared_KC.min(axis=1)) <= reach_K + edge_m / 2.0 + 1e-6
 
 
 def _corridor(vertices_C2: Floats, along_C: Floats, start_m: float, end_m: float, half_width_m: float):

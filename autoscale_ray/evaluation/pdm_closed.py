@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from autoscale_ray.evaluation.arena import Arena, build_arena
-from autoscale_ray.evaluation.backends import drive_in_arena
+from autoscale_ray.evaluation.backends import choose_backend, drive_in_arena
 from autoscale_ray.evaluation.combine import group_scores
 from autoscale_ray.evaluation.geometry import boxes_overlap
-from autoscale_ray.evaluation.idm import find_obstacles, make_paths, unroll
+from autoscale_ray.evaluation.idm import FALLBACK_SPEED_LIMIT_MPS, find_obstacles, make_paths, unroll
 from autoscale_ray.evaluation.metrics import RULES_V2, Rules
 from autoscale_ray.evaluation.observation import Tracks, forecast_tracks
 from autoscale_ray.evaluation.planar import box_corners, contains, edges_cross
@@ -85,9 +85,14 @@ def propose(scene: ScoringScene, arena: Arena, backend: str) -> Floats:
     Returns:
         (15, 41, 3) poses in the arena's frame.
     """
+    limit_mps = FALLBACK_SPEED_LIMIT_MPS if scene.speed_limit_mps is None else scene.speed_limit_mps
     paths = make_paths(arena, scene.centreline[:, 2])
-    obstacles = find_obstacles(arena, paths, lights_around_ego(arena), scene.speed_limit_mps)
-    return unroll(arena, paths, obstacles, scene.speed_limit_mps)
+    obstacles = find_obstacles(arena, paths, lights_around_ego(arena), limit_mps)
+    if choose_backend(backend) == "numba":
+        from autoscale_ray.evaluation import compiled
+
+        return compiled.unroll(arena, paths, obstacles, limit_mps)
+    return unroll(arena, paths, obstacles, limit_mps)
 
 
 def forecast_arena(scene: ScoringScene, arena: Arena) -> Arena:
