@@ -335,6 +335,22 @@ def read_chain(storage: Storage) -> tuple[RoundRecord, ...]:
     return _chain(storage, manifests, fingerprint(_read_identity(storage)))
 
 
+def share_stages(source: Path, target: Path) -> None:
+    """Give a run in a local folder the finished stages of another, as hard links; it uses those that fit.
+
+    Args:
+        source: Run directory that has finished stages.
+        target: Run directory, made when missing.
+    """
+    # Files first: a record that is there promises its files.
+    for folder in ("objects", "stages"):
+        for path in sorted(path for path in (source / folder).rglob("*") if path.is_file()):
+            shared = target / path.relative_to(source)
+            shared.parent.mkdir(parents=True, exist_ok=True)
+            if not shared.exists():
+                os.link(path, shared)
+
+
 def _open_storage(run_dir: str) -> Storage:
     scheme = urlsplit(run_dir).scheme
     if scheme in SCHEMES:

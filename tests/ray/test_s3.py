@@ -94,7 +94,7 @@ def test_a_fault_at_every_tenth_call_gives_the_same_chain(fault: str, proxied, r
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_once_at_each_call_gives_the_same_chain(fault: str, proxied, reference) -> None:
     print(f"{fault}: {check_faults(fault, 1, proxied, reference)} calls, same chain every time")

@@ -118,6 +118,6 @@ def test_every_damage_is_named_or_harmless(whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_thousand_damages_of_each_kind(whole: Path, tmp_path: Path) -> None:
     print(dict(campaign(whole, tmp_path, num_trials=1000, seed=12)))

@@ -1,0 +1,1 @@
+"""The loop on Ray: the only room of the package that imports ray."""

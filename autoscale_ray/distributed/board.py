@@ -1,0 +1,91 @@
+"""The board on which the loop posts training tasks and the workers of the Train run fetch them; no Ray in it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoscale_ray.config import PlannerConfig
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """One planner to train: ids and paths, never scenes."""
+
+    task_id: str
+    """Says what is trained, so that a checkpoint of this task is known after any restart."""
+    planner: PlannerConfig
+    features: tuple[str, ...]
+    """Folders of planner features; their rows follow one another."""
+    rows: np.ndarray
+    """int64 rows to train on."""
+    seed: int
+
+
+class TaskBoard:
+    """One task at a time, from the loop's thread to whichever worker asks; safe to call again after a loss."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._task: Task | None = None
+        self._files: Mapping[str, bytes] | None = None
+        self._error: BaseException | None = None
+        self._closed = False
+        self._posted_s = 0.0
+        self.hand_over_s: list[float] = []
+        """Seconds from posting a task to a worker having asked for it, task by task."""
+
+    def post(self, task: Task) -> Mapping[str, bytes]:
+        """Post a task and wait until it is delivered; return its files.
+
+        Raises:
+            Exception: Whatever ended the training run.
+        """
+        with self._changed:
+            self._task, self._files, self._posted_s = task, None, time.perf_counter()
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._files is not None or self._error is not None)
+            if self._files is None:
+                assert self._error is not None
+                raise self._error
+            self._task = None
+            return self._files
+
+    def fetch(self, wait_s: float) -> Task | str:
+        """Return the open task, ``wait`` when there is none yet, or ``end`` when there will be no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._open or self._closed, wait_s)
+            if self._open:
+                assert self._task is not None
+                if self._posted_s:
+                    self.hand_over_s.append(time.perf_counter() - self._posted_s)
+                    self._posted_s = 0.0
+                return self._task
+            return "end" if self._closed else "wait"
+
+    @property
+    def _open(self) -> bool:
+        return self._task is not None and self._files is None
+
+    def deliver(self, task_id: str, files: Mapping[str, bytes]) -> None:
+        """Take the files of a task; those of any other task come from a worker that was late."""
+        with self._changed:
+            if self._task is not None and self._task.task_id == task_id and self._files is None:
+                self._files = files
+                self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Wake the loop with what ended the training run."""
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Send the workers home."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

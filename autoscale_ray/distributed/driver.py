@@ -1,0 +1,197 @@
+"""The driver: a detached, named actor without CPU that owns a run's loop, its Train run and its state.
+
+State is on storage before it is returned, so the actor may die at any moment: Ray starts it again with the same
+arguments, its loop thread opens the run anew, and every finished stage and round is found there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from autoscale_ray import loop
+from autoscale_ray.artifacts import RunStore, fingerprint
+from autoscale_ray.config import RunConfig, dump_config, identity
+from autoscale_ray.distributed.board import Task, TaskBoard
+from autoscale_ray.distributed.observe import Observer
+from autoscale_ray.distributed.resources import NAMESPACE
+from autoscale_ray.distributed.stages import RayStages
+from autoscale_ray.distributed.train import make_trainer
+from autoscale_ray.errors import AutoScaleError
+from autoscale_ray.inputs import open_inputs
+from autoscale_ray.records import Clusters, Round
+from autoscale_ray.reporting.embedding_map import write_embedding_map
+from autoscale_ray.reporting.summary import summarise
+from autoscale_ray.session import render, write_summary
+
+ENDED = ("finished", "stopped", "failed")
+
+
+class StoppedError(AutoScaleError):
+    """The run was asked to stop after a round; it can go on later."""
+
+
+class RunFailedError(AutoScaleError, RuntimeError):
+    """A run ended with an error that was not the user's."""
+
+
+class Driver:
+    """Runs one loop; every method may be called any number of times."""
+
+    def __init__(self, config: RunConfig, name: str) -> None:
+        torch.set_num_threads(config.placement.num_threads)
+        self._config, self._name = config, name
+        self._board = TaskBoard()
+        self._go_on = threading.Event()
+        self._go_on.set()
+        self._stop = False
+        self._status: dict[str, Any] = {
+            "state": "running",
+            "stage": "opening",
+            "summary": None,
+            "error": None,
+        }
+        threading.Thread(target=self._run, name="loop", daemon=True).start()
+
+    def status(self) -> dict[str, Any]:
+        """Return state (running, paused, finished, stopped, failed), stage, summary, error and process id."""
+        return {**self._status, "pid": os.getpid(), "hand_over_s": list(self._board.hand_over_s)}
+
+    def pause(self) -> None:
+        """Hold the loop before its next stage."""
+        self._go_on.clear()
+
+    def resume(self) -> None:
+        """Let a paused loop go on."""
+        self._go_on.set()
+
+    def stop(self) -> None:
+        """End the loop once the current round is published."""
+        self._stop = True
+        self._go_on.set()
+
+    def fetch_task(self, wait_s: float) -> Task | str:
+        """Return the open training task, ``wait`` or ``end``; see `TaskBoard.fetch`."""
+        return self._board.fetch(wait_s)
+
+    def deliver_task(self, task_id: str, files: Mapping[str, bytes]) -> None:
+        """Take the files of a trained planner; see `TaskBoard.deliver`."""
+        self._board.deliver(task_id, files)
+
+    def _run(self) -> None:
+        try:
+            self._status["summary"] = self._play()
+            self._status["state"] = "finished"
+        except StoppedError:
+            self._status["state"] = "stopped"
+        except AutoScaleError as error:
+            self._status |= {"state": "failed", "error": error}
+        except BaseException:
+            self._status |= {"state": "failed", "error": RunFailedError(traceback.format_exc())}
+        finally:
+            self._board.close()
+
+    def _play(self) -> dict[str, Any]:
+        config, run_dir = self._config, Path(self._config.placement.run_dir)
+        inputs = open_inputs(config, run_dir / "pools")
+        store = RunStore.open(str(run_dir), {"config": identity(config), "pools": inputs.identity()})
+        (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        threading.Thread(target=self._train, name="train", daemon=True).start()
+        stages = RayStages(config, inputs, store, self._board, watch=self._watch)
+        observer = Observer(run_dir.name, run_dir / "tensorboard")
+
+        def summary(clusters: Clusters, history: tuple[Round, ...], **more: Any) -> dict[str, Any]:
+            num_real = len(inputs.pools["real"])
+            made = summarise(config, clusters, history, seconds=stages.seconds, num_real=num_real, **more)
+            write_summary(made, run_dir)
+            return made
+
+        def show(clusters: Clusters, history: tuple[Round, ...]) -> None:
+            self._status["summary"] = summary(clusters, history)
+            observer.show(self._status["summary"])
+            if self._stop and len(history) <= config.loop.num_rounds:
+                raise StoppedError(f"stopped after round {len(history) - 1}")
+
+        stages.observe = show
+        try:
+            clusters, history, final_counts = loop.run(config, stages)
+            arms = loop.compare(config, stages, clusters, history, final_counts)
+        finally:
+            stages.close()
+        made = summary(clusters, history, final_counts=final_counts, arms=arms)
+        write_embedding_map(clusters, run_dir / "plots" / "embedding_map.png")
+        render(run_dir)
+        return made
+
+    def _train(self) -> None:
+        storage = Path(self._config.placement.run_dir) / "train"
+        try:
+            make_trainer(self._config.placement.ray, self._name, NAMESPACE, storage).fit()
+            self._board.fail(RunFailedError("the training run ended before the loop"))
+        except BaseException as error:
+            self._board.fail(RunFailedError(f"the training run failed: {error}"))
+
+    @contextmanager
+    def _watch(self, stage: str) -> Iterator[None]:
+        if not self._go_on.is_set():
+            self._status["state"] = "paused"
+            self._go_on.wait()
+            self._status["state"] = "running"
+        self._status["stage"] = stage
+        yield
+
+
+def driver_name(run_dir: str) -> str:
+    """Return the actor name of a run: one run directory, one driver on a cluster."""
+    return f"driver-{fingerprint(os.path.abspath(run_dir))[:16]}"
+
+
+def start_driver(config: RunConfig, lifetime: str | None = "detached") -> Any:
+    """Start the driver of a run, or find the one that is running it already.
+
+    Args:
+        config: The run, with absolute paths.
+        lifetime: ``detached`` outlives whoever starts it; None ends with them.
+    """
+    name = driver_name(config.placement.run_dir)
+    return (
+        ray.remote(Driver)
+        .options(
+            name=name,
+            namespace=NAMESPACE,
+            lifetime=lifetime,
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            max_concurrency=16,
+        )
+        .remote(config, name)
+    )
+
+
+def find_driver(run_dir: str) -> Any | None:
+    """Return the driver of a run, or None where none is running."""
+    try:
+        return ray.get_actor(driver_name(run_dir), namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def follow(driver: Any, poll_s: float = 0.5) -> Iterator[dict[str, Any]]:
+    """Yield the status of a driver again and again until the run has ended; the last one says how."""
+    while True:
+        status = ray.get(driver.status.remote())
+        yield status
+        if status["state"] in ENDED:
+            return
+        time.sleep(poll_s)

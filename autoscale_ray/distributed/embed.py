@@ -1,0 +1,130 @@
+"""Embed pools with Ray Data: row ranges go out, embeddings come back as Parquet parts that survive a kill.
+
+No scene passes through the object store: an actor gets the name of a pool and a range of rows, reads the rows from
+the pool's own memory-mapped cache and writes ids and embeddings to a part file.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+
+from autoscale_ray import tasks
+from autoscale_ray.config import RayConfig
+from autoscale_ray.errors import InputRejectedError
+from autoscale_ray.representation.training import GRAPH_CHUNK, embed, load
+from autoscale_ray.scenes.pool import ScenePool, open_pool
+
+NO_PROGRESS_TIMEOUT_S = 300
+
+
+class RangeEmbedder:
+    """Actor that embeds row ranges of pools; loads the encoder by path, once."""
+
+    def __init__(self, encoder: str) -> None:
+        torch.set_num_threads(1)
+        self._model = load(Path(encoder))
+        self._pools: dict[str, ScenePool] = {}
+
+    def __call__(self, ranges: pa.Table) -> pa.Table:
+        """Write the part of every range; return how many rows each has."""
+        counts = [self._embed(**row) for row in ranges.to_pylist()]
+        return ranges.append_column("num_rows", pa.array(counts, pa.int64()))
+
+    def _embed(self, pool: str, start: int, stop: int, part: str) -> int:
+        if pool not in self._pools:
+            self._pools[pool] = open_pool(pool)
+        opened, rows = self._pools[pool], np.arange(start, stop)
+        write_part(opened.scene_ids[rows], embed(self._model, opened, rows), Path(part))
+        return len(rows)
+
+
+def embed_pools(
+    encoder: Path, pools: dict[str, ScenePool], parts: Path, folder: Path, config: RayConfig
+) -> dict[str, Any]:
+    """Embed every scene of the pools; parts that an earlier attempt finished are used again.
+
+    Args:
+        encoder: Folder of the trained encoder.
+        pools: Pools by side.
+        parts: Folder for the parts; outlives a killed attempt.
+        folder: Receives one table a side.
+        config: How many embedders.
+
+    Returns:
+        How many row ranges were embedded now and how many were there already.
+    """
+    ranges = [item for side, pool in pools.items() for item in row_ranges(side, pool, parts)]
+    missing = [item for item in ranges if not is_whole(item, pools)]
+    parts.mkdir(parents=True, exist_ok=True)
+    if missing:
+        run_ranges(encoder, missing, config)
+    for side, pool in pools.items():
+        tables = [tasks.read_embeddings(Path(item["part"])) for item in row_ranges(side, pool, parts)]
+        ids_N = np.concatenate([ids for ids, _ in tables])
+        assert ids_N.tolist() == pool.scene_ids.tolist(), "every scene embedded once, in pool order"
+        tasks.write_embeddings(
+            ids_N, np.concatenate([z_ND for _, z_ND in tables]), folder / tasks.table_file(side)
+        )
+    return {}
+
+
+def run_ranges(encoder: Path, ranges: list[dict[str, Any]], config: RayConfig) -> None:
+    """Send row ranges through a pool of embedders."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.verbose_progress = False
+    blocks = [pa.Table.from_pylist([item]) for item in ranges]
+    embedded = ray.data.from_arrow(blocks).map_batches(
+        RangeEmbedder,
+        batch_format="pyarrow",
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(config.num_embedders, len(ranges))),
+        fn_constructor_args=(str(encoder),),
+        num_cpus=1,
+        num_gpus=config.gpus_per_worker or None,
+    )
+    done = sum(_num_rows(embedded))
+    assert done == sum(item["stop"] - item["start"] for item in ranges)
+
+
+def _num_rows(embedded: ray.data.Dataset) -> Iterator[int]:
+    for batch in embedded.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from batch["num_rows"].to_pylist()
+
+
+def row_ranges(side: str, pool: ScenePool, parts: Path) -> Iterator[dict[str, Any]]:
+    """Yield the row ranges of a pool; their bounds are those of the local loop, so the bits are the same."""
+    for start in range(0, len(pool), GRAPH_CHUNK):
+        stop = min(start + GRAPH_CHUNK, len(pool))
+        part = parts / f"{side}-{start:09d}-{stop:09d}.parquet"
+        yield {"pool": str(pool.path), "start": start, "stop": stop, "part": str(part)}
+
+
+def is_whole(item: dict[str, Any], pools: dict[str, ScenePool]) -> bool:
+    """Return whether a part holds exactly the scenes of its range."""
+    path = Path(item["part"])
+    if not path.is_file():
+        return False
+    pool = next(pool for pool in pools.values() if str(pool.path) == item["pool"])
+    try:
+        ids, _ = tasks.read_embeddings(path)
+    except (InputRejectedError, pa.ArrowInvalid, OSError):
+        return False
+    return ids.tolist() == pool.scene_ids[item["start"] : item["stop"]].tolist()
+
+
+def write_part(scene_ids: np.ndarray, embeddings_ND: np.ndarray, path: Path) -> None:
+    """Write a part in one step: a killed writer leaves a temporary name, never half a part."""
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    tasks.write_embeddings(scene_ids, embeddings_ND, temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,93 @@
+"""What the job scripts do: read arguments, run one piece of work, say where everything lies, return an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from autoscale_ray.artifacts import RunStore
+from autoscale_ray.config import RunConfig, identity, load_config
+from autoscale_ray.distributed.board import TaskBoard
+from autoscale_ray.distributed.resources import check_cluster, connect
+from autoscale_ray.distributed.session import run_on_ray, with_absolute_paths
+from autoscale_ray.distributed.stages import RayStages
+from autoscale_ray.distributed.sweep import sweep
+from autoscale_ray.errors import AutoScaleError, ConfigError, InvalidInputError
+from autoscale_ray.inputs import open_inputs
+from autoscale_ray.reporting.tables import cluster_table
+
+EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
+
+
+def run_autoscale(arguments: Sequence[str]) -> int:
+    """Run the data loop and the final comparison."""
+    return _report(lambda console: _run(arguments, console))
+
+
+def embed_pools(arguments: Sequence[str]) -> int:
+    """Train the encoder, embed and cluster the pools."""
+    return _report(lambda console: _embed(arguments, console))
+
+
+def prepare_pools(arguments: Sequence[str]) -> int:
+    """Open or draw the pools and build their caches."""
+    return _report(lambda console: _prepare(arguments, console))
+
+
+def sweep_budgets(arguments: Sequence[str]) -> int:
+    """Run a sweep over budgets or any other field."""
+    return _report(lambda console: f"finished: everything lies in {sweep(arguments, console)}")
+
+
+def read_arguments(arguments: Sequence[str]) -> RunConfig:
+    """Return the configuration of ``[run.yaml] [section.field=value ...]`` with absolute paths.
+
+    Raises:
+        ConfigError: More than one file, or a bad configuration.
+    """
+    files = [item for item in arguments if "=" not in item]
+    if len(files) > 1:
+        raise ConfigError(files[1], "only one configuration file can be given")
+    overrides = [item for item in arguments if "=" in item]
+    return with_absolute_paths(load_config(files[0] if files else None, overrides))
+
+
+def _run(arguments: Sequence[str], console: Console) -> str:
+    config = read_arguments(arguments)
+    status = run_on_ray(config, console)
+    return f"{status['state']}: everything lies in {config.placement.run_dir}"
+
+
+def _embed(arguments: Sequence[str], console: Console) -> str:
+    config = read_arguments(arguments)
+    connect(config.placement.ray)
+    check_cluster(config.placement.ray)
+    run_dir = Path(config.placement.run_dir)
+    inputs = open_inputs(config, run_dir / "pools")
+    store = RunStore.open(str(run_dir), {"config": identity(config), "pools": inputs.identity()})
+    stages = RayStages(config, inputs, store, TaskBoard())
+    console.print(cluster_table(stages.cluster(stages.embed())))
+    return f"embedded: everything lies in {run_dir}"
+
+
+def _prepare(arguments: Sequence[str], console: Console) -> str:
+    config = read_arguments(arguments)
+    run_dir = Path(config.placement.run_dir)
+    inputs = open_inputs(config, run_dir / "pools")
+    for side, pool in inputs.pools.items():
+        pool.cached()
+        console.print(f"{side}: {len(pool)} scenes in {pool.path}")
+    return f"prepared: pools lie in {', '.join(str(pool.path) for pool in inputs.pools.values())}"
+
+
+def _report(work: Callable[[Console], str]) -> int:
+    console = Console()
+    try:
+        console.print(work(console), soft_wrap=True)
+    except AutoScaleError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT if isinstance(error, InvalidInputError) else EXIT_FAILED
+    return 0

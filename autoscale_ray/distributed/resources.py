@@ -1,0 +1,100 @@
+"""What a run needs of a Ray cluster, and how a cluster is reached; decided apart from acted on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ray
+
+from autoscale_ray.config import RayConfig
+from autoscale_ray.errors import AutoScaleError
+
+NAMESPACE = "autoscale"
+ENVIRONMENT = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # Every report and the end of a Train run wait for up to two health checks.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+}
+"""Set where the user has not: defaults of Ray that wait for minutes without a word, or slow every round."""
+UNSAFE_SWITCHES = ("RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR", "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA")
+
+
+class ResourcesError(AutoScaleError, RuntimeError):
+    """The cluster cannot hold the run; says what is needed and what there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Logical resources a run holds at once."""
+
+    cpus: float
+    gpus: float
+
+
+def needs_of(config: RayConfig) -> Needs:
+    """Return what a run holds at once: trainers throughout, beside them embedders or scorers.
+
+    One CPU more is for Ray Data, whose reads would otherwise wait for ever behind the trainers.
+    """
+    return Needs(
+        cpus=config.num_trainers + max(config.num_embedders + 1, config.num_scorers),
+        gpus=config.gpus_per_worker * (config.num_trainers + config.num_embedders),
+    )
+
+
+def shortage(needs: Needs, total: Mapping[str, float]) -> str | None:
+    """Return one line that says what is missing, or None when a cluster of this size can hold the run."""
+    have = Needs(total.get("CPU", 0.0), total.get("GPU", 0.0))
+    if have.cpus >= needs.cpus and have.gpus >= needs.gpus:
+        return None
+    return (
+        f"the run needs {needs.cpus:g} CPUs and {needs.gpus:g} GPUs at once, the cluster has "
+        f"{have.cpus:g} CPUs and {have.gpus:g} GPUs: lower placement.ray.num_* or add nodes"
+    )
+
+
+def connect(config: RayConfig) -> None:
+    """Reach the cluster that RAY_ADDRESS or the job names; start one on this machine where there is none.
+
+    A cluster that is started here declares as many CPUs as the run needs, at least those of the machine: they are
+    bookkeeping, and trainers and scorers take turns.
+
+    Raises:
+        ResourcesError: A switch that lets Parquet files run code is set.
+    """
+    for name in UNSAFE_SWITCHES:
+        if os.environ.get(name, "0") not in ("", "0", "false"):
+            raise ResourcesError(f"{name} must not be set: it lets a Parquet file run code")
+    if ray.is_initialized():
+        return
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(namespace=NAMESPACE, log_to_driver=False)
+        return
+    num_cpus = max(os.cpu_count() or 1, int(needs_of(config).cpus))
+    ray.init(
+        namespace=NAMESPACE,
+        address="local",
+        num_cpus=num_cpus,
+        resources={"trial_slot": num_cpus},
+        log_to_driver=False,
+        include_dashboard=True,  # Train and Tune free the workers of a dead run through it
+        dashboard_host="127.0.0.1",
+    )
+
+
+def check_cluster(config: RayConfig) -> None:
+    """Refuse a cluster that can never hold the run.
+
+    Raises:
+        ResourcesError: Too few CPUs or GPUs in all.
+    """
+    line = shortage(needs_of(config), ray.cluster_resources())
+    if line:
+        raise ResourcesError(line)

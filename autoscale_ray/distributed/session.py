@@ -1,0 +1,89 @@
+"""One run on Ray from its configuration to its end, seen from the process that asked for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from autoscale_ray.config import RunConfig
+from autoscale_ray.distributed.driver import follow, start_driver
+from autoscale_ray.distributed.resources import check_cluster, connect
+from autoscale_ray.reporting.tables import arm_table, round_table
+
+
+def run_on_ray(config: RunConfig, console: Console) -> dict[str, Any]:
+    """Run the loop and the final comparison on a Ray cluster, or join the driver that is at it already.
+
+    SIGTERM and Ctrl-C let the round in hand finish; a later start goes on after it.
+
+    Args:
+        config: The run; everything is written below ``config.placement.run_dir``.
+        console: Receives progress and tables.
+
+    Returns:
+        The last status of the driver: state, summary, stage.
+
+    Raises:
+        AutoScaleError: One clear line: bad configuration, pools or state, or too small a cluster.
+    """
+    config = with_absolute_paths(config)
+    connect(config.placement.ray)
+    check_cluster(config.placement.ray)
+    driver = start_driver(config)
+    with stop_on_signal(driver, console), console.status("starting") as line:
+        shown = -1
+        for status in follow(driver):
+            line.update(status["stage"])
+            shown = show_rounds(status["summary"], shown, console)
+    ray.kill(driver)
+    if status["state"] == "failed":
+        raise status["error"]
+    if status["state"] == "finished":
+        console.print(arm_table(status["summary"]))
+    return status
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Return the same run with absolute folders: workers have other working directories."""
+    paths = {
+        name: str(Path(path).absolute()) for name, path in dataclasses.asdict(config.data).items() if path
+    }
+    run_dir = str(Path(config.placement.run_dir).absolute())
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, **paths),
+        placement=dataclasses.replace(config.placement, run_dir=run_dir),
+    )
+
+
+def show_rounds(summary: dict[str, Any] | None, shown: int, console: Console) -> int:
+    """Print the tables of rounds that have not been shown; return the last one shown."""
+    if summary is None:
+        return shown
+    last = len(summary["rounds"]) - 1
+    for index in range(shown + 1, last + 1):
+        console.print(round_table(summary, index))
+    return last
+
+
+@contextmanager
+def stop_on_signal(driver: Any, console: Console) -> Iterator[None]:
+    """Turn SIGTERM and Ctrl-C into a stop after the round in hand."""
+
+    def stop(number: int, frame: object) -> None:
+        console.print(f"{signal.Signals(number).name}: the round in hand is finished first")
+        driver.stop.remote()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

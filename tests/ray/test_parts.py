@@ -1,0 +1,202 @@
+"""The parts of the Ray backend that decide: each without a cluster."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoscale_ray.config import PlannerConfig, RayConfig, load_config
+from autoscale_ray.distributed.board import Task, TaskBoard
+from autoscale_ray.distributed.evaluate import shares
+from autoscale_ray.distributed.observe import GAUGES, samples
+from autoscale_ray.distributed.resources import ResourcesError, connect, needs_of, shortage
+from autoscale_ray.distributed.sweep import read_space, trial_name
+from autoscale_ray.distributed.sweep_report import write_sweep
+from autoscale_ray.distributed.train import shards_of
+from autoscale_ray.errors import ConfigError
+
+GRAFANA = Path(__file__).parents[2] / "cluster_configs" / "grafana.json"
+pytestmark = pytest.mark.timeout(60)
+
+SUMMARY = {
+    "steps": 50,
+    "batch_size": 64,
+    "clusters": [{"dev": 30}, {"dev": 10}],
+    "rounds": [
+        {
+            "index": 3,
+            "num_scenes": 60,
+            "totals": {"objective": 0.5},
+            "weights": {"c0": 0.25, "c1": 0.75},
+            "cluster_scores": {"c0": 0.4, "c1": None},
+        }
+    ],
+    "spent": {"search_runs": 4, "seconds": {"train": 8.0, "evaluate_dev": 2.0}},
+}
+
+
+def task(name: str) -> Task:
+    return Task(name, PlannerConfig(), ("real", "synthetic"), np.arange(3), 0)
+
+
+def test_the_loop_and_everything_local_leave_ray_alone() -> None:
+    code = "import sys, autoscale_ray.loop, autoscale_ray.local; assert 'ray' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_task_goes_to_a_worker_and_its_files_come_back() -> None:
+    board, got = TaskBoard(), []
+    loop = threading.Thread(target=lambda: got.append(board.post(task("a"))))
+    loop.start()
+    fetched = board.fetch(10)
+    assert isinstance(fetched, Task)
+    assert fetched.task_id == "a"
+    assert isinstance(board.fetch(10), Task), "a worker group that was started again gets the open task again"
+    board.deliver("late task of a dead worker", {"w": b"no"})
+    board.deliver("a", {"w": b"yes"})
+    board.deliver("a", {"w": b"told twice"})
+    loop.join(10)
+    assert got == [{"w": b"yes"}]
+    assert board.fetch(0.0) == "wait"
+    assert len(board.hand_over_s) == 1
+    board.close()
+    assert board.fetch(10) == "end"
+
+
+def test_a_failed_training_run_wakes_the_loop() -> None:
+    board = TaskBoard()
+    threading.Timer(0.05, board.fail, [RuntimeError("out of workers")]).start()
+    with pytest.raises(RuntimeError, match="out of workers"):
+        board.post(task("a"))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
+def test_every_shard_belongs_to_one_worker_in_order(num_workers: int) -> None:
+    dealt = [shard for rank in range(num_workers) for shard in shards_of(rank, num_workers)]
+    assert dealt == [0, 1, 2, 3]
+    assert all(shards_of(rank, num_workers) for rank in range(num_workers))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(logs=st.lists(st.integers(0, 8), min_size=1, max_size=60), num_shares=st.integers(1, 6))
+def test_shares_hold_every_row_once_and_logs_whole(logs: list[int], num_shares: int) -> None:
+    ids = np.array([f"log{number}" for number in logs])
+    dealt = shares(ids, num_shares)
+    assert sorted(np.concatenate(dealt).tolist()) == list(range(len(ids)))
+    assert all(len(rows) for rows in dealt)
+    owners = [set(ids[rows].tolist()) for rows in dealt]
+    assert sum(map(len, owners)) == len(set(ids.tolist()))
+    largest = max(np.unique(ids, return_counts=True)[1])
+    assert max(map(len, dealt)) <= len(ids) / len(dealt) + largest
+
+
+@pytest.mark.parametrize(
+    ("config", "total", "fits"),
+    [
+        (RayConfig(), {"CPU": 3}, True),
+        (RayConfig(), {"CPU": 2}, False),
+        (RayConfig(num_trainers=4, num_scorers=8), {"CPU": 12}, True),
+        (RayConfig(num_trainers=4, num_scorers=8), {"CPU": 11}, False),
+        (RayConfig(gpus_per_worker=1), {"CPU": 8}, False),
+        (RayConfig(gpus_per_worker=1), {"CPU": 8, "GPU": 2}, True),
+        (RayConfig(gpus_per_worker=0.5), {"CPU": 8, "GPU": 1}, True),
+    ],
+)
+def test_a_shortage_is_seen_and_named(config: RayConfig, total: dict[str, float], fits: bool) -> None:
+    line = shortage(needs_of(config), total)
+    assert (line is None) == fits
+    if line:
+        assert f"{total['CPU']} CPUs" in line
+        assert "\n" not in line
+
+
+def test_switches_that_run_code_from_parquet_are_refused(monkeypatch) -> None:
+    monkeypatch.setenv("RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR", "1")
+    with pytest.raises(ResourcesError, match="must not be set"):
+        connect(RayConfig())
+
+
+@pytest.mark.parametrize("override", ["placement.ray.num_trainers=5", "placement.ray.num_trainers=0"])
+def test_more_trainers_than_shards_are_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match="num_trainers"):
+        load_config(None, [override])
+
+
+def test_a_sweep_splits_its_fields_from_the_rest() -> None:
+    space, rest = read_space(["run.yaml", "sweep.loop.budget=10,20", "seed=3", "sweep.retrieval.method=mmr"])
+    assert space == {"loop.budget": [10, 20], "retrieval.method": ["mmr"]}
+    assert rest == ["run.yaml", "seed=3"]
+    names = {trial_name({"loop.budget": budget}) for budget in (10, 20)}
+    assert len(names) == 2
+    assert all(re.fullmatch(r"[\w=.-]+", name) for name in names)
+
+
+@pytest.mark.parametrize("arguments", [["run.yaml"], ["sweep.loop.budget="]])
+def test_a_sweep_of_nothing_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(ConfigError):
+        read_space(arguments)
+
+
+def test_a_sweep_leaves_a_table_and_a_curve(tmp_path: Path) -> None:
+    rows = [
+        {"loop.budget": budget, "objective": score, "se": 0.01, "round": 2, "run_dir": "x"}
+        for budget, score in ((100, 0.6), (20, 0.5), (50, None))
+    ]
+    write_sweep(rows, ["loop.budget"], tmp_path)
+    lines = (tmp_path / "sweep.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["loop.budget", "20", "50", "100"]
+    assert (tmp_path / "sweep.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_samples_leave_out_what_is_missing() -> None:
+    found = {(name, tuple(tags.values())): value for name, tags, value in samples(SUMMARY)}
+    assert found["autoscale_cluster_score", ("c0",)] == 0.4
+    assert ("autoscale_cluster_score", ("c1",)) not in found
+    assert found["autoscale_scenes_per_second", ("train",)] == 4 * 50 * 64 / 8.0
+    assert found["autoscale_scenes_per_second", ("evaluate_dev",)] == 4 * 40 / 2.0
+    assert {name for name, _ in found} == set(GAUGES)
+
+
+def test_every_expression_of_the_dashboard_is_exported_with_its_labels() -> None:
+    dashboard = json.loads(GRAFANA.read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    legends = [target["legendFormat"] for panel in dashboard["panels"] for target in panel["targets"]]
+    used = set()
+    for expression, legend in zip(expressions, legends, strict=True):
+        (name,) = re.findall(r"\bray_(\w+)", expression)
+        used.add(name)
+        labels = re.findall(r"(\w+)=", expression) + re.findall(r"\{\{(\w+)\}\}", legend)
+        assert set(labels) <= set(GAUGES[name][1])
+    assert used == set(GAUGES)
+
+
+def _gather(rank: int, num_workers: int, port: int, out: str) -> None:
+    from autoscale_ray.distributed.train import gather_shards
+
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_workers
+    )
+    rows = torch.arange(8.0).reshape(4, 2)[shards_of(rank, num_workers)]
+    torch.save(gather_shards(rows, num_workers), f"{out}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_gathered_shards_come_in_shard_order_on_every_worker(num_workers: int, tmp_path: Path) -> None:
+    from tests.ray.conftest import free_port
+
+    torch.multiprocessing.spawn(_gather, (num_workers, free_port(), str(tmp_path)), num_workers)
+    for rank in range(num_workers):
+        gathered = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert gathered.tolist() == torch.arange(8.0).reshape(4, 2).tolist()
