@@ -20,7 +20,9 @@ PAPER, ROAD, JUNCTION, ZEBRA, MARKING = "#e9ede4", "#c3c6ca", "#b3b7bc", "#f7f7f
 ROUTE, EGO, RED, LIGHT_GREEN = "#3b7dd8", "#c02626", "#e03131", "#2f9e44"
 AGENT_COLORS = {"vehicle": "#2b3a55", "pedestrian": "#d97706", "bicycle": "#0f9d8a"}
 STATIC_COLOR = "#7b4fa3"
-BEHIND_M, AHEAD_M, SIDE_M = 26.0, 60.0, 30.0
+WIDE_M, NARROW_M = (26.0, 60.0, 30.0), (14.0, 43.4, 20.0)
+"""Drawn behind, ahead and to each side of the ego, at junctions and elsewhere."""
+JUNCTIONS = ("red_light", "merge", "crossing", "left_turn", "roundabout")
 
 Scene = Mapping[str, np.ndarray]
 
@@ -39,7 +41,7 @@ def plot_families(out_dir: str | Path, seed: int = 0, scenes_per_family: int = 2
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     panels = [
-        (f"{name.replace('_', ' ')} {i + 1}", scene)
+        (f"{name.replace('_', ' ')} {i + 1}", scene, WIDE_M if name in JUNCTIONS else NARROW_M)
         for name in FAMILIES
         for i, scene in enumerate(scene_rows(generate(name, scenes_per_family, seed, side="dev")))
     ]
@@ -50,8 +52,8 @@ def plot_families(out_dir: str | Path, seed: int = 0, scenes_per_family: int = 2
     axes = figure.subplots(rows, columns).ravel()
     for axis in axes:
         axis.set_axis_off()
-    for axis, (title, scene) in zip(axes, panels, strict=False):
-        draw_scene(axis, scene)
+    for axis, (title, scene, window_m) in zip(axes, panels, strict=False):
+        draw_scene(axis, scene, window_m)
         axis.set_title(title, fontsize=10)
     figure.text(0.01, 0.004, _LEGEND, fontsize=9)
     figure.subplots_adjust(0.01, 0.03, 0.99, 0.975, 0.04, 0.09)
@@ -84,8 +86,8 @@ def scene_rows(table) -> list[dict[str, np.ndarray]]:
     return scenes
 
 
-def draw_scene(axis: Axes, scene: Scene) -> None:
-    """Draw one scene with the ego heading up."""
+def draw_scene(axis: Axes, scene: Scene, window_m: tuple[float, float, float] = WIDE_M) -> None:
+    """Draw one scene with the ego heading up; the window is metres behind, ahead and to each side."""
     _draw_ground(axis, scene)
     centre = _turned(scene["centerline"][:, :2])
     axis.plot(*centre.T, color=ROUTE, lw=1.3, alpha=0.8, zorder=3)
@@ -93,8 +95,9 @@ def draw_scene(axis: Axes, scene: Scene) -> None:
     for i in range(len(scene["agent_type"])):
         _draw_agent(axis, scene, i)
     _draw_ego(axis, scene)
-    axis.set_xlim(-SIDE_M, SIDE_M)
-    axis.set_ylim(-BEHIND_M, AHEAD_M)
+    behind_m, ahead_m, side_m = window_m
+    axis.set_xlim(-side_m, side_m)
+    axis.set_ylim(-behind_m, ahead_m)
     axis.set_aspect("equal")
 
 
@@ -103,13 +106,15 @@ def _turned(points: np.ndarray) -> np.ndarray:
     return np.stack([-points[..., 1], points[..., 0]], axis=-1)
 
 
+_CORNERS = ((-1, -1), (1, -1), (1, 1), (-1, 1))
+
+
 def _pieces(points: np.ndarray, offsets: np.ndarray) -> list[np.ndarray]:
     return [_turned(points[a:b]) for a, b in pairwise(offsets)]
 
 
 def _draw_ground(axis: Axes, scene: Scene) -> None:
-    window = [[-SIDE_M, -BEHIND_M], [SIDE_M, -BEHIND_M], [SIDE_M, AHEAD_M], [-SIDE_M, AHEAD_M]]
-    axis.add_collection(PolyCollection([window], facecolors=PAPER, zorder=0))
+    axis.add_collection(PolyCollection([200.0 * np.array(_CORNERS)], facecolors=PAPER, zorder=0))
     rings = _pieces(scene["polygon_points"], scene["polygon_offsets"])
     layer = np.array([POLYGON_LAYERS[i] for i in scene["polygon_layer"]])
     for name, color, order in (("roadblock", ROAD, 1.0), ("intersection", JUNCTION, 1.1)):
@@ -172,9 +177,11 @@ def _draw_agent(axis: Axes, scene: Scene, number: int) -> None:
     if not valid[CURRENT_FRAME]:
         return
     ring = _box(*states[CURRENT_FRAME, :3], *scene["agent_size"][number])
-    axis.add_collection(
-        PolyCollection([ring], facecolors=color, edgecolors="white", linewidths=0.4, zorder=5)
-    )
+    # A dark rim keeps cones and people visible, a white one parts vehicles.
+    rim = "white" if scene["agent_size"][number, 1] > 1.0 else color
+    box = PolyCollection([ring], facecolors=color, edgecolors=rim, linewidths=1.2 if rim == color else 0.4)
+    axis.add_collection(box)
+    box.set_zorder(6.5)
     x, y, yaw = states[CURRENT_FRAME, :3]
     nose = np.array(
         [

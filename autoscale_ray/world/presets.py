@@ -53,7 +53,7 @@ POOL_SHARES = {
     "recovery": 1.5,
     "dart_out": 2.0,
 }
-"""Percent of the synthetic pool before the perturbed copies: most where it helps least."""
+"""Percent of the synthetic pool, the rest being perturbed copies: most where it helps least."""
 
 NEAR_DUPLICATES = {"cruise": 20, "curve": 20}
 """Families of the pool that are made from a few base scenes, and how many."""

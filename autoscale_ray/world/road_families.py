@@ -63,9 +63,7 @@ def _scene(
     return Situation(road, gather(slots, draw.num_scenes), speed_N, **{**state, **fields})
 
 
-def background(
-    draw: Draw, road: Road, speed_N: np.ndarray, lanes: tuple[int, int], rear: bool = True
-) -> list[dict]:
+def background(draw: Draw, road: Road, speed_N: np.ndarray, lanes: tuple[int, int]) -> list[dict]:
     """Return slots for company: two oncoming vehicles, a walker on the pavement, a follower."""
     num_lanes, ego_lane = lanes
     oncoming_N = (num_lanes - ego_lane) * road.width_N
@@ -83,10 +81,9 @@ def background(
         ),
         walker(draw.uniform(-5.0, 45.0), draw.uniform(0.8, 1.5), offset=pavement_N, present=draw.chance(0.3)),
     ]
-    if rear:
-        gap_N = 0.9 * speed_N + draw.uniform(4.0, 12.0)
-        behind_N = EGO_REAR_AXLE_TO_CENTER_M - 4.6 - gap_N
-        slots.append(agent(behind_N, speed_N, leader=EGO, desired=road.limit_N, present=draw.chance(0.4)))
+    gap_N = 0.9 * speed_N + draw.uniform(4.0, 12.0)
+    behind_N = EGO_REAR_AXLE_TO_CENTER_M - 4.6 - gap_N
+    slots.append(agent(behind_N, speed_N, leader=EGO, desired=road.limit_N, present=draw.chance(0.4)))
     return slots
 
 

@@ -35,12 +35,6 @@ class Conditions:
     nudge_N3: np.ndarray
     """Ego moved to the left by m, turned by rad, speed changed by a factor 1 + x."""
 
-    @staticmethod
-    def faithful(num_scenes: int) -> Conditions:
-        """Return conditions without any gap."""
-        never = np.zeros(num_scenes, bool)
-        return Conditions(never, never, never, np.zeros((num_scenes, 3)))
-
 
 @dataclass(frozen=True, slots=True)
 class Driven:

@@ -165,7 +165,8 @@ def _idm(
     free = np.where(wanted > 0.05, 1.0 - (speed / np.maximum(wanted, 0.05)) ** 4, -2.0)
     stopping = time_s < traffic.stop_until
     gap = (traffic.stop_station - station) * traffic.direction - 0.5 * traffic.length
-    push = np.where(stopping, _interaction(traffic, speed, gap, speed), 0.0)
+    push = _interaction(speed, gap, speed, traffic.agility, traffic.headway)
+    push = np.where(stopping & (gap > -2.0), push, 0.0)
     for slot in np.flatnonzero(traffic.leader_A != NOBODY):
         push[:, slot] = np.maximum(
             push[:, slot], _leader_push(traffic, slot, station, speed, ego_N, ego_speed_N)
@@ -189,22 +190,14 @@ def _leader_push(
         half, present = 0.5 * traffic.length[:, leader], traffic.present[:, leader]
     gap = (where - station[:, slot]) * traffic.direction[:, slot] - half - 0.5 * traffic.length[:, slot]
     own = speed[:, slot]
-    return np.where(present & (gap > -3.0), _interaction_of(own, gap, own - lead_speed, traffic, slot), 0.0)
+    push = _interaction(own, gap, own - lead_speed, traffic.agility[:, slot], traffic.headway[:, slot])
+    return np.where(present & (gap > -3.0), push, 0.0)
 
 
-def _interaction(traffic: Traffic, speed: np.ndarray, gap: np.ndarray, closing: np.ndarray) -> np.ndarray:
-    desired_gap = 2.0 + np.maximum(
-        0.0, speed * traffic.headway + speed * closing / (2.0 * np.sqrt(2.0 * traffic.agility))
-    )
-    passed = gap < -2.0
-    return np.where(passed, 0.0, (desired_gap / np.maximum(gap, 0.3)) ** 2)
-
-
-def _interaction_of(
-    own: np.ndarray, gap: np.ndarray, closing: np.ndarray, traffic: Traffic, slot: int
+def _interaction(
+    speed: np.ndarray, gap: np.ndarray, closing: np.ndarray, agility: np.ndarray, headway: np.ndarray
 ) -> np.ndarray:
-    agility, headway = traffic.agility[:, slot], traffic.headway[:, slot]
-    desired_gap = 2.0 + np.maximum(0.0, own * headway + own * closing / (2.0 * np.sqrt(2.0 * agility)))
+    desired_gap = 2.0 + np.maximum(0.0, speed * headway + speed * closing / (2.0 * np.sqrt(2.0 * agility)))
     return (desired_gap / np.maximum(gap, 0.3)) ** 2
 
 
