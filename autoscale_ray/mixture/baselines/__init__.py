@@ -22,6 +22,7 @@ BASELINES: dict[str, Method] = {
     "aioli": skills.AIOLI,
     "ado": laws.ADO,
     "mosaic": laws.MOSAIC,
+    "mosaic_ladder": laws.MOSAIC_LADDER,
     "regmix": regression.REGMIX,
     "climb": regression.CLIMB,
 }

@@ -16,7 +16,9 @@ from autoscale_ray.mixture.baselines.signals import (
     end_losses,
     method_of,
     on_simplex,
+    probe_one_cluster,
     searched,
+    seeded_order,
     shares,
     size_prior,
 )
@@ -107,6 +109,16 @@ def ado(history: History, info: ClusterInfo, config: Any) -> Float64:
     return mixture_K
 
 
+def ado_proposal(history: History, info: ClusterInfo, config: Any) -> Float64:
+    """Propose ADO's mixture; without traces the first two runs halve and double clusters, so that curves exist."""
+    runs = searched(history)
+    if len(runs) >= 2 or any(run.feedback.loss_trace_TK is not None for run in runs):
+        return ado(history, info, config)
+    place = seeded_order(info, config)
+    sign_K = np.array([1 if (place[name] + len(runs)) % 2 else -1 for name in info.cluster_ids])
+    return size_prior(info) * 2.0**sign_K
+
+
 def _slopes(history: History, info: ClusterInfo) -> Float64 | None:
     slopes_K = np.full(len(info.cluster_ids), np.nan)
     for cluster in range(len(slopes_K)):
@@ -186,18 +198,15 @@ def greedy_counts(gains_K: Float64, taus_K: Float64, caps_K: Float64, budget: in
     return counts_K
 
 
-def mosaic_pilot(history: History, info: ClusterInfo, config: Any) -> Float64:
-    """Propose the next pilot: every cluster at another level of the ladder, in seeded order.
+def pilot_ladder(history: History, info: ClusterInfo, config: Any) -> Float64:
+    """Propose every cluster at another level of the ladder, in seeded order, one level on in the next run.
 
-    Published pilots grow one domain at a time; that takes several runs for each. Its own assumption, that
-    gains add up, allows to grow all at once, so that each run gives every cluster one point.
+    Not the published pilot, which grows one domain at a time: MOSAIC's own assumption, that gains add up, allows
+    to grow all at once, so that each run gives every cluster one point.
     """
-    count, run = len(info.cluster_ids), len(searched(history))
-    round_of_ladder, level = divmod(run, len(PILOT_LEVELS))
-    rng = np.random.default_rng([getattr(config, "seed", 0), round_of_ladder])
-    names = sorted(info.cluster_ids)
-    offset = dict(zip((names[index] for index in rng.permutation(count)), range(count), strict=True))
-    return np.array([PILOT_LEVELS[(offset[name] + level) % len(PILOT_LEVELS)] for name in info.cluster_ids])
+    ladder, level = divmod(len(searched(history)), len(PILOT_LEVELS))
+    place = seeded_order(info, config, ladder)
+    return np.array([PILOT_LEVELS[(place[name] + level) % len(PILOT_LEVELS)] for name in info.cluster_ids])
 
 
 def mosaic(history: History, info: ClusterInfo, config: Any) -> Float64:
@@ -226,5 +235,6 @@ def _gain_of(history: History, cluster: int, unit: float) -> tuple[float, float]
     return saturating_gain(counts_P[known_P], scores_P[known_P], unit)
 
 
-ADO = method_of(ado, ado, feedback=("losses_K", "loss_trace_TK", "seen_trace_TK", "scores_K"))
-MOSAIC = method_of(mosaic_pilot, mosaic)
+ADO = method_of(ado_proposal, ado, feedback=("losses_K", "loss_trace_TK", "seen_trace_TK", "scores_K"))
+MOSAIC = method_of(probe_one_cluster, mosaic)
+MOSAIC_LADDER = method_of(pilot_ladder, mosaic)

@@ -31,6 +31,9 @@ STEPS_PER_ROUND = 100
 """Published optimiser steps that one round stands for; at 100 the published step sizes move weights by tens
 of percent a round for losses that differ by .1, neither frozen nor one-hot."""
 
+PROBE_WEIGHT = 0.5
+"""Weight of a cluster while it is probed (Aioli's one-hot factor, published .5 to .625)."""
+
 Rule = Callable[[History, ClusterInfo, Any], Float64]
 
 
@@ -152,6 +155,27 @@ def shares(observation: Observation) -> Float64:
 def searched(history: History) -> History:
     """Return the runs with synthetic scenes."""
     return tuple(observation for observation in history if observation.counts_K.sum() > 0)
+
+
+def seeded_order(info: ClusterInfo, config: Any, *more: int) -> dict[str, int]:
+    """Return a random place of every cluster, by name, so that the order of clusters does not matter.
+
+    Args:
+        info: Clusters.
+        config: Its `seed`, 0 where it has none.
+        more: Further seeds.
+    """
+    names = sorted(info.cluster_ids)
+    order = np.random.default_rng([getattr(config, "seed", 0), *more]).permutation(len(names))
+    return {names[index]: place for place, index in enumerate(order.tolist())}
+
+
+def probe_one_cluster(history: History, info: ClusterInfo, config: Any) -> Float64:
+    """Propose half the weight for one cluster and the rest equally, the clusters in seeded random order."""
+    count = len(info.cluster_ids)
+    place = seeded_order(info, config)
+    is_probed_K = np.array([place[name] == len(searched(history)) % count for name in info.cluster_ids])
+    return np.where(is_probed_K, PROBE_WEIGHT, (1 - PROBE_WEIGHT) / max(count - 1, 1))
 
 
 def latest(history: History, name: str) -> Float64 | None:

@@ -15,14 +15,14 @@ from autoscale_ray.mixture.baselines.signals import (
     latest,
     method_of,
     on_simplex,
-    searched,
+    probe_one_cluster,
     shares,
     uniform,
 )
 from autoscale_ray.mixture.problem import ClusterInfo, History
 
 SKILL_IT_STEP, SKILL_IT_WINDOW = 0.8, 3
-AIOLI_STEP, AIOLI_ONE_HOT = 0.2, 0.5
+AIOLI_STEP = 0.2
 
 
 def skill_it_weights(graph_KK: Float64, losses_RK: Float64, step: float = SKILL_IT_STEP) -> Float64:
@@ -96,19 +96,6 @@ def skill_it(history: History, info: ClusterInfo, config: Any) -> Float64:
     return skill_it_weights(graph_KK, end_losses(history))
 
 
-def aioli_probe(history: History, info: ClusterInfo, config: Any) -> Float64:
-    """Propose the next probe: half the weight on one cluster, the rest equal; seeded random order."""
-    count = len(info.cluster_ids)
-    if count == 1:
-        return np.ones(1)
-    names = sorted(info.cluster_ids)  # by name, so that the order of clusters does not matter
-    order = np.random.default_rng(getattr(config, "seed", 0)).permutation(count)
-    target = info.cluster_ids.index(names[order[len(searched(history)) % count]])
-    weights_K = np.full(count, (1 - AIOLI_ONE_HOT) / (count - 1))
-    weights_K[target] = AIOLI_ONE_HOT
-    return weights_K
-
-
 def aioli(history: History, info: ClusterInfo, config: Any) -> Float64:
     """Take one step of Aioli after every probe, with the matrix learned from the probes until then."""
     mixtures_RK, ends_RK = np.array([shares(run) for run in history]), end_losses(history)
@@ -129,4 +116,4 @@ def aioli(history: History, info: ClusterInfo, config: Any) -> Float64:
 
 
 SKILL_IT = method_of(skill_it, skill_it, feedback=("losses_K", "transfer_KK", "scores_K"))
-AIOLI = method_of(aioli_probe, aioli, feedback=("losses_K", "transfer_KK", "scores_K"))
+AIOLI = method_of(probe_one_cluster, aioli, feedback=("losses_K", "transfer_KK", "scores_K"))

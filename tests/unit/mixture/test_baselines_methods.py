@@ -214,7 +214,7 @@ def _world(info: ClusterInfo, gains: np.ndarray, tau: float, name: str, num_runs
 
 @pytest.mark.parametrize(
     ("name", "num_runs", "ratio"),
-    [("mosaic", 3, 2.0), ("regmix", 40, 2.0), ("aioli", 4, 1.02)],
+    [("mosaic", 4, 2.0), ("mosaic_ladder", 3, 2.0), ("regmix", 40, 2.0), ("aioli", 4, 1.02)],
 )
 def test_searching_rules_find_the_cluster_that_responds(name, num_runs, ratio):
     info = replace(
@@ -245,7 +245,7 @@ def test_climb_and_regmix_follow_a_linear_response():
 
 def test_mosaic_finds_the_optimum_of_its_own_law():
     info = replace(_info(3), pool_sizes_K=np.full(3, 1000.0), dev_weights_K=np.array([0.5, 0.25, 0.25]))
-    found = _world(info, np.array([0.1, 0.2, 0.4]), 60.0, "mosaic", 3) * info.budget
+    found = _world(info, np.array([0.1, 0.2, 0.4]), 60.0, "mosaic_ladder", 3) * info.budget
     # equal marginal gains v a exp(-n/tau): n_k = 200/3 + tau (ln v_k a_k - mean)
     # v a = (.05, .05, .1): logs lie -.231, -.231, .462 from their mean, times 60
     assert found == pytest.approx([52.8, 52.8, 94.4], abs=4.0)
@@ -279,7 +279,7 @@ def test_aioli_probes_every_cluster_once():
 
 def test_random_designs_follow_the_seed():
     info = _info(5)
-    for name in ("regmix", "climb", "aioli", "mosaic"):
+    for name in ("regmix", "climb", "aioli", "mosaic", "mosaic_ladder", "ado"):
         draws = {
             tuple(BASELINES[name].propose((), info, SimpleNamespace(seed=seed)).values()) for seed in range(6)
         }
