@@ -95,9 +95,9 @@ class EmbeddingLossConfig:
 class ScenarioDistanceConfig:
     """Weight of each aspect in the scenario distance that the metric term follows; 0 leaves an aspect out."""
 
-    drive: NonNegative = 1.0
-    """Mean distance between the ego's positions, -1.5 to 4 s."""
-    speed: NonNegative = 1.0
+    drive: NonNegative = 0.5
+    """Mean distance between the ego's positions, -1.5 to 4 s; with `speed`, the ego's motion counts once."""
+    speed: NonNegative = 0.5
     """Mean difference of the ego's speeds."""
     agents: NonNegative = 1.0
     """Transport distance between the agents, by kind of motion, in route coordinates."""

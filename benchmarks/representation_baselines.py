@@ -6,18 +6,28 @@ Shape legend: N scenes, M agents, D embedding size, F descriptor size, R raster 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autoscale_ray.representation import features
+from autoscale_ray.config import RepresentationConfig
+from autoscale_ray.representation import features, objectives
+from autoscale_ray.representation.decoder import NUM_CELLS
+from autoscale_ray.representation.encoder import GraphEncoder
 from autoscale_ray.representation.kinematics import relative_motion, route_ahead, route_coordinates, route_of
 from autoscale_ray.representation.rasters import bev_rasters
-from autoscale_ray.representation.scene_graph import SceneGraph, global_edges, select_scenes
+from autoscale_ray.representation.scene_graph import (
+    NODE_TYPES,
+    RELATIONS,
+    SceneGraph,
+    global_edges,
+    select_scenes,
+)
 from autoscale_ray.representation.segments import cut_lanes
+from autoscale_ray.representation.views import semantic_view
 from autoscale_ray.scenes.batch import SceneBatch, row_of
 from autoscale_ray.scenes.schema import AGENT_TYPES, CURRENT_FRAME, DRIVING_COMMANDS
 
@@ -26,6 +36,8 @@ with warnings.catch_warnings():
     from torch_geometric.nn import VGAE, SAGEConv
 
 Float64 = NDArray[np.float64]
+Pair = tuple[Float64, Float64]
+"""Embeddings of the training and of the test scenes."""
 SIDES_M = ((-1.75, 1.75), (1.75, 6.0), (-6.0, -1.75), (6.0, 25.0), (-25.0, -6.0))
 """Corridors beside the route: own, left, right, far left, far right."""
 VULNERABLE = ("pedestrian", "bicycle")
@@ -41,7 +53,9 @@ def hand_descriptor(batch: SceneBatch) -> Tensor:
         Float32 (N, F).
     """
     scene = features.scene_geometry(batch, cut_lanes(batch))
-    return torch.cat([_own_motion(batch), _route_shape(batch), _others(batch, scene), _map_and_lights(batch, scene)], 1)
+    return torch.cat(
+        [_own_motion(batch), _route_shape(batch), _others(batch, scene), _map_and_lights(batch, scene)], 1
+    )
 
 
 def _own_motion(batch: SceneBatch) -> Tensor:
@@ -50,7 +64,15 @@ def _own_motion(batch: SceneBatch) -> Tensor:
     turn = torch.atan2((now[:, 2] - before[:, 2]).sin(), (now[:, 2] - before[:, 2]).cos())
     command = torch.nn.functional.one_hot(batch.command_N, len(DRIVING_COMMANDS)).float()
     limit = batch.route_speed_limit_N.nan_to_num(nan=14.0)
-    single = [now[:, 3], now[:, 3] - before[:, 3], now[:, 5], now[:, 6], turn, limit, now[:, 3] / limit.clamp(min=1)]
+    single = [
+        now[:, 3],
+        now[:, 3] - before[:, 3],
+        now[:, 5],
+        now[:, 6],
+        turn,
+        limit,
+        now[:, 3] / limit.clamp(min=1),
+    ]
     return torch.cat([torch.stack(single, dim=1), command], dim=1)
 
 
@@ -78,7 +100,11 @@ def _others(batch: SceneBatch, scene: features.SceneGeometry) -> Tensor:
         inside = ((place[:, 1] > low) & (place[:, 1] <= high)).float()
         for ahead in (place[:, 0] > 0, place[:, 0] <= 0):
             nearness = torch.exp(-place[:, 0].abs() / 20) * inside * ahead
-            columns += [nearness, nearness * (motion[:, 2]).clamp(min=0), nearness * (-motion[:, 2]).clamp(min=0)]
+            columns += [
+                nearness,
+                nearness * (motion[:, 2]).clamp(min=0),
+                nearness * (-motion[:, 2]).clamp(min=0),
+            ]
     table = torch.stack(columns, dim=1)
     largest = torch.zeros(len(batch), table.shape[1])
     largest = largest.scatter_reduce(0, owner[:, None].expand_as(table), table, "amax")
@@ -110,3 +136,141 @@ def fit_principal_components(train_NF: Float64, size: int) -> tuple[Float64, Flo
     scale = np.where(scale > 1e-6, scale, 1.0)
     _, _, directions = np.linalg.svd((train_NF - mean) / scale, full_matrices=False)
     return mean, scale, directions[:size].T
+
+
+def raster_autoencoder(train: SceneGraph, test: SceneGraph, config: RepresentationConfig, seed: int) -> Pair:
+    """Train a convolutional autoencoder on the bird's-eye rasters and return its bottleneck."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = nn.Sequential(
+            nn.Conv2d(4, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1),
+            nn.ReLU(), nn.Flatten(), nn.Linear(512, config.embedding_size),
+        )  # fmt: skip
+        decoder = nn.Sequential(
+            nn.Linear(config.embedding_size, 256), nn.ReLU(), nn.Linear(256, 4 * NUM_CELLS**2)
+        )
+
+    def images(graph: SceneGraph) -> Tensor:
+        return bev_rasters(graph, NUM_CELLS).unflatten(2, (NUM_CELLS, NUM_CELLS))
+
+    def cost(graph: SceneGraph, generator: torch.Generator) -> Tensor:
+        raster = images(graph)
+        found = decoder(encoder(raster)).reshape(raster.shape)
+        weight = raster.new_tensor(5.0)
+        filled = nn.functional.binary_cross_entropy_with_logits(found[:, 0], raster[:, 0], pos_weight=weight)
+        lanes = nn.functional.binary_cross_entropy_with_logits(found[:, 3], raster[:, 3], pos_weight=weight)
+        return filled + lanes + (found[:, 1:3] - raster[:, 1:3]).square().mean() * 10
+
+    _optimise(nn.ModuleList([encoder, decoder]), cost, train, config, seed)
+    return embedded(lambda graph: encoder(images(graph)), train), embedded(lambda g: encoder(images(g)), test)
+
+
+class _HomogeneousEncoder(nn.Module):
+    """Two SAGE layers over agents, lanes and controls as one graph; mean and log deviation of every node."""
+
+    def __init__(self, feature_sizes: dict[str, int], size: int) -> None:
+        super().__init__()
+        self.inputs = nn.ModuleDict({name: nn.Linear(width, size) for name, width in feature_sizes.items()})
+        self.hidden = SAGEConv(size, size)
+        self.mean, self.log_deviation = SAGEConv(size, size), SAGEConv(size, size)
+
+    def forward(self, graph: SceneGraph) -> tuple[Tensor, Tensor]:
+        nodes, edges, _ = homogeneous(
+            graph, {name: layer(graph.features[name]) for name, layer in self.inputs.items()}
+        )
+        hidden = torch.relu(self.hidden(torch.relu(nodes), edges))
+        return self.mean(hidden, edges), self.log_deviation(hidden, edges)
+
+
+def homogeneous(graph: SceneGraph, tables: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay all nodes end to end; return node table, edge index and the scene of every node.
+
+    Args:
+        graph: N scenes.
+        tables: One table of equal width by node type.
+    """
+    names = ("ego", *NODE_TYPES)
+    start = dict(
+        zip(names, np.cumsum([0, *(len(tables[name]) for name in names[:-1])]).tolist(), strict=True)
+    )
+    owner = {"ego": torch.arange(len(graph)), **{name: row_of(graph.offsets[name]) for name in NODE_TYPES}}
+    parts = []
+    for relation, (source, target) in RELATIONS.items():
+        parts.append(global_edges(graph, relation) + torch.tensor([start[source], start[target]]))
+    for name in NODE_TYPES:
+        own = torch.arange(len(owner[name])) + start[name]
+        parts += [torch.stack([owner[name], own], dim=1), torch.stack([own, owner[name]], dim=1)]
+    return (
+        torch.cat([tables[name] for name in names]),
+        torch.cat(parts).T,
+        torch.cat([owner[name] for name in names]),
+    )
+
+
+def graph_vgae(train: SceneGraph, test: SceneGraph, config: RepresentationConfig, seed: int) -> Pair:
+    """Train PyG's variational graph autoencoder on the edges and return the mean over the nodes of a scene."""
+    sizes = {name: table.shape[1] for name, table in train.features.items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = VGAE(_HomogeneousEncoder(sizes, config.embedding_size))
+
+    def cost(graph: SceneGraph, generator: torch.Generator) -> Tensor:
+        mean, log_deviation = model.encoder(graph)
+        noise = torch.randn(mean.shape, generator=generator)
+        z = mean + noise * log_deviation.clamp(max=2).exp()
+        _, edges, _ = homogeneous(graph, {name: graph.features[name][:, :1] for name in graph.features})
+        other = torch.randint(len(z), edges.shape, generator=generator)
+        return model.recon_loss(z, edges, other) + model.kl_loss(mean, log_deviation.clamp(max=2)) / len(z)
+
+    def pooled(graph: SceneGraph) -> Tensor:
+        mean, _ = model.encoder(graph)
+        _, _, owner = homogeneous(graph, {name: graph.features[name][:, :1] for name in graph.features})
+        total = torch.zeros(len(graph), mean.shape[1]).index_add(0, owner, mean)
+        return total / torch.bincount(owner, minlength=len(graph))[:, None]
+
+    _optimise(model, cost, train, config, seed)
+    return embedded(pooled, train), embedded(pooled, test)
+
+
+def vicreg(train: SceneGraph, test: SceneGraph, config: RepresentationConfig, seed: int) -> Pair:
+    """Train our encoder with VICReg alone: 25 invariance + 25 variance + 1 covariance over two views."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = GraphEncoder({name: table.shape[1] for name, table in train.features.items()},
+                               config.hidden_size, config.embedding_size, config.num_layers)  # fmt: skip
+
+    def cost(graph: SceneGraph, generator: torch.Generator) -> Tensor:
+        first, second = (encoder(semantic_view(graph, generator)).z_ND for _ in range(2))
+        spread = objectives.variance_loss(first) + objectives.variance_loss(second)
+        return 25 * (first - second).square().mean() + 25 * spread
+
+    _optimise(encoder, cost, train, config, seed)
+    return embedded(lambda graph: encoder(graph).z_ND, train), embedded(
+        lambda graph: encoder(graph).z_ND, test
+    )
+
+
+def _optimise(
+    model: nn.Module,
+    cost: Callable[[SceneGraph, torch.Generator], Tensor],
+    graph: SceneGraph,
+    config: RepresentationConfig,
+    seed: int,
+) -> None:
+    """Minimise a cost with the steps, batch size and learning rate of Graph-RAE."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, config.num_steps))
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(config.num_steps):
+        rows = torch.randint(len(graph), (config.batch_size,), generator=generator)
+        value = cost(select_scenes(graph, rows), generator)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        schedule.step()
+
+
+@torch.no_grad()
+def embedded(encode: Callable[[SceneGraph], Tensor], graph: SceneGraph, size: int = 1024) -> Float64:
+    rows = torch.arange(len(graph)).split(size)
+    return torch.cat([encode(select_scenes(graph, part)) for part in rows]).double().numpy()

@@ -20,7 +20,9 @@ from torch.nn.functional import embedding_bag
 from autoscale_ray.representation.scene_graph import NODE_TYPES, RELATIONS, SceneGraph, global_edges
 from autoscale_ray.scenes.batch import offsets_of, row_of
 
-with warnings.catch_warnings():  # torch_geometric scripts a class at import, which torch 2.13 calls deprecated
+with (
+    warnings.catch_warnings()
+):  # torch_geometric scripts a class at import, which torch 2.13 calls deprecated
     warnings.simplefilter("ignore", DeprecationWarning)
     from torch_geometric.nn import SAGEConv
     from torch_geometric.nn.aggr import AttentionalAggregation, MeanAggregation

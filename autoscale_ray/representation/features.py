@@ -24,7 +24,7 @@ from autoscale_ray.representation.kinematics import (
     route_of,
 )
 from autoscale_ray.representation.segments import Segments
-from autoscale_ray.scenes.batch import SceneBatch, offsets_of, ragged_index, row_of
+from autoscale_ray.scenes.batch import SceneBatch, ragged_index, row_of
 from autoscale_ray.scenes.schema import (
     AGENT_TYPES,
     CURRENT_FRAME,
@@ -202,8 +202,9 @@ def _ego_motion(batch: SceneBatch) -> Tensor:
     rates = torch.cat([states[..., 3:5] / SPEED_SCALE_MPS, states[..., 5:7] / ACCELERATION_SCALE_MPS2], dim=2)
     command = one_hot(batch.command_N, len(DRIVING_COMMANDS)).float()
     limit = _flag_and_value(batch.route_speed_limit_N, SPEED_LIMIT_SCALE_MPS)
-    return torch.cat([_poses(states, valid), (rates * valid[..., None]).flatten(1),
-                      batch.ego_size_N4 / batch.ego_size_N4.new_tensor([5.0, 2.0, 3.0, 1.5]), command, limit], dim=1)  # fmt: skip
+    size = batch.ego_size_N4 / batch.ego_size_N4.new_tensor([5.0, 2.0, 3.0, 1.5])
+    rates = (rates * valid[..., None]).flatten(1)
+    return torch.cat([_poses(states, valid), rates, size, command, limit], dim=1)
 
 
 def _ego_route(batch: SceneBatch, scene: SceneGeometry) -> Tensor:

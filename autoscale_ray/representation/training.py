@@ -31,7 +31,8 @@ from autoscale_ray.representation.distance import (
     scenario_signature,
     select_signature,
 )
-from autoscale_ray.representation.encoder import GraphEncoder, Path as EncoderPath
+from autoscale_ray.representation.encoder import GraphEncoder
+from autoscale_ray.representation.encoder import Path as EncoderPath
 from autoscale_ray.representation.rasters import bev_rasters, sector_counts
 from autoscale_ray.representation.scene_graph import (
     RELATIONS,
@@ -176,7 +177,8 @@ def fit(
     num_responses = 0 if scenes.responses_NR is None else scenes.responses_NR.shape[1]
     model = new_model(config, feature_sizes_of(scenes.graph), seed, num_responses)
     distance = fit_scenario_distance(scenes.signature, dataclasses.asdict(config.distance), seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.num_steps))
     generator = torch.Generator().manual_seed(seed)
     draws = _draw_batches(scenes.source_N, config.batch_size, torch.Generator().manual_seed(seed + 1))
@@ -186,7 +188,7 @@ def fit(
         terms = batch_terms(model, _take(scenes, rows), copies, distance, generator)
         optimizer.zero_grad(set_to_none=True)
         weighted_sum(terms, config).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        nn.utils.clip_grad_norm_(parameters, 5.0)
         optimizer.step()
         schedule.step()
         if report is not None:
@@ -410,7 +412,10 @@ def load(folder: Path | str) -> GraphRae:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (path / name).is_file():
             raise ArtifactError(str(path / name), "file of a saved encoder is missing")
-    described = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    try:
+        described = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ArtifactError(str(path / CONFIG_FILE), "must be JSON") from error
     if described.get("format") != FORMAT_VERSION:
         raise ArtifactError(
             str(path / CONFIG_FILE), f"format must be {FORMAT_VERSION}", described.get("format")

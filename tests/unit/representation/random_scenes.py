@@ -119,7 +119,8 @@ def _centerlines(rng: np.random.Generator, num_scenes: int) -> dict[str, torch.T
     offsets = offsets_of(lengths_N)
     owner_C = torch.repeat_interleave(torch.arange(num_scenes), lengths_N)
     along_C = (torch.arange(len(owner_C)) - offsets[owner_C]).float() - 5.0
-    curvature_C = torch.from_numpy(rng.uniform(0.002, 0.02, num_scenes) * rng.choice([-1, 1], num_scenes)).float()[owner_C]
+    curvature_N = rng.uniform(0.002, 0.02, num_scenes) * rng.choice([-1, 1], num_scenes)
+    curvature_C = torch.from_numpy(curvature_N).float()[owner_C]
     yaw_C = curvature_C * along_C
     x_C, y_C = yaw_C.sin() / curvature_C, (1 - yaw_C.cos()) / curvature_C
     return {"centerline_offsets": offsets, "centerline_C3": torch.stack([x_C, y_C, yaw_C], dim=1)}

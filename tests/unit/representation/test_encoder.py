@@ -40,7 +40,9 @@ def test_fast_path_has_the_gradients_of_pyg_layers(model):
         model.zero_grad()
         model.encoder(graph, path).z_ND.square().sum().backward()
         gradients[path] = {
-            name: value.grad.clone() for name, value in model.encoder.named_parameters() if value.grad is not None
+            name: value.grad.clone()
+            for name, value in model.encoder.named_parameters()
+            if value.grad is not None
         }
     model.zero_grad()
     assert gradients["fast"].keys() == gradients["pyg"].keys()
@@ -78,7 +80,8 @@ def test_order_of_lanes_does_not_matter(model):
     order = _shuffled_inside(batch.lane_offsets, 1)
     new_number = torch.empty_like(order)
     new_number[order] = torch.arange(len(order))
-    points = [batch.lane_points_V2[batch.lane_point_offsets[lane] : batch.lane_point_offsets[lane + 1]] for lane in order]
+    first = batch.lane_point_offsets
+    points = [batch.lane_points_V2[first[lane] : first[lane + 1]] for lane in order]
     lengths = torch.tensor([len(line) for line in points])
     start_E = batch.lane_offsets[row_of(batch.link_offsets)]
     links = batch.links_E3.clone()
@@ -148,7 +151,9 @@ def test_rigid_motion_of_the_map_does_not_matter(model, motion):
         flat, flat_yaw = points.double().reshape(-1, 2).numpy(), yaw.double().reshape(-1).numpy()
         turned = flat @ np.array([[cos, sin], [-sin, cos]]) + [x, y]
         local, local_yaw = _in_ego_frame(turned, flat_yaw + angle, np.array([x, y, angle]))
-        return torch.from_numpy(local).reshape(*shape, 2).float(), torch.from_numpy(local_yaw).reshape(shape).float()
+        return torch.from_numpy(local).reshape(*shape, 2).float(), torch.from_numpy(local_yaw).reshape(
+            shape
+        ).float()
 
     states = batch.agent_states_AT5.clone()
     states[..., :2], states[..., 2] = moved(states[..., :2], states[..., 2])

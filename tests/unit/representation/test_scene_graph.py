@@ -38,7 +38,9 @@ def assert_same_graph(first, second):
 def test_relative_motion_of_a_car_ahead_that_brakes():
     observer = torch.tensor([[1.0, 2.0, np.pi / 2, 0.0, 10.0]])  # drives north at 10 m/s
     other = torch.tensor([[1.0, 22.0, np.pi / 2, 0.0, 6.0]])  # 20 m ahead, 4 m/s slower
-    found = dict(zip(kinematics.RELATIVE_MOTION, kinematics.relative_motion(observer, other)[0].tolist(), strict=True))
+    found = dict(
+        zip(kinematics.RELATIVE_MOTION, kinematics.relative_motion(observer, other)[0].tolist(), strict=True)
+    )
     expected = {"ahead": 1.0, "left": 0.0, "closing_x": -0.4, "closing_y": 0.0, "nearness": np.exp(-1),
                 "inverse_ttc": 4 / 20, "headway": 2.0 / 8.0}  # fmt: skip
     assert found == pytest.approx(expected, abs=1e-6)
@@ -47,7 +49,9 @@ def test_relative_motion_of_a_car_ahead_that_brakes():
 def test_inverse_ttc_of_a_parting_object_is_zero():
     observer = torch.tensor([[0.0, 0.0, 0.0, 5.0, 0.0]])
     other = torch.tensor([[20.0, 0.0, 0.0, 9.0, 0.0]])
-    assert kinematics.relative_motion(observer, other)[0, kinematics.RELATIVE_MOTION.index("inverse_ttc")] == 0
+    assert (
+        kinematics.relative_motion(observer, other)[0, kinematics.RELATIVE_MOTION.index("inverse_ttc")] == 0
+    )
 
 
 def test_route_coordinates_agree_with_shapely():
@@ -58,12 +62,16 @@ def test_route_coordinates_agree_with_shapely():
     offsets = batch.centerline_offsets
     for number in range(200):
         scene = int(owner[number])
-        line = shapely.LineString(batch.centerline_C3[offsets[scene] : offsets[scene + 1], :2].double().numpy())
+        line = shapely.LineString(
+            batch.centerline_C3[offsets[scene] : offsets[scene + 1], :2].double().numpy()
+        )
         point = shapely.Point(points[number].tolist())
         along = line.project(point)
         if not 2 < along < line.length - 2:
             continue  # beyond an end the tangent frame goes on straight, shapely stops
-        tangent = np.subtract(line.interpolate(along + 0.5).coords[0], line.interpolate(along - 0.5).coords[0])
+        tangent = np.subtract(
+            line.interpolate(along + 0.5).coords[0], line.interpolate(along - 0.5).coords[0]
+        )
         offset = np.subtract(point.coords[0], line.interpolate(along).coords[0])
         side = np.sign(tangent[0] * offset[1] - tangent[1] * offset[0])
         # The nearest vertex stands for the nearest point: off by the bend between two vertices (2 m, 1/50 m).
@@ -86,7 +94,9 @@ def test_scene_without_route_has_places_in_its_own_frame():
     batch = dataclasses.replace(
         batch, centerline_C3=torch.zeros(0, 3), centerline_offsets=torch.zeros(3, dtype=torch.int64)
     )
-    found = kinematics.route_coordinates(torch.tensor([[3.0, -2.0]]), torch.tensor([1]), kinematics.route_of(batch))
+    found = kinematics.route_coordinates(
+        torch.tensor([[3.0, -2.0]]), torch.tensor([1]), kinematics.route_of(batch)
+    )
     assert found[0].tolist() == [3.0, -2.0, 0.0]
     assert graph_from_batch(batch).features["ego"].isfinite().all()
 
@@ -99,13 +109,17 @@ def test_lanes_are_cut_into_equal_pieces():
     assert segments.lane_G.tolist() == [0, 0, 0, 1]
     expected = [[[0, 0], [7.5, 0], [15, 0]], [[15, 0], [22.5, 0], [30, 0]], [[30, 0], [30, 7.5], [30, 15]],
                 [[100, 100], [100, 105], [100, 110]]]  # fmt: skip
-    torch.testing.assert_close(segments.points_G32, torch.tensor(expected, dtype=torch.float32), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        segments.points_G32, torch.tensor(expected, dtype=torch.float32), atol=1e-4, rtol=0
+    )
     assert segments.length_G.tolist() == pytest.approx([15, 15, 15, 10])
 
 
 def test_segments_are_linked_along_and_across():
     batch = random_batch(1, 0, num_lanes=3)
-    lanes = [torch.tensor([[0.0, y], [40.0, y]]) for y in (0.0, 3.5)] + [torch.tensor([[40.0, 0.0], [50.0, 0.0]])]
+    lanes = [torch.tensor([[0.0, y], [40.0, y]]) for y in (0.0, 3.5)] + [
+        torch.tensor([[40.0, 0.0], [50.0, 0.0]])
+    ]
     batch = dataclasses.replace(
         batch,
         lane_points_V2=torch.cat(lanes),

@@ -1,0 +1,371 @@
+"""Does the embedding find the right scenes? Graph-RAE, its ablations and its rivals on two data sets.
+
+    python benchmarks/bench_representation.py --recordings POOLS --check --json out.json
+    python benchmarks/bench_representation.py --quick
+
+Every arm sees the same training scenes and takes the same number of steps; test scenes come from other logs. Families
+(world) and tags of motion and map (recordings) judge and enter no loss and no descriptor. An arm is judged with its raw
+embedding and with the whitened one that clusters and retrieval use, and counts with the better of the two. Finished
+(data set, arm, seed) cells are kept in `--out` and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import representation_baselines as baselines
+import torch
+from representation_data import DataSet, Side, built_in_world, recordings
+from scipy.stats import t as student_t
+
+from autoscale_ray.config import EmbeddingLossConfig, RepresentationConfig
+from autoscale_ray.mixture.similarity import fit_whitening
+from autoscale_ray.representation import quality
+from autoscale_ray.representation.distance import fit_scenario_distance
+from autoscale_ray.representation.training import TrainingSet, fit, training_set
+
+NO_TERM = dict.fromkeys((field.name for field in dataclasses.fields(EmbeddingLossConfig)), 0.0)
+DEFAULT = RepresentationConfig()
+NUM_CLUSTERS = 16
+RETRIEVAL = ("recall@1", "recall@5", "recall@10", "map")
+CLUSTERING = ("nmi", "ari", "purity", "silhouette")
+COLUMNS = (*RETRIEVAL, "source recall@5", *CLUSTERING, "probe f1", "spearman", "rank", "domain auc",
+           "score homogeneity", "difference homogeneity", "cpu_s")  # fmt: skip
+
+
+def with_terms(**weights: float) -> RepresentationConfig:
+    """Return the default with other loss weights; terms left out keep theirs."""
+    return dataclasses.replace(DEFAULT, loss=dataclasses.replace(DEFAULT.loss, **weights))
+
+
+def only_terms(**weights: float) -> RepresentationConfig:
+    return dataclasses.replace(DEFAULT, loss=EmbeddingLossConfig(**{**NO_TERM, **weights}))
+
+
+OURS: dict[str, RepresentationConfig] = {
+    "graph-rae": DEFAULT,
+    "without decoder": with_terms(decoder=0.0),
+    "without variance": with_terms(variance=0.0),
+    "without metric": with_terms(metric=0.0),
+    "metric alone": only_terms(metric=1.0),
+    "decoder alone": only_terms(decoder=1.0),
+    "with masked": with_terms(masked=0.5),
+    "with relation": with_terms(relation=0.2),
+    "with contrastive": with_terms(contrastive=0.2),
+    "with pairs": with_terms(pairs=0.5),
+    "with laplacian": with_terms(laplacian=0.2),
+    "with norm": with_terms(norm=1e-4),
+    "with future": dataclasses.replace(DEFAULT, use_future=True),
+    "all terms": only_terms(
+        decoder=1.0, masked=0.5, relation=0.5, contrastive=0.5, metric=0.5, pairs=0.5, variance=0.1, norm=1e-4
+    ),
+}
+ABLATIONS = tuple(name for name in OURS if name != "graph-rae")
+BASELINES = (
+    "descriptor + pca",
+    "raster autoencoder",
+    "vgae",
+    "graphmae",
+    "graphcl",
+    "vicreg",
+    "untrained",
+    "random",
+)
+SINGLE_TERM = {
+    "graphmae": only_terms(masked=1.0),
+    "graphcl": only_terms(contrastive=1.0),
+    "untrained": dataclasses.replace(DEFAULT, num_steps=0),
+}
+TRAINED: Mapping[str, Callable[..., baselines.Pair]] = {
+    "raster autoencoder": baselines.raster_autoencoder,
+    "vgae": baselines.graph_vgae,
+    "vicreg": baselines.vicreg,
+}
+
+
+@dataclass
+class Prepared:
+    """Graphs of a data set, built once for all arms."""
+
+    data: DataSet
+    train: TrainingSet
+    test: TrainingSet
+    delta_NN: np.ndarray
+    """Scenario distance between the first 400 test scenes."""
+
+    @property
+    def copies(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of perturbed training scenes and of their sources."""
+        source_N = self.train.source_N.numpy()
+        rows = np.flatnonzero(source_N >= 0)
+        return rows, source_N[rows]
+
+
+def source_rows(side: Side) -> np.ndarray:
+    ids, origins = side.column("scene_id"), side.column("origin_id")
+    row_by_id = {scene_id: row for row, scene_id in enumerate(ids)}
+    return np.array([row_by_id.get(origin, -1) if origin else -1 for origin in origins])
+
+
+def prepare(data: DataSet, *, use_future: bool = False) -> Prepared:
+    train = training_set(data.train.batches(), source_rows(data.train), use_future=use_future)
+    test = training_set(data.test.batches(), use_future=use_future)
+    distance = fit_scenario_distance(train.signature, dataclasses.asdict(DEFAULT.distance), 0)
+    first = {name: table[:400] for name, table in test.signature.items()}
+    return Prepared(data, train, test, distance(first, first).numpy())
+
+
+def embed_arm(arm: str, prepared: Prepared, config: RepresentationConfig, seed: int) -> baselines.Pair:
+    """Return the training and test embeddings of an arm."""
+    train, test = prepared.train.graph, prepared.test.graph
+    if arm == "random":
+        rng = np.random.default_rng(seed)
+        return rng.standard_normal((len(train), 64)), rng.standard_normal((len(test), 64))
+    if arm == "descriptor + pca":
+        first, second = (
+            torch.cat([baselines.hand_descriptor(batch) for batch in side.batches()]).double().numpy()
+            for side in (prepared.data.train, prepared.data.test)
+        )
+        mean, scale, directions = baselines.fit_principal_components(first, 64)
+        return ((first - mean) / scale) @ directions, ((second - mean) / scale) @ directions
+    if arm in TRAINED:
+        return TRAINED[arm](train, test, config, seed)
+    model = fit(prepared.train, config, seed)
+    return tuple(
+        baselines.embedded(lambda graph: model.encoder(graph).z_ND, graph) for graph in (train, test)
+    )  # type: ignore[return-value]
+
+
+def judge(prepared: Prepared, train_ND: np.ndarray, test_ND: np.ndarray, seed: int) -> dict[str, float]:
+    """Compute every figure of one embedding."""
+    label_N = prepared.data.label_N
+    named = label_N != ""
+    z_ND, name_N = test_ND[named], label_N[named]
+    relevant = name_N[quality.cosine_ranking(z_ND, z_ND, same=True)] == name_N[:, None]
+    cluster_N = quality.kmeans_labels(z_ND, len(np.unique(name_N)), seed)
+    half = np.random.default_rng(seed).permutation(len(z_ND))
+    fitted, judged = half[::2], half[1::2]
+    found = {f"recall@{k}": quality.recall_at(relevant, k) for k in (1, 5, 10)}
+    found |= {
+        "map": quality.mean_average_precision(relevant),
+        "source recall@5": source_recall(prepared, train_ND),
+        "nmi": quality.normalised_mutual_information(cluster_N, name_N),
+        "ari": quality.adjusted_rand_index(cluster_N, name_N),
+        "purity": quality.purity(cluster_N, name_N),
+        "silhouette": quality.silhouette(z_ND, name_N),
+        "probe f1": quality.linear_probe_macro_f1(z_ND[fitted], name_N[fitted], z_ND[judged], name_N[judged]),
+        "spearman": quality.distance_correlation(test_ND[:400], prepared.delta_NN),
+        "rank": quality.effective_rank(test_ND),
+        "domain auc": domain_auc(prepared, train_ND, seed),
+    }
+    coarse_N = quality.kmeans_labels(test_ND, NUM_CLUSTERS, seed)
+    for name in ("score", "difference"):
+        values = prepared.data.responses.get(name)
+        found[f"{name} homogeneity"] = (
+            float("nan") if values is None else quality.response_homogeneity(values, coarse_N)
+        )
+    return found
+
+
+def source_recall(prepared: Prepared, train_ND: np.ndarray) -> float:
+    """Return how often the real source of a perturbed scene is among its five nearest real scenes."""
+    copies, sources = prepared.copies
+    if len(copies) == 0:
+        return float("nan")
+    real = np.flatnonzero(prepared.data.train.column("domain") == "real")
+    ranking = real[quality.cosine_ranking(train_ND[copies], train_ND[real])]
+    return quality.recall_at(ranking == sources[:, None], 5)
+
+
+def domain_auc(prepared: Prepared, train_ND: np.ndarray, seed: int) -> float:
+    synthetic = prepared.data.train.column("domain") == "synthetic"
+    rows = np.random.default_rng(seed).permutation(len(synthetic))[:3000]
+    return quality.domain_probe_auc(train_ND[rows], synthetic[rows], seed)
+
+
+def run_cell(arm: str, prepared: Prepared, config: RepresentationConfig, seed: int) -> dict[str, float]:
+    """Embed and judge; the better of raw and whitened by recall@5 + NMI counts."""
+    start = time.process_time()
+    train_ND, test_ND = embed_arm(arm, prepared, config, seed)
+    seconds = time.process_time() - start
+    whitening = fit_whitening(train_ND)
+    cells = [
+        judge(prepared, train_ND, test_ND, seed) | {"whitened": 0.0},
+        judge(prepared, whitening.apply(train_ND), whitening.apply(test_ND), seed) | {"whitened": 1.0},
+    ]
+    return max(cells, key=lambda cell: cell["recall@5"] + cell["nmi"]) | {"cpu_s": seconds}
+
+
+def run_everything(
+    options: argparse.Namespace, data_sets: Mapping[str, Callable[[int], DataSet]]
+) -> list[dict]:
+    """Run the cells that are not there yet; return all."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    cells = []
+    for seed in range(options.seed, options.seed + options.seeds):
+        for name, make in data_sets.items():
+            prepared: dict[bool, Prepared] = {}
+            for arm in arms_of(options, name):
+                file = (
+                    options.out
+                    / f"{name}-{arm.replace(' ', '_')}-{seed}{'-quick' if options.quick else ''}.json"
+                )
+                if not file.is_file():
+                    config = SINGLE_TERM.get(arm) or OURS.get(arm, DEFAULT)
+                    if options.quick and config.num_steps:
+                        config = dataclasses.replace(config, num_steps=60)
+                    future = config.use_future
+                    if future not in prepared:
+                        prepared[future] = prepare(make(seed), use_future=future)
+                    cell = {"data": name, "arm": arm, "seed": seed} | run_cell(
+                        arm, prepared[future], config, seed
+                    )
+                    file.write_text(json.dumps(cell), encoding="utf-8")
+                cells.append(json.loads(file.read_text(encoding="utf-8")))
+                print(" ".join(f"{key}={value:.3f}" if isinstance(value, float) else f"{key}={value}"
+                               for key, value in cells[-1].items()), flush=True)  # fmt: skip
+    return cells
+
+
+def arms_of(options: argparse.Namespace, data_name: str) -> tuple[str, ...]:
+    if options.arms:
+        return tuple(options.arms.split(","))
+    ablations = ABLATIONS if options.ablation and data_name == "world" else ()
+    return ("graph-rae", *BASELINES, *ablations)
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean over seeds and half the width of its 95 % t interval."""
+    known = np.array([value for value in values if np.isfinite(value)])
+    if len(known) == 0:
+        return float("nan"), float("nan")
+    if len(known) == 1:
+        return float(known[0]), float("nan")
+    return float(known.mean()), float(
+        student_t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known))
+    )
+
+
+def table_of(cells: Sequence[Mapping], data_name: str) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return mean and interval by arm and figure."""
+    mine = [cell for cell in cells if cell["data"] == data_name]
+    arms = dict.fromkeys(cell["arm"] for cell in mine)
+    return {
+        arm: {key: mean_and_interval([cell[key] for cell in mine if cell["arm"] == arm]) for key in COLUMNS}
+        for arm in arms
+    }
+
+
+def missed(cells: Sequence[Mapping]) -> list[str]:
+    """Return one line `name measured target` for each claim that does not hold."""
+    tables = {name: table_of(cells, name) for name in dict.fromkeys(cell["data"] for cell in cells)}
+    lines = []
+    for name, table in tables.items():
+        rivals = [arm for arm in BASELINES if arm in table]
+        for key in (*RETRIEVAL, *CLUSTERING):
+            best, width = max((table[arm][key] for arm in rivals), default=(float("-inf"), 0.0))
+            ours, own = table["graph-rae"][key]
+            if ours + np.nan_to_num(own) < best - np.nan_to_num(width):
+                lines.append(f"{name} {key} {ours:.3f} {best:.3f}")
+        for key in ("score homogeneity", "difference homogeneity"):
+            ours, rival = (
+                table["graph-rae"][key][0],
+                table.get("descriptor + pca", {}).get(key, (float("nan"),))[0],
+            )
+            if ours <= rival:
+                lines.append(f"{name} {key} {ours:.3f} {rival:.3f}")
+    for key in ("recall@5", "nmi"):
+        for arm in BASELINES:
+            both = [
+                (table["graph-rae"][key][0], table[arm][key][0]) for table in tables.values() if arm in table
+            ]
+            if not both:
+                continue
+            ours, rival = (float(np.mean(column)) for column in zip(*both, strict=True))
+            if ours <= rival:
+                lines.append(f"mean {key} against {arm} {ours:.3f} {rival:.3f}")
+    return lines
+
+
+def markdown(cells: Sequence[Mapping]) -> str:
+    """Write the tables."""
+    parts = []
+    for name in dict.fromkeys(cell["data"] for cell in cells):
+        parts += [
+            f"\n### {name}\n",
+            "| arm | " + " | ".join(COLUMNS) + " |",
+            "|---" * (len(COLUMNS) + 1) + "|",
+        ]
+        for arm, row in table_of(cells, name).items():
+            shown = [
+                f"{mean:.3f} ± {width:.3f}" if np.isfinite(width) else f"{mean:.3f}"
+                for mean, width in row.values()
+            ]
+            parts.append(f"| {arm} | " + " | ".join(shown) + " |")
+    return "\n".join(parts)
+
+
+def hardware() -> str:
+    """Return the processor name."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0, help="first seed")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--recordings", type=Path, help="folder with ingested pools; left out without it")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/bench_representation"), help="pools and finished cells"
+    )
+    parser.add_argument("--arms", help="comma-separated arms instead of all")
+    parser.add_argument("--ablation", action="store_true", help="also switch every term on or off (world)")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--quick", action="store_true", help="small pools, 60 steps, one seed: a smoke test")
+    parser.add_argument("--check", action="store_true", help="exit 1 and name every missed target")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run what is missing, print the tables, check the claims."""
+    options = parse_arguments()
+    torch.set_num_threads(1)
+    if options.quick:
+        options.seeds = 1
+    data_sets: dict[str, Callable[[int], DataSet]] = {
+        "world": lambda seed: built_in_world(options.out, seed, quick=options.quick)
+    }
+    if options.recordings:
+        data_sets["recordings"] = lambda seed: recordings(options.recordings, seed, quick=options.quick)
+    cells = run_everything(options, data_sets)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    about = {
+        "command": sys.argv,
+        "commit": commit.stdout.strip(),
+        "torch": version("torch"),
+        "hardware": hardware(),
+    }
+    if options.json:
+        options.json.write_text(json.dumps({"about": about, "cells": cells}, indent=1), encoding="utf-8")
+    print(markdown(cells))
+    lines = missed(cells) if options.check else []
+    print("\n".join(lines))
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
