@@ -9,8 +9,6 @@ look-ahead.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -25,8 +23,9 @@ HORIZON_S = 8.0
 MIN_GAP_M = 0.5
 MIN_SPEED_MPS = 0.3
 PATH_MARGIN_M = 0.3
-NUM_AGENT_FEATURES = 32 + len(AGENT_TYPES)
-"""The first one is 1 in a filled slot; an empty slot is all 0."""
+POSITION_SCALE_M, VELOCITY_SCALE_MPS = 30.0, 10.0
+NUM_AGENT_FEATURES = 34 + len(AGENT_TYPES)
+"""Feature 0 is 1 in a filled slot; an empty slot is all 0. Features 1-4: position and velocity, scene frame."""
 
 
 def nearest_elements(distance_E: Tensor, offsets_N1: Tensor, num_slots: int) -> Tensor:
@@ -96,6 +95,8 @@ def agent_tokens(batch: SceneBatch, route_NR3: Tensor, ego_s_d_speed_N3: Tensor,
     s_NK, d_NK, route_yaw_NK = project(route_NR3, state_NK5[..., :2])
     parts = [
         torch.ones_like(s_NK)[..., None],
+        (state_NK5[..., :2] / POSITION_SCALE_M).clamp(-3.0, 3.0),
+        (state_NK5[..., 3:] / VELOCITY_SCALE_MPS).clamp(-3.0, 3.0),
         _motion(state_NK5, s_NK, d_NK, route_yaw_NK, ego_s_d_speed_N3),
         _conflict(batch, state_NK5, size_NK2, s_NK, d_NK, route_yaw_NK, ego_s_d_speed_N3),
         _history(batch, slot_NK, route_yaw_NK),
@@ -190,14 +191,12 @@ def _history(batch: SceneBatch, slot_NK: Tensor, route_yaw_NK: Tensor) -> Tensor
 
 
 def _shape(state_NK5: Tensor, size_NK2: Tensor, type_NK: Tensor) -> Tensor:
-    """Give size, type and the place in the scene frame, which the occupancy head needs."""
+    """Give size, heading in the scene frame and type."""
     values = [
         size_NK2[..., 0] / 5,
         size_NK2[..., 1] / 2,
-        state_NK5[..., 0] / 30,
-        state_NK5[..., 1] / 30,
         state_NK5[..., 2].cos(),
         state_NK5[..., 2].sin(),
     ]
     kind_NKF = torch.nn.functional.one_hot(type_NK, len(AGENT_TYPES)).float()
-    return torch.cat([torch.stack(values, -1).clamp(-math.e, math.e), kind_NKF], -1)
+    return torch.cat([torch.stack(values, -1).clamp(-4.0, 4.0), kind_NKF], -1)

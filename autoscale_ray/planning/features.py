@@ -30,7 +30,7 @@ from autoscale_ray.scenes.pool import ScenePool
 from autoscale_ray.scenes.schema import CURRENT_FRAME, NUM_PLAN_FRAMES
 
 CHUNK_SCENES = 512
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

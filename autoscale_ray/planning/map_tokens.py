@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoscale_ray.planning.agent_tokens import nearest_elements
+from autoscale_ray.planning.agent_tokens import POSITION_SCALE_M, nearest_elements
 from autoscale_ray.planning.frenet import project
 from autoscale_ray.planning.polylines import closest_to_origin, interpolate, make_polylines
 from autoscale_ray.scenes.batch import SceneBatch, row_of
@@ -21,7 +21,7 @@ NUM_PIECE_POINTS = 6
 ROUTE_BONUS_M = 5.0
 MAX_STOP_M = 60.0
 NUM_LANE_FEATURES = 4 * NUM_PIECE_POINTS + 8
-"""The first one is 1 in a filled slot; an empty slot is all 0."""
+"""Feature 0 is 1 in a filled slot; an empty slot is all 0. Then x and y of the piece points, scene frame."""
 
 
 def lane_tokens(batch: SceneBatch, route_NR3: Tensor, num_slots: int) -> Tensor:
@@ -49,7 +49,7 @@ def lane_tokens(batch: SceneBatch, route_NR3: Tensor, num_slots: int) -> Tensor:
     steps_P = torch.linspace(0.0, 1.0, NUM_PIECE_POINTS, device=route_NR3.device)
     piece_LP2 = interpolate(lanes, start_L[:, None] + (end_L - start_L)[:, None] * steps_P)
     slot_NK = index_NK.clamp(min=0)
-    parts = [_attributes(batch, end_L - start_L)[slot_NK], _piece(piece_LP2[slot_NK], route_NR3)]
+    parts = [_piece(piece_LP2[slot_NK], route_NR3), _attributes(batch, end_L - start_L)[slot_NK]]
     tokens_NKF = torch.cat(parts, -1)
     return torch.where((index_NK >= 0)[..., None], tokens_NKF, 0.0)
 
@@ -57,15 +57,15 @@ def lane_tokens(batch: SceneBatch, route_NR3: Tensor, num_slots: int) -> Tensor:
 def _piece(piece_NKP2: Tensor, route_NR3: Tensor) -> Tensor:
     s_NM, d_NM, _ = project(route_NR3, piece_NKP2.flatten(1, 2))
     shape = piece_NKP2.shape[:3]
-    parts = [s_NM.view(shape) / 30, d_NM.view(shape) / 8, piece_NKP2[..., 0] / 30, piece_NKP2[..., 1] / 30]
-    return torch.cat(parts, -1).clamp(-3.0, 3.0)
+    places = [piece_NKP2[..., axis] / POSITION_SCALE_M for axis in (0, 1)]
+    slot = torch.ones_like(places[0][..., :1])
+    return torch.cat([slot, *places, s_NM.view(shape) / 30, d_NM.view(shape) / 8], -1).clamp(-3.0, 3.0)
 
 
 def _attributes(batch: SceneBatch, length_L: Tensor) -> Tensor:
     width_L, limit_L = batch.lane_width_L, batch.lane_speed_limit_L
     return torch.stack(
         [
-            torch.ones_like(width_L),
             width_L.nan_to_num() / 4,
             width_L.isfinite().float(),
             limit_L.nan_to_num() / 10,

@@ -22,14 +22,13 @@ from autoscale_ray.config import PlannerConfig
 from autoscale_ray.planning.agent_tokens import NUM_AGENT_FEATURES
 from autoscale_ray.planning.anchors import num_modes
 from autoscale_ray.planning.ego_tokens import NUM_EGO_FEATURES
+from autoscale_ray.planning.layers import CrossAttention, ShardLinear
 from autoscale_ray.planning.map_tokens import NUM_LANE_FEATURES
-from autoscale_ray.planning.occupancy import AGENT_FRAMES, NUM_CELLS
+from autoscale_ray.planning.occupancy_head import OccupancyHead
 from autoscale_ray.scenes.schema import NUM_PLAN_FRAMES
 
-NUM_HEADS = 4
 RESIDUAL_SCALE = (4.0, 1.0, 0.2)
 """m, m, rad of one unit of the residual outputs s, d, heading."""
-DRIVABLE_RANK = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,70 +40,6 @@ class PlannerOutput:
     """What to add to the anchors: s, d, heading in units of `RESIDUAL_SCALE`."""
     occupancy_VBOGG: Tensor | None
     """Occupancy logits of the first scenes of each shard; None when the head was not asked."""
-
-
-class ShardLinear(nn.Module):
-    """A linear layer with one copy of its weights for each shard."""
-
-    def __init__(self, num_shards: int, num_inputs: int, num_outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_shards, num_inputs, num_outputs))
-        self.bias = nn.Parameter(torch.empty(num_shards, 1, num_outputs))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map (V, ..., inputs) to (V, ..., outputs)."""
-        shards, shape = inputs.shape[0], inputs.shape[:-1]
-        rows = inputs.reshape(shards, -1, inputs.shape[-1])
-        return torch.baddbmm(self.bias, rows, self.weight).view(*shape, -1)
-
-
-class CrossAttention(nn.Module):
-    """Attention of one query over K tokens, without forming keys and values of the tokens.
-
-    A head's score q . (W_k x) is (W_k^T q) . x and its output is W_v sum(a x): two products a scene in place
-    of two a token, the same function.
-    """
-
-    def __init__(self, num_shards: int, width: int) -> None:
-        super().__init__()
-        self.query = ShardLinear(num_shards, width, NUM_HEADS * width)
-        self.value = ShardLinear(num_shards, NUM_HEADS * width, width)
-
-    def forward(self, query_VBD: Tensor, tokens_VBKD: Tensor, bias_VBK: Tensor) -> Tensor:
-        """Return what the query finds (V, B, D); the bias is 0 for tokens that count and -inf for others."""
-        shards, batch, _, width = tokens_VBKD.shape
-        query_SHD = self.query(query_VBD).view(shards * batch, NUM_HEADS, width)
-        tokens_SKD = tokens_VBKD.flatten(0, 1)
-        scores_SHK = torch.baddbmm(
-            bias_VBK.flatten(0, 1)[:, None], query_SHD, tokens_SKD.mT, alpha=width**-0.5
-        )
-        return self.value((scores_SHK.softmax(-1) @ tokens_SKD).view(shards, batch, -1))
-
-
-class OccupancyHead(nn.Module):
-    """Occupancy as a sum of outer products: a token draws one row times one column profile a channel."""
-
-    def __init__(self, num_shards: int, width: int) -> None:
-        super().__init__()
-        self.agents = ShardLinear(num_shards, width, len(AGENT_FRAMES) * 2 * NUM_CELLS)
-        self.lanes = ShardLinear(num_shards, width, DRIVABLE_RANK * 2 * NUM_CELLS)
-        self.bias = nn.Parameter(torch.empty(num_shards, 1, 1 + len(AGENT_FRAMES), 1, 1))
-
-    def forward(self, tokens_VBKD: Tensor, filled_VBK: Tensor, num_agents: int) -> Tensor:
-        """Return logits_VBOGG; the first `num_agents` tokens are agents, the others lanes."""
-        filled_VBK1 = filled_VBK[..., None]
-        agents = self.agents(tokens_VBKD[:, :, :num_agents]) * filled_VBK1[:, :, :num_agents]
-        lanes = self.lanes(tokens_VBKD[:, :, num_agents:]) * filled_VBK1[:, :, num_agents:]
-        rasters = [_outer_products(lanes, 1), _outer_products(agents, len(AGENT_FRAMES))]
-        return torch.cat(rasters, 2) + self.bias
-
-
-def _outer_products(profiles_VBKP: Tensor, num_channels: int) -> Tensor:
-    """Sum row times column profiles over tokens and ranks into one raster for each scene and channel."""
-    shards, batch = profiles_VBKP.shape[:2]
-    profiles = profiles_VBKP.view(shards, batch, -1, num_channels, 2, NUM_CELLS)
-    rows, columns = profiles.permute(4, 0, 1, 3, 2, 5)
-    return rows.mT @ columns
 
 
 class Planner(nn.Module):
@@ -145,7 +80,10 @@ class Planner(nn.Module):
         ).relu()
         drawn = None
         if num_drawn:
-            drawn = self.occupancy(tokens_VBKD[:, :num_drawn], filled_VBK[:, :num_drawn], num_agents)
+            agents_VBKD, lanes_VBKD = tokens_VBKD[:, :num_drawn].tensor_split([num_agents], 2)
+            drawn = self.occupancy(
+                agents_VBKD, agents_VBKF[:, :num_drawn], lanes_VBKD, lanes_VBKF[:, :num_drawn]
+            )
         # The empty token, all 0, is what the ego finds in a scene without agents and lanes.
         bias_VBK = nn.functional.pad(filled_VBK.log(), (0, 1))
         found_VBD = self.attention(ego_VBD, nn.functional.pad(tokens_VBKD, (0, 0, 0, 1)), bias_VBK)

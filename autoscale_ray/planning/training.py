@@ -28,10 +28,10 @@ from torch import Tensor
 from autoscale_ray.config import PlannerConfig
 from autoscale_ray.errors import ConfigError
 from autoscale_ray.planning.features import PlannerFeatures
+from autoscale_ray.planning.layers import NUM_HEADS
 from autoscale_ray.planning.objectives import Examples, make_examples, planning_loss
 from autoscale_ray.planning.order import NUM_SHARDS, shard_places
 from autoscale_ray.planning.planner import (
-    NUM_HEADS,
     Planner,
     empty_planner,
     initial_weights,

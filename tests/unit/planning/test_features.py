@@ -159,11 +159,11 @@ def test_relational_features_of_a_hand_made_follower(config):
     token = features_of_batch(batch, config).agents_NKF[0, 0]
     assert token.shape == (NUM_AGENT_FEATURES,)
     gap_m = 20.0 - 2.0 - (4.8 / 2 + 1.4)
-    # Slot, 10 features of motion, then: gap / 20 m, exp(-gap / 10 m), 1 / TTC, braking / 3 m/s^2.
-    np.testing.assert_allclose(token[1:3], [1.0, 1 / 3], atol=1e-5)
-    np.testing.assert_allclose(token[8:11], [0.5, 0.0, 0.5], atol=1e-5)
+    # Slot, place and velocity, 10 features of motion, then: gap / 20 m, exp(-gap / 10 m), 1 / TTC, braking / 3 m/s^2.
+    np.testing.assert_allclose(token[5:7], [1.0, 1 / 3], atol=1e-5)
+    np.testing.assert_allclose(token[12:15], [0.5, 0.0, 0.5], atol=1e-5)
     expected = [gap_m / 20, np.exp(-gap_m / 10), 5.0 / gap_m, 25.0 / (2 * gap_m) / 3]
-    np.testing.assert_allclose(token[11:15], expected, atol=1e-5)
+    np.testing.assert_allclose(token[15:19], expected, atol=1e-5)
 
 
 def test_red_connector_gives_a_stop_line_and_a_red_lane():

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +69,3 @@ def test_wrong_paths_give_one_clear_line(config, monkeypatch, path, rule):
     with pytest.raises(ConfigError, match=rule) as caught:
         load_planner_spec(path, config)
     assert "\n" not in str(caught.value)
-
-
-def test_planning_needs_neither_ray_nor_faiss():
-    code = "import sys, autoscale_ray.planning.spec; assert not {'ray', 'faiss'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
