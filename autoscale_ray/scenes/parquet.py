@@ -88,3 +88,17 @@ def _fields_below(field: pa.Field, name: str) -> Iterator[tuple[str, pa.Field]]:
 
 def _line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def read_feather(path: Path | str) -> pa.Table:
+    """Read a whole small Feather (Arrow IPC) file with plain types.
+
+    Raises:
+        InputRejectedError: Missing, damaged, or with an extension type.
+    """
+    try:
+        with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as reader:
+            refuse_extension_types(reader.schema, str(path))
+            return reader.read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise InputRejectedError(str(path), "must be a readable Feather file", _line(error)) from None

@@ -1,7 +1,8 @@
 """The child process that opens pickles from outside; imports nothing but the standard library and NumPy.
 
-It answers each request with plain JSON and raw arrays, never with a pickle. It runs under hard limits on memory, files
-and processor time, checks the opcodes before it unpickles, and resolves a short list of harmless globals only.
+It answers each request with plain JSON and raw arrays, never with a pickle. It runs under hard limits on
+memory, files and processor time, checks the opcodes before it unpickles, and resolves a short list of
+harmless globals only.
 """
 
 from __future__ import annotations

@@ -234,7 +234,8 @@ _MAX_PROLOG_BYTES = 1 << 20
 
 
 def iterate_xml(stream: IO[bytes], where: str, tags: tuple[str, ...]) -> Iterator[etree._Element]:
-    """Yield the elements with one of `tags` of a large document, one after another, forgetting each afterwards.
+    """Yield the elements with one of `tags` of a large document, one after another, forgetting each
+    afterwards.
 
     Args:
         stream: Bytes of the document.

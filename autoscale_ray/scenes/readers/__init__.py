@@ -1,10 +1,14 @@
 """One module for each data format; `READERS` lists them by the name used on the command line."""
 
-from autoscale_ray.scenes.readers import commonroad, scenarionet, sumo
+from autoscale_ray.scenes.readers import argoverse2, commonroad, interaction, kitti, scenarionet, sumo
 from autoscale_ray.scenes.readers.reader import Reader
 
 READERS: dict[str, Reader] = {
     "commonroad": commonroad.READER,
     "sumo": sumo.READER,
     "scenarionet": scenarionet.READER,
+    "av2-sensor": argoverse2.SENSOR_READER,
+    "av2-forecasting": argoverse2.FORECASTING_READER,
+    "kitti": kitti.READER,
+    "interaction": interaction.READER,
 }

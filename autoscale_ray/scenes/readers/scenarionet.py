@@ -1,9 +1,9 @@
 """Read ScenarioNet scenario descriptions (.pkl; nuScenes, Waymo, nuPlan and others converted by it).
 
-Facts of the format: ten frames a second; ``state`` holds position, heading, velocity, length, width and valid by frame;
-the recording car is ``metadata.sdc_id``. In nuScenes conversions its position is the rear axle (as nuScenes' ego pose
-is), its length and width are exchanged, velocities are 0 where unknown (so poses are differenced), and
-lanes have no links (so they are joined where ends meet).
+Facts of the format: ten frames a second; ``state`` holds position, heading, velocity, length, width and valid
+by frame; the recording car is ``metadata.sdc_id``. In nuScenes conversions its position is the rear axle (as
+nuScenes' ego pose is), its length and width are exchanged, velocities are 0 where unknown (so poses are
+differenced), and lanes have no links (so they are joined where ends meet).
 """
 
 from __future__ import annotations
@@ -216,7 +216,8 @@ def _following(centers: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
 
 
 def _beside(centers: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Find the left neighbour of each lane: one in the same direction whose start and end lie beside its own."""
+    """Find the left neighbour of each lane: one in the same direction whose start and end lie beside its
+    own."""
     if not centers:
         return {}
     keys = list(centers)

@@ -1,8 +1,9 @@
 """Read SUMO floating car data (fcd-export XML, plain or .gz) with its network (net.xml).
 
-Facts of the format: x, y is the middle of the *front* bumper; the angle is in degrees, 0 to the north, clockwise;
-lane 0 is the rightmost one; boxes stand in vType elements of the route file, defaults are SUMO's. A recording is
-cut into pieces of `PIECE_S` seconds, so memory grows with the traffic and not with its duration.
+Facts of the format: x, y is the middle of the *front* bumper; the angle is in degrees, 0 to the north,
+clockwise; lane 0 is the rightmost one; boxes stand in vType elements of the route file, defaults are SUMO's.
+A recording is cut into pieces of `PIECE_S` seconds, so memory grows with the traffic and not with its
+duration.
 """
 
 from __future__ import annotations
@@ -198,9 +199,9 @@ def _tracks(piece: _Piece, boxes: dict[str, tuple[float, float, str]], name: str
 def read_road(net: etree._Element, name: str) -> RoadMap:
     """Turn a network into a road map.
 
-    Lanes inside junctions become connectors where they cross another lane at an angle or have a traffic light (see
-    `road_map.crossing_lanes`), so a motorway merge is no intersection. The junction's shape is drivable: intersection
-    where it holds a connector, else roadblock.
+    Lanes inside junctions become connectors where they cross another lane at an angle or have a traffic light
+    (see `road_map.crossing_lanes`), so a motorway merge is no intersection. The junction's shape is drivable:
+    intersection where it holds a connector, else roadblock.
     """
     if net.tag != "net":
         raise InputRejectedError(name, "must be a SUMO net", net.tag)
