@@ -87,6 +87,7 @@ class LocalStages:
             real_counts_K=np.array(values["real_counts"], dtype=np.int64),
             dev_counts_K=np.array(values["dev_counts"], dtype=np.int64),
             dev_weights_K=np.array(values["dev_weights"]),
+            descriptors_KD=np.array(values["descriptors"]),
             files={**labels, **vectors, "model": artifact.path(tasks.MODEL_FILE)},
         )
 

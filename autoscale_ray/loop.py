@@ -98,6 +98,7 @@ def cluster_info(clusters: Clusters, budget: int) -> ClusterInfo:
         dev_counts_K=clusters.dev_counts_K,
         dev_weights_K=clusters.dev_weights_K,
         real_counts_K=clusters.real_counts_K,
+        descriptors_KD=clusters.descriptors_KD,
     )
 
 

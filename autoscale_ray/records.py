@@ -40,6 +40,8 @@ class Clusters:
     """Dev scenes per cluster."""
     dev_weights_K: np.ndarray
     """Weight of each cluster in the objective; sums to 1."""
+    descriptors_KD: np.ndarray
+    """Mean whitened embedding of the training scenes of each cluster; 0 for a cluster without any."""
     files: Mapping[str, Path]
     """Parquet file by side: scene_id, cluster (str), fine (int32)."""
 

@@ -101,6 +101,11 @@ def cluster_scenes(
         columns = {"scene_id": scene_ids.tolist(), "cluster": np.array(names)[coarse_N].tolist()}
         _write(pa.table({**columns, "fine": pa.array(fine_N.astype(np.int32))}), folder / table_file(side))
     sizes = {side: np.bincount(labels[side][1], minlength=len(names)).tolist() for side in SIDES}
+    unit_ND = model.whitening.apply(train_ND)
+    train_N = np.concatenate([labels["real"][1], labels["synthetic"][1]])
+    descriptors_KD = np.zeros((len(names), unit_ND.shape[1]))
+    np.add.at(descriptors_KD, train_N, unit_ND)
+    descriptors_KD /= np.maximum(np.bincount(train_N, minlength=len(names)), 1)[:, None]
     shares_K = cluster_weights(inputs.weights["dev"], labels["dev"][1], len(names))
     return {
         "cluster_ids": list(names),
@@ -108,6 +113,7 @@ def cluster_scenes(
         "real_counts": sizes["real"],
         "dev_counts": sizes["dev"],
         "dev_weights": shares_K.tolist(),
+        "descriptors": descriptors_KD.tolist(),
     }
 
 

@@ -191,6 +191,7 @@ def family_clusters(inputs: Inputs, folder: Path, embeddings: Mapping[str, Path]
         real_counts_K=count["real"],
         dev_counts_K=count["dev"],
         dev_weights_K=shares / shares.sum(),
+        descriptors_KD=np.zeros((len(names), 1)),
         files=files,
     )
 

@@ -35,6 +35,7 @@ class FormulaStages:
             real_counts_K=np.array([10, 10, 10, 10]),
             dev_counts_K=np.array([400, 400, 400, 400]),
             dev_weights_K=np.full(4, 0.25),
+            descriptors_KD=np.eye(4),
             files={},
         )
 

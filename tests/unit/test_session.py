@@ -86,8 +86,13 @@ def test_a_run_reports_every_arm_and_round(finished):
     assert "http://" not in report.replace("http://www.w3.org", "")  # nothing is fetched
 
 
-def test_two_runs_with_one_seed_are_identical(finished, pools, tmp_path):
-    run_local(load_config(None, arguments(pools, tmp_path / "again")), Console(quiet=True))
+def test_two_runs_with_one_seed_are_identical_and_see_no_hidden_truth(finished, pools, tmp_path):
+    """The second run has pools without the world's truth (family, quality): no selection or score changes."""
+    blind = tmp_path / "pools"
+    shutil.copytree(pools, blind)
+    for side in SIDES:
+        (blind / side / "truth.parquet").unlink()
+    run_local(load_config(None, arguments(blind, tmp_path / "again")), Console(quiet=True))
     assert numbers(tmp_path / "again") == numbers(finished)
     assert read_rounds(str(tmp_path / "again")) == read_rounds(str(finished))
 
