@@ -1,0 +1,156 @@
+"""From weights to scene counts: water-filling under pool caps, then integers.
+
+Three pure rules, all keyed by the order of the arrays given; `allocate` is the name-keyed front.
+
+- `waterfill`: n_k = min(P_k, lambda w_k) with lambda so that the sum is min(B, sum P): an exhausted pool spills over
+  to the others in proportion to their weights.
+- `largest_remainder`: integers nearest to a real allocation, |n_k - x_k| < 1.
+- `divisor`: Sainte-Lague/Webster, whose counts never shrink when the budget grows (nested budgets).
+
+Shape legend: K clusters; leading axes ``...`` are independent problems.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Literal
+
+import numpy as np
+
+from autoscale_ray.errors import InvalidInputError
+from autoscale_ray.mixture.problem import ClusterInfo, Weights, as_array
+
+
+def waterfill(weights_K: np.ndarray, caps_K: np.ndarray, budget: float | np.ndarray) -> np.ndarray:
+    """Fill pools in proportion to weights until the budget is spent, exactly.
+
+    n_k = min(P_k, lambda w_k), sum n = min(B, sum of P_k over w_k > 0); method.md, Allocation.
+    Where the positive weights cannot hold the budget, the rest goes to zero-weight pools in proportion to size.
+
+    Args:
+        weights_K: (..., K) weights >= 0; any scale; all zero reads as equal weights.
+        caps_K: (..., K) pool sizes P_k >= 0.
+        budget: Scenes B >= 0, a scalar or (...).
+
+    Returns:
+        (..., K) real counts with 0 <= n <= P and sum min(B, sum P).
+    """
+    weights_K, caps_K = np.broadcast_arrays(np.asarray(weights_K, float), np.asarray(caps_K, float))
+    weights_K = np.where(weights_K.sum(-1, keepdims=True) > 0, weights_K, 1.0)
+    total = np.minimum(np.asarray(budget, float)[..., None], caps_K.sum(-1, keepdims=True))
+    counts_K = _fill(weights_K, caps_K, np.minimum(total, (caps_K * (weights_K > 0)).sum(-1, keepdims=True)))
+    spill_K = np.where(weights_K > 0, 0.0, caps_K)
+    spill_total = spill_K.sum(-1, keepdims=True)
+    missing = np.maximum(total - counts_K.sum(-1, keepdims=True), 0.0)
+    return counts_K + spill_K * np.divide(missing, spill_total, out=np.zeros_like(missing), where=spill_total > 0)
+
+
+def largest_remainder(real_K: np.ndarray, caps_K: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """Round a real allocation to integers with the same (rounded) sum, never above a cap.
+
+    Args:
+        real_K: (K,) real counts, 0 <= x <= P.
+        caps_K: (K,) integer caps P_k.
+        names: Cluster ids; ties are broken by name, so the order of clusters does not matter.
+
+    Returns:
+        (K,) int64 counts with |n_k - x_k| < 1.
+    """
+    total = min(round(float(real_K.sum())), int(caps_K.sum()))
+    snapped_K = np.where(np.abs(real_K - np.round(real_K)) < 1e-9, np.round(real_K), real_K)
+    floors_K = np.minimum(np.floor(snapped_K), caps_K).astype(np.int64)
+    remainders_K = np.where(floors_K < caps_K, np.round(snapped_K - floors_K, 9), -1.0)
+    order = sorted(range(len(names)), key=lambda index: (-remainders_K[index], names[index]))
+    floors_K[order[: total - int(floors_K.sum())]] += 1
+    assert floors_K.sum() == total
+    assert (floors_K <= caps_K).all()
+    return floors_K
+
+
+def divisor(weights_K: np.ndarray, caps_K: np.ndarray, budget: int, names: tuple[str, ...]) -> np.ndarray:
+    """Give seats one by one to the largest w_k / (2 n_k + 1) below its cap (Sainte-Lague, Webster).
+
+    The counts for budget B + 1 are those for B plus one scene, so budgets nest. Zero-weight pools are used, by
+    size, only after every other pool is empty.
+
+    Args:
+        weights_K: (K,) weights >= 0.
+        caps_K: (K,) integer pool sizes.
+        budget: Scenes, >= 0.
+        names: Cluster ids, for ties.
+
+    Returns:
+        (K,) int64 counts.
+    """
+    caps = np.asarray(caps_K).astype(np.int64)
+    counts_K = np.zeros(len(names), dtype=np.int64)
+    weights_K = np.asarray(weights_K, float)
+    for group_K in (np.where(weights_K > 0, weights_K, 0.0), np.where(weights_K > 0, 0.0, caps.astype(float))):
+        left = min(budget, int(caps.sum())) - int(counts_K.sum())
+        _hand_out(counts_K, group_K, caps, left, names)
+    return counts_K
+
+
+def allocate(
+    weights: Weights, info: ClusterInfo, method: Literal["largest_remainder", "divisor"] = "largest_remainder"
+) -> dict[str, int]:
+    """Turn weights keyed by cluster id into integer scene counts under pool caps.
+
+    Args:
+        weights: Weight per cluster id, >= 0, any scale.
+        info: Clusters with pool sizes and the budget.
+        method: ``largest_remainder`` (nearest) or ``divisor`` (nested budgets).
+
+    Returns:
+        Scene count per cluster id; the sum is min(budget, pool).
+
+    Raises:
+        InvalidInputError: A name is missing or unknown, a weight is negative or NaN, or the method is unknown.
+    """
+    weights_K = as_array(weights, info)
+    caps_K = np.floor(info.pool_sizes_K).astype(np.int64)
+    if method == "divisor":
+        counts_K = divisor(weights_K, caps_K, info.budget, info.cluster_ids)
+    elif method == "largest_remainder":
+        counts_K = largest_remainder(waterfill(weights_K, caps_K, info.budget), caps_K, info.cluster_ids)
+    else:
+        raise InvalidInputError("allocate.method", "must be largest_remainder or divisor", method)
+    return {name: int(count) for name, count in zip(info.cluster_ids, counts_K, strict=True)}
+
+
+def _fill(weights_K: np.ndarray, caps_K: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Solve sum_k min(P_k, lambda w_k) = total by sorting the break points P_k / w_k."""
+    ratio_K = np.divide(caps_K, weights_K, out=np.full(caps_K.shape, np.inf), where=weights_K > 0)
+    order_K = np.argsort(ratio_K, axis=-1, kind="stable")
+    caps_sorted_K = np.where(weights_K > 0, caps_K, 0.0)
+    caps_sorted_K = np.take_along_axis(caps_sorted_K, order_K, -1)
+    weights_sorted_K = np.take_along_axis(weights_K, order_K, -1)
+    full_before_K = np.cumsum(caps_sorted_K, -1) - caps_sorted_K
+    weight_left_K = np.cumsum(weights_sorted_K[..., ::-1], -1)[..., ::-1]
+    level_K = np.divide(
+        total - full_before_K, weight_left_K, out=np.full(caps_K.shape, np.inf), where=weight_left_K > 0
+    )
+    # The first pool that the candidate level does not exhaust fixes the level.
+    fits_K = level_K <= np.take_along_axis(ratio_K, order_K, -1)
+    first = np.argmax(fits_K, axis=-1)[..., None]
+    level = np.where(fits_K.any(-1, keepdims=True), np.take_along_axis(level_K, first, -1), np.inf)
+    return np.where(weights_K > 0, np.minimum(caps_K, np.maximum(level, 0.0) * np.where(weights_K > 0, weights_K, 1)), 0.0)
+
+
+def _hand_out(
+    counts_K: np.ndarray, weights_K: np.ndarray, caps_K: np.ndarray, num_seats: int, names: tuple[str, ...]
+) -> None:
+    """Hand out seats in place by the highest quotient."""
+    heap = [
+        (-weights_K[index] / (2 * counts_K[index] + 1), names[index], index)
+        for index in range(len(names))
+        if weights_K[index] > 0 and counts_K[index] < caps_K[index]
+    ]
+    heapq.heapify(heap)
+    for _ in range(num_seats):
+        if not heap:
+            return
+        _, name, index = heapq.heappop(heap)
+        counts_K[index] += 1
+        if counts_K[index] < caps_K[index]:
+            heapq.heappush(heap, (-weights_K[index] / (2 * counts_K[index] + 1), name, index))
