@@ -142,6 +142,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="first training seed")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds of every arm")
+    parser.add_argument("--dev", type=int, default=40, help="dev scenes of each family")
     parser.add_argument("--preset", default="harm_low_deficit")
     parser.add_argument("--json", type=Path)
     parser.add_argument(
@@ -150,7 +151,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 and name every missed target")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    planner, config = PlannerConfig(), WorldConfig(preset=arguments.preset)
+    planner = PlannerConfig()
+    config = WorldConfig(preset=arguments.preset, num_dev_per_family=arguments.dev)
     num_seeds = 1 if arguments.quick else arguments.seeds
     if arguments.quick:
         config = replace(config, num_dev_per_family=5, num_synthetic=1500)

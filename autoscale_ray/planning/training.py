@@ -43,7 +43,7 @@ FIRST_DECAY, SECOND_DECAY, EPSILON = 0.9, 0.999, 1e-8
 MAX_GRADIENT_NORM = 5.0
 WARMUP_SHARE = 0.05
 AVERAGED_SHARE = 0.3
-OCCUPANCY_SHARE = 0.25
+OCCUPANCY_SHARE = 0.125
 """Share of a shard whose occupancy is drawn in training: the head is the dearest part of a step."""
 
 
