@@ -1,9 +1,11 @@
 """Read INTERACTION-style track files (CSV) with Lanelet2 maps; the FZI test area recordings have this layout.
 
-``recorded_trackfiles/<place>/vehicle_tracks_*.csv`` with ``meta_data.csv`` beside it and
-``maps/<place>.osm``. Columns are read by name, because their order differs. Where the given headings
-contradict the motion (one FZI recording holds atan(vy / vx), half of it turned by 180 degrees), headings are
-taken from the velocity.
+``recorded_trackfiles/<place>/vehicle_tracks_*.csv`` with ``meta_data.csv`` beside it and ``maps/<place>.osm``.
+Columns are read by name, because their order differs. Velocities are differenced from the positions: in the FZI
+recordings at hand the given ones point against the motion (k733_2018-05-02) or are 0.57 times as fast
+(k733_2020-09-15), while the motion of the positions agrees with the lanes. Headings that contradict that motion (half
+of k733_2018-05-02 is turned by 180 degrees) are replaced by its direction. A frame in which a track stands twice is
+taken as not recorded.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from autoscale_ray.scenes.recording import Recording, Track, gather_tracks
 from autoscale_ray.scenes.road_map import Area, Lane, RoadMap, make_road_map, pair_borders
 from autoscale_ray.scenes.trust import parse_xml, read_file
 
-_NUMBERS = ("track_id", "timestamp_ms", "x", "y", "vx", "vy", "psi_rad", "length", "width")
+_NUMBERS = ("track_id", "timestamp_ms", "x", "y", "psi_rad", "length", "width")
 _KINDS = {
     **dict.fromkeys(("car", "truck", "bus", "van", "motorcycle"), "vehicle"),
     **dict.fromkeys(("pedestrian", "pedestrian/bicycle"), "pedestrian"),
@@ -35,6 +37,7 @@ _KINDS = {
 _EGO_TYPES = ("car", "truck", "bus", "van")
 MOVING_MPS = 0.5
 CLEARLY_MOVING_MPS = 2.0
+MOTION_HALF_WIDTH_S = 0.5
 MAX_CONTRADICTING_SHARE = 0.05
 
 
@@ -63,7 +66,7 @@ def read(path: Path, name: str) -> Iterator[Recording]:
         name=recording,
         log_id=f"interaction/{recording}",
         source=f"interaction/{place.split('_')[0]}",
-        tracks=gather_tracks(list(_tracks(rows, interval_s, name))),
+        tracks=gather_tracks(list(_tracks(rows, interval_s))),
         frame_interval_s=interval_s,
         road=road,
         tags=(place,),
@@ -126,36 +129,49 @@ def _metadata(file: Path, place: str) -> tuple[float, tuple[float, float]]:
     return 1.0 / rate, (latitude, longitude)
 
 
-def _tracks(rows: Mapping[str, np.ndarray], interval_s: float, name: str) -> Iterator[Track]:
-    trusted = _headings_agree(rows)
+def _tracks(rows: Mapping[str, np.ndarray], interval_s: float) -> Iterator[Track]:
     frames = np.round(rows["timestamp_ms"] / (interval_s * 1e3)).astype(np.int64)
     order = np.lexsort((frames, rows["track_id"]))
     bounds = np.flatnonzero(np.diff(rows["track_id"][order], prepend=np.nan, append=np.nan) != 0)
-    for low, high in itertools.pairwise(bounds):
-        run = order[low:high]
-        key = int(rows["track_id"][run[0]])
-        if (np.diff(frames[run]) == 0).any():
-            raise InputRejectedError(f"{name}: track {key}", "must occur once in a time step")
-        velocities = np.column_stack([rows["vx"][run], rows["vy"][run]])
-        yaw = rows["psi_rad"][run] if trusted else heading_of_motion(velocities, rows["psi_rad"][run])
+    runs = [_once(order[low:high], frames) for low, high in itertools.pairwise(bounds)]
+    runs = [run for run in runs if len(run)]
+    motions = [motion(rows["x"][run], rows["y"][run], frames[run], interval_s) for run in runs]
+    trusted = _headings_agree(np.concatenate(motions), rows["psi_rad"][np.concatenate(runs)])
+    for run, velocities in zip(runs, motions, strict=True):
+        given = rows["psi_rad"][run]
+        yaw = given if trusted else heading_of_motion(velocities, given)
         kind = str(rows["agent_type"][run[0]])
         yield Track(
-            key=key,
+            key=int(rows["track_id"][run[0]]),
             kind=_KINDS.get(kind, "generic_object"),
             length_m=float(rows["length"][run[0]]),
             width_m=float(rows["width"][run[0]]),
             frames=frames[run],
             poses=np.column_stack([rows["x"][run], rows["y"][run], yaw]),
-            velocities=velocities,
             can_be_ego=kind in _EGO_TYPES,
         )
 
 
-def _headings_agree(rows: Mapping[str, np.ndarray]) -> bool:
-    """Tell whether the headings follow the motion of nearly all rows that move clearly."""
-    moving = np.hypot(rows["vx"], rows["vy"]) >= CLEARLY_MOVING_MPS
-    motion = np.arctan2(rows["vy"][moving], rows["vx"][moving])
-    against = np.abs(wrap_angle(motion - rows["psi_rad"][moving])) > math.pi / 2.0
+def _once(run: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Return the rows of a track whose frame occurs once."""
+    _, first, counts = np.unique(frames[run], return_index=True, return_counts=True)
+    return run[first[counts == 1]]
+
+
+def motion(x: np.ndarray, y: np.ndarray, frames: np.ndarray, interval_s: float) -> np.ndarray:
+    """Return the mean velocity (n, 2) of a track over half a second before and after each row, fewer at its ends."""
+    half = max(1, round(MOTION_HALF_WIDTH_S / interval_s))
+    low = np.searchsorted(frames, frames - half)
+    high = np.searchsorted(frames, frames + half, side="right") - 1
+    elapsed = np.maximum(frames[high] - frames[low], 1) * interval_s
+    return np.column_stack([(x[high] - x[low]) / elapsed, (y[high] - y[low]) / elapsed])
+
+
+def _headings_agree(velocities: np.ndarray, yaw: np.ndarray) -> bool:
+    """Tell whether the headings follow the motion in nearly all rows that move clearly."""
+    moving = np.hypot(*velocities.T) >= CLEARLY_MOVING_MPS
+    direction = np.arctan2(velocities[moving, 1], velocities[moving, 0])
+    against = np.abs(wrap_angle(direction - yaw[moving])) > math.pi / 2.0
     return not moving.any() or float(against.mean()) <= MAX_CONTRADICTING_SHARE
 
 
