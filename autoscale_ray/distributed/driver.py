@@ -163,6 +163,9 @@ def start_driver(config: RunConfig, lifetime: str | None = "detached") -> Any:
         lifetime: ``detached`` outlives whoever starts it; None ends with them.
     """
     name = driver_name(config.placement.run_dir)
+    ended = find_driver(config.placement.run_dir)
+    if ended is not None and ray.get(ended.status.remote())["state"] in ENDED:
+        end_driver(config.placement.run_dir)
     return (
         ray.remote(Driver)
         .options(
@@ -185,6 +188,13 @@ def find_driver(run_dir: str) -> Any | None:
         return ray.get_actor(driver_name(run_dir), namespace=NAMESPACE)
     except ValueError:
         return None
+
+
+def end_driver(run_dir: str) -> None:
+    """End the driver of a run with all that it started, and wait until its name is free."""
+    while (driver := find_driver(run_dir)) is not None:
+        ray.kill(driver)
+        time.sleep(0.05)
 
 
 def follow(driver: Any, poll_s: float = 0.5) -> Iterator[dict[str, Any]]:

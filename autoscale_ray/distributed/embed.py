@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from autoscale_ray.representation.training import GRAPH_CHUNK, embed, load
 from autoscale_ray.scenes.pool import ScenePool, open_pool
 
 NO_PROGRESS_TIMEOUT_S = 300
+"""Ray Data waits half an hour by default before it says that nothing moves."""
 
 
 class RangeEmbedder:
@@ -34,11 +36,17 @@ class RangeEmbedder:
         torch.set_num_threads(1)
         self._model = load(Path(encoder))
         self._pools: dict[str, ScenePool] = {}
+        self._start_cpu_s = time.process_time()
 
     def __call__(self, ranges: pa.Table) -> pa.Table:
-        """Write the part of every range; return how many rows each has."""
+        """Write the part of every range; return its rows, and what starting this process cost."""
         counts = [self._embed(**row) for row in ranges.to_pylist()]
-        return ranges.append_column("num_rows", pa.array(counts, pa.int64()))
+        columns = {
+            "num_rows": counts,
+            "start_cpu_s": [self._start_cpu_s] * len(counts),
+            "pid": [os.getpid()] * len(counts),
+        }
+        return pa.table(columns)
 
     def _embed(self, pool: str, start: int, stop: int, part: str) -> int:
         if pool not in self._pools:
@@ -61,7 +69,7 @@ def embed_pools(
         config: How many embedders.
 
     Returns:
-        How many row ranges were embedded now and how many were there already.
+        Nothing to record beside the files.
     """
     ranges = [item for side, pool in pools.items() for item in row_ranges(side, pool, parts)]
     missing = [item for item in ranges if not is_whole(item, pools)]
@@ -78,11 +86,11 @@ def embed_pools(
     return {}
 
 
-def run_ranges(encoder: Path, ranges: list[dict[str, Any]], config: RayConfig) -> None:
-    """Send row ranges through a pool of embedders."""
+def run_ranges(encoder: Path, ranges: list[dict[str, Any]], config: RayConfig) -> float:
+    """Send row ranges through a pool of embedders; return the CPU seconds that starting those took."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.execution_options.verbose_progress = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
     blocks = [pa.Table.from_pylist([item]) for item in ranges]
     embedded = ray.data.from_arrow(blocks).map_batches(
         RangeEmbedder,
@@ -93,13 +101,10 @@ def run_ranges(encoder: Path, ranges: list[dict[str, Any]], config: RayConfig) -
         num_cpus=1,
         num_gpus=config.gpus_per_worker or None,
     )
-    done = sum(_num_rows(embedded))
-    assert done == sum(item["stop"] - item["start"] for item in ranges)
-
-
-def _num_rows(embedded: ray.data.Dataset) -> Iterator[int]:
-    for batch in embedded.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from batch["num_rows"].to_pylist()
+    batches = list(embedded.iter_batches(batch_size=None, batch_format="pyarrow"))
+    done = pa.concat_tables(batches)
+    assert sum(done["num_rows"].to_pylist()) == sum(item["stop"] - item["start"] for item in ranges)
+    return sum(dict(zip(done["pid"].to_pylist(), done["start_cpu_s"].to_pylist(), strict=True)).values())
 
 
 def row_ranges(side: str, pool: ScenePool, parts: Path) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from autoscale_ray.artifacts import RunStore
 from autoscale_ray.config import RunConfig, identity, load_config
 from autoscale_ray.distributed.board import TaskBoard
-from autoscale_ray.distributed.resources import check_cluster, connect
+from autoscale_ray.distributed.resources import connect, wait_for_room
 from autoscale_ray.distributed.session import run_on_ray, with_absolute_paths
 from autoscale_ray.distributed.stages import RayStages
 from autoscale_ray.distributed.sweep import sweep
@@ -64,7 +64,7 @@ def _run(arguments: Sequence[str], console: Console) -> str:
 def _embed(arguments: Sequence[str], console: Console) -> str:
     config = read_arguments(arguments)
     connect(config.placement.ray)
-    check_cluster(config.placement.ray)
+    wait_for_room(config.placement.ray)
     run_dir = Path(config.placement.run_dir)
     inputs = open_inputs(config, run_dir / "pools")
     store = RunStore.open(str(run_dir), {"config": identity(config), "pools": inputs.identity()})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
+from ray.autoscaler.sdk import request_resources
 
 from autoscale_ray.config import RayConfig
 from autoscale_ray.errors import AutoScaleError
@@ -53,8 +55,8 @@ def shortage(needs: Needs, total: Mapping[str, float]) -> str | None:
     if have.cpus >= needs.cpus and have.gpus >= needs.gpus:
         return None
     return (
-        f"the run needs {needs.cpus:g} CPUs and {needs.gpus:g} GPUs at once, the cluster has "
-        f"{have.cpus:g} CPUs and {have.gpus:g} GPUs: lower placement.ray.num_* or add nodes"
+        f"the run needs {needs.cpus:g} CPUs and {needs.gpus:g} GPUs at once (placement.ray.num_*), the cluster has "
+        f"{have.cpus:g} CPUs and {have.gpus:g} GPUs"
     )
 
 
@@ -89,12 +91,26 @@ def connect(config: RayConfig) -> None:
     )
 
 
-def check_cluster(config: RayConfig) -> None:
-    """Refuse a cluster that can never hold the run.
+def wait_for_room(config: RayConfig) -> None:
+    """Wait until the cluster can hold the run; stop with one line where it does not come to that.
+
+    A cluster that grows by itself is asked for what is missing and gets `start_timeout_s` to deliver.
 
     Raises:
-        ResourcesError: Too few CPUs or GPUs in all.
+        ResourcesError: Too few CPUs or GPUs in all, or too few that are free.
     """
-    line = shortage(needs_of(config), ray.cluster_resources())
-    if line:
-        raise ResourcesError(line)
+    needs, give_up = needs_of(config), time.monotonic() + config.start_timeout_s
+    if shortage(needs, ray.cluster_resources()):
+        gpus = config.num_trainers + config.num_embedders if config.gpus_per_worker else 0
+        bundles = [{"CPU": 1.0, "GPU": config.gpus_per_worker}] * gpus + [{"CPU": 1.0}] * (
+            int(needs.cpus) - gpus
+        )
+        request_resources(bundles=bundles)
+    while True:
+        free = shortage(needs, ray.available_resources())
+        if free is None:
+            return
+        if time.monotonic() > give_up:
+            total = shortage(needs, ray.cluster_resources())
+            raise ResourcesError(total or f"{free} free: other runs hold the rest")
+        time.sleep(0.5)

@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
 
 from autoscale_ray.config import RunConfig
-from autoscale_ray.distributed.driver import follow, start_driver
-from autoscale_ray.distributed.resources import check_cluster, connect
+from autoscale_ray.distributed.driver import end_driver, find_driver, follow, start_driver
+from autoscale_ray.distributed.resources import connect, wait_for_room
 from autoscale_ray.reporting.tables import arm_table, round_table
 
 
@@ -35,14 +34,15 @@ def run_on_ray(config: RunConfig, console: Console) -> dict[str, Any]:
     """
     config = with_absolute_paths(config)
     connect(config.placement.ray)
-    check_cluster(config.placement.ray)
+    if find_driver(config.placement.run_dir) is None:
+        wait_for_room(config.placement.ray)
     driver = start_driver(config)
     with stop_on_signal(driver, console), console.status("starting") as line:
         shown = -1
         for status in follow(driver):
             line.update(status["stage"])
             shown = show_rounds(status["summary"], shown, console)
-    ray.kill(driver)
+    end_driver(config.placement.run_dir)
     if status["state"] == "failed":
         raise status["error"]
     if status["state"] == "finished":

@@ -19,8 +19,8 @@ from rich.console import Console
 from autoscale_ray.artifacts import RunStore, fingerprint, share_stages
 from autoscale_ray.config import RunConfig, identity, load_config
 from autoscale_ray.distributed.board import TaskBoard
-from autoscale_ray.distributed.driver import follow, start_driver
-from autoscale_ray.distributed.resources import ResourcesError, check_cluster, connect
+from autoscale_ray.distributed.driver import end_driver, follow, start_driver
+from autoscale_ray.distributed.resources import ResourcesError, connect, wait_for_room
 from autoscale_ray.distributed.session import with_absolute_paths
 from autoscale_ray.distributed.stages import RayStages
 from autoscale_ray.distributed.sweep_report import write_sweep
@@ -48,7 +48,7 @@ def sweep(arguments: Sequence[str], console: Console) -> Path:
     config = config_of(rest)
     folder = Path(config.placement.run_dir)
     connect(config.placement.ray)
-    check_cluster(config.placement.ray)
+    wait_for_room(config.placement.ray)
     if ray.cluster_resources().get(SLOT, 0) < 1:
         raise ResourcesError(
             f"a sweep needs the resource {SLOT} on the head: ray start --resources='{{\"{SLOT}\": 2}}'"
@@ -138,7 +138,7 @@ def run_trial(params: dict[str, Any]) -> None:
         for done in rounds[reported:]:
             report_round(done, run_dir)
         reported = len(rounds)
-    ray.kill(driver)
+    end_driver(config.placement.run_dir)
     if status["error"]:
         raise status["error"]
 

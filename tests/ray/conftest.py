@@ -97,3 +97,16 @@ def cluster(head, monkeypatch) -> Iterator[dict[str, Any]]:
     ray.init(address=head["address"], namespace="autoscale", log_to_driver=False)
     yield head
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory) -> Path:
+    """Return the run directory of the undisturbed run in one process."""
+    from rich.console import Console
+
+    from autoscale_ray.session import run_local
+    from tests.ray.small_run import config_of
+
+    run_dir = tmp_path_factory.mktemp("reference") / "run"
+    run_local(config_of(run_dir), Console(quiet=True))
+    return run_dir

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,60 +14,10 @@ import ray
 from rich.console import Console
 
 from autoscale_ray.artifacts import read_rounds
-from autoscale_ray.config import RunConfig, load_config
+from autoscale_ray.config import RunConfig
 from autoscale_ray.distributed.driver import driver_name, find_driver, follow, start_driver
-from autoscale_ray.distributed.session import run_on_ray, with_absolute_paths
-from autoscale_ray.session import run_local
-
-SMALL = [
-    "world.num_real=120",
-    "world.num_synthetic=300",
-    "world.num_dev_per_family=4",
-    "world.num_test_per_family=4",
-    "representation.num_steps=5",
-    "representation.hidden_size=16",
-    "representation.embedding_size=16",
-    "clusters.num_fine=16",
-    "clusters.num_coarse=4",
-    "clusters.min_dev_scenes=4",
-    "planner.num_steps=50",
-    "planner.hidden_size=32",
-    "planner.batch_size=64",
-    "loop.num_rounds=2",
-    "loop.budget=60",
-    "loop.final_seeds=1",
-    "loop.baselines=[real_only]",
-]
-
-
-def config_of(run_dir: Path, *more: str) -> RunConfig:
-    placement = [f"placement.run_dir={run_dir}", "placement.ray.checkpoint_steps=10"]
-    return with_absolute_paths(load_config(None, [*SMALL, *placement, *more]))
-
-
-@pytest.fixture(scope="session")
-def reference(tmp_path_factory) -> Path:
-    """Return the run directory of the undisturbed run in one process."""
-    run_dir = tmp_path_factory.mktemp("reference") / "run"
-    run_local(config_of(run_dir), Console(quiet=True))
-    return run_dir
-
-
-def with_shared_pools(run_dir: Path, reference: Path) -> Path:
-    """Give a run the pools of the reference, so that it does not draw them again."""
-    run_dir.mkdir(parents=True)
-    (run_dir / "pools").symlink_to(reference / "pools")
-    return run_dir
-
-
-def stage_records(run_dir: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (run_dir / "stages").iterdir()}
-
-
-def check_same_run(run_dir: Path, reference: Path) -> None:
-    """Every stage with the bytes of its files, and the chain of rounds, must be those of the reference."""
-    assert read_rounds(str(run_dir)) == read_rounds(str(reference))
-    assert stage_records(run_dir) == stage_records(reference)
+from autoscale_ray.distributed.session import run_on_ray
+from tests.ray.small_run import check_same_run, config_of, with_shared_pools
 
 
 def run_with_fault(config: RunConfig, fault: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:

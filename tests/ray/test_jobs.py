@@ -1,0 +1,96 @@
+"""The job scripts on a real head: submitted, stopped, submitted again; refused with one line where they must be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from autoscale_ray.artifacts import read_rounds
+from autoscale_ray.distributed.driver import find_driver
+from autoscale_ray.distributed.jobs import prepare_pools, run_autoscale
+from tests.ray.small_run import SMALL, check_same_run, with_shared_pools
+
+ROOT = Path(__file__).parents[2]
+ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+
+
+def submit(client: JobSubmissionClient, script: str, run_dir: Path, *more: str) -> str:
+    command = [sys.executable, str(ROOT / "jobs" / script), *SMALL, f"placement.run_dir={run_dir}", *more]
+    environment = {"PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT)), "RAY_AUTH_MODE": "disabled"}
+    return client.submit_job(entrypoint=shlex.join(command), runtime_env={"env_vars": environment})
+
+
+def wait(client: JobSubmissionClient, job: str, until, timeout_s: float = 300) -> JobStatus:
+    give_up = time.monotonic() + timeout_s
+    while not until(status := client.get_job_status(job)):
+        assert time.monotonic() < give_up, client.get_job_logs(job)
+        time.sleep(0.2)
+    return status
+
+
+@pytest.mark.timeout(900)
+def test_a_job_stopped_and_submitted_again_ends_with_the_same_run(cluster, reference, tmp_path) -> None:
+    run_dir = with_shared_pools(tmp_path / "run", reference)
+    client = JobSubmissionClient(cluster["dashboard"])
+    first = submit(client, "run_autoscale.py", run_dir)
+    wait(client, first, lambda status: status in ENDED or any((run_dir / "stages").glob("train-*")))
+    client.stop_job(first)
+    assert wait(client, first, lambda status: status in ENDED) == JobStatus.STOPPED
+    second = submit(client, "run_autoscale.py", run_dir)
+    status = wait(client, second, lambda status: status in ENDED)
+    logs = client.get_job_logs(second)
+    if "stopped:" in logs:  # it joined the driver while that finished the round it was told to stop after
+        assert len(read_rounds(str(run_dir))) >= 1
+        status = wait(client, submit(client, "run_autoscale.py", run_dir), lambda status: status in ENDED)
+    assert status == JobStatus.SUCCEEDED, logs
+    check_same_run(run_dir, reference)
+    assert json.loads((run_dir / "summary.json").read_text())["arms"]
+    assert find_driver(str(run_dir)) is None
+
+
+@pytest.mark.timeout(200)
+def test_a_job_that_fails_says_so_and_exits_non_zero(cluster, tmp_path) -> None:
+    client = JobSubmissionClient(cluster["dashboard"])
+    job = submit(client, "run_autoscale.py", tmp_path / "run", "loop.budget=0")
+    assert wait(client, job, lambda status: status in ENDED) == JobStatus.FAILED
+    assert client.get_job_info(job).driver_exit_code == 2
+    assert "failed: overrides: loop.budget" in client.get_job_logs(job)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("placement.ray.num_scorers=50", "the run needs 51 CPUs and 0 GPUs at once"),
+        ("placement.ray.gpus_per_worker=1", "the cluster has 8 CPUs and 0 GPUs"),
+    ],
+)
+def test_a_cluster_that_is_too_small_is_refused_in_time(override, message, cluster, tmp_path, capsys) -> None:
+    started = time.monotonic()
+    arguments = [*SMALL, f"placement.run_dir={tmp_path / 'run'}", "placement.ray.start_timeout_s=1", override]
+    assert run_autoscale(arguments) == 1
+    assert time.monotonic() - started < 30
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert len(printed.strip().splitlines()) == 1
+    assert find_driver(str(tmp_path / "run")) is None
+
+
+@pytest.mark.timeout(120)
+def test_pools_are_prepared_once(reference, tmp_path, capsys) -> None:
+    run_dir = with_shared_pools(tmp_path / "run", reference)
+    assert prepare_pools([*SMALL, f"placement.run_dir={run_dir}"]) == 0
+    assert "synthetic: 300 scenes" in capsys.readouterr().out
+
+
+def test_two_configuration_files_are_refused(capsys) -> None:
+    assert run_autoscale(["one.yaml", "two.yaml"]) == 2
+    assert "only one configuration file" in capsys.readouterr().err
