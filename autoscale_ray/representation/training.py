@@ -9,6 +9,7 @@ Shape legend: N scenes, D embedding size, P pairs, R responses.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ def _sampled_rows(sizes: Sequence[int], limit: int, seed: int) -> list[np.ndarra
         chosen = np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))
     bounds = np.concatenate([[0], np.cumsum(sizes)])
     return [
-        chosen[(chosen >= low) & (chosen < high)] - low for low, high in zip(bounds, bounds[1:], strict=False)
+        chosen[(chosen >= low) & (chosen < high)] - low for low, high in itertools.pairwise(bounds)
     ]
 
 

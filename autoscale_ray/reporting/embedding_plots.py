@@ -1,0 +1,114 @@
+"""Look at an embedding: a map with the medoid scene of every cluster, and a sheet of nearest scenes.
+
+Shape legend: N scenes, D embedding size, Q queries, M neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from autoscale_ray.reporting.embedding_map import principal_plane
+from autoscale_ray.reporting.scene_plot import draw_scene
+from autoscale_ray.scenes.batch import SceneBatch
+
+THUMBNAIL_VIEW_M = 40.0
+THUMBNAILS_PER_ROW = 8
+
+
+def medoid_rows(embeddings_ND: np.ndarray, label_N: np.ndarray) -> dict[str, int]:
+    """Find the scene of each cluster whose embedding points most like the mean of the cluster.
+
+    Args:
+        embeddings_ND: Embeddings.
+        label_N: Cluster of each scene.
+
+    Returns:
+        Row by cluster, in label order; ties go to the lower row.
+    """
+    length_N1 = np.linalg.norm(embeddings_ND, axis=1, keepdims=True)
+    unit_ND = embeddings_ND / np.where(length_N1 > 0, length_N1, 1)
+    found = {}
+    for name in np.unique(label_N):
+        rows = np.flatnonzero(label_N == name)
+        found[str(name)] = int(rows[np.argmax(unit_ND[rows] @ unit_ND[rows].mean(axis=0))])
+    return found
+
+
+def nearest_rows(embeddings_ND: np.ndarray, query_Q: np.ndarray, num_neighbours: int) -> np.ndarray:
+    """Return the nearest other scenes of each query by cosine (Q, M); ties go to the lower row.
+
+    Args:
+        embeddings_ND: Embeddings.
+        query_Q: Rows of the queries.
+        num_neighbours: M, below N.
+    """
+    length_N1 = np.linalg.norm(embeddings_ND, axis=1, keepdims=True)
+    unit_ND = embeddings_ND / np.where(length_N1 > 0, length_N1, 1)
+    similarity_QN = unit_ND[query_Q] @ unit_ND.T
+    similarity_QN[np.arange(len(query_Q)), query_Q] = -np.inf
+    return np.argsort(-similarity_QN, axis=1, kind="stable")[:, :num_neighbours]
+
+
+def embedding_figure(
+    embeddings_ND: np.ndarray, labels: Mapping[str, np.ndarray], medoids: Mapping[str, SceneBatch]
+) -> Figure:
+    """Draw the map once for each labelling and a thumbnail of each medoid below.
+
+    Args:
+        embeddings_ND: Embeddings.
+        labels: Label of every scene by title, for example family, domain, cluster.
+        medoids: One scene by cluster name, in the order of the thumbnails.
+    """
+    xy_N2 = principal_plane(embeddings_ND.astype(np.float64))(embeddings_ND)
+    num_rows = -(-len(medoids) // THUMBNAILS_PER_ROW)
+    figure = Figure(figsize=(6.0 * len(labels), 5.5 + 2.6 * num_rows), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(5.5, max(2.6 * num_rows, 0.1)))
+    for axes, (title, label_N) in zip(
+        upper.subplots(1, len(labels), squeeze=False)[0], labels.items(), strict=True
+    ):
+        _draw_map(axes, xy_N2, np.asarray(label_N), title)
+    if medoids:
+        cells = lower.subplots(num_rows, THUMBNAILS_PER_ROW, squeeze=False).ravel()
+        _draw_thumbnails(cells, list(medoids.values()), [f"medoid of {name}" for name in medoids])
+    return figure
+
+
+def _draw_map(axes: Axes, xy_N2: np.ndarray, label_N: np.ndarray, title: str) -> None:
+    names = np.unique(label_N)
+    colours = mpl.colormaps["tab20"](np.arange(len(names)) % 20)
+    for colour, name in zip(colours, names, strict=True):
+        mine = xy_N2[label_N == name]
+        axes.scatter(mine[:, 0], mine[:, 1], s=5, color=colour, label=str(name), linewidths=0)
+    axes.set(title=f"by {title}", xlabel="component 1", ylabel="component 2")
+    axes.legend(markerscale=3, fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _draw_thumbnails(cells: Sequence[Axes], scenes: Sequence[SceneBatch], titles: Sequence[str]) -> None:
+    for axes in cells:
+        axes.set_axis_off()
+    for axes, scene, title in zip(cells, scenes, titles, strict=False):
+        draw_scene(axes, scene, view_m=THUMBNAIL_VIEW_M)
+        axes.set_title(title, fontsize=7)
+
+
+def retrieval_figure(queries: Sequence[SceneBatch], neighbours: Sequence[Sequence[SceneBatch]]) -> Figure:
+    """Draw each query at the left of its nearest scenes.
+
+    Args:
+        queries: Q batches of one scene.
+        neighbours: For each query its nearest scenes, nearest first, equally many.
+    """
+    width = 1 + len(neighbours[0])
+    figure = Figure(figsize=(2.4 * width, 2.6 * len(queries)), layout="constrained")
+    grid = figure.subplots(len(queries), width, squeeze=False)
+    for row, query, found in zip(grid, queries, neighbours, strict=True):
+        titles = ["query", *(f"nearest {rank}" for rank in range(1, width))]
+        _draw_thumbnails(row, [query, *found], titles)
+        row[0].set_axis_on()
+        row[0].set(xticks=[], yticks=[])
+    return figure
