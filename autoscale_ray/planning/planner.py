@@ -4,7 +4,7 @@
 
 Every weight carries a leading axis of V logical shards, all of them views of the same numbers: one backward
 pass then leaves the gradient of each shard apart, and four shards cost one round of operator calls in place
-of four (2.3 times faster here). A product over V shards gives each of them the bits it has alone; a test
+of four (twice as fast here). A product over V shards gives each of them the bits it has alone; a test
 holds this.
 
 Shape legend: V shards, B scenes of a shard, K tokens (agents, lanes and one empty token), D width, H heads,
