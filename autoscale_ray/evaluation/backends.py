@@ -71,7 +71,7 @@ def drive_freely(poses_NT3: Floats, start_N11: Floats, vehicle: VehicleParameter
         from autoscale_ray.evaluation.compiled import simulate_poses
 
         return torch.as_tensor(simulate_poses(poses_NT3, start_N11, vehicle))
-    return simulate(torch.as_tensor(poses_NT3), torch.as_tensor(start_N11), vehicle)
+    return simulate(torch.tensor(poses_NT3), torch.tensor(start_N11), vehicle)
 
 
 def _in_arena_with_torch(

@@ -15,8 +15,8 @@ import torch
 from autoscale_ray.evaluation import kernels_score as kernels
 from autoscale_ray.evaluation.arena import Arena
 from autoscale_ray.evaluation.comfort import smoothing_matrix
-from autoscale_ray.evaluation.kernels_geometry import chunk_path
 from autoscale_ray.evaluation.idm import Obstacles, Paths, tree_ranks
+from autoscale_ray.evaluation.kernels_geometry import chunk_path
 from autoscale_ray.evaluation.kernels_grid import build_grid
 from autoscale_ray.evaluation.kernels_idm import NUM_SPEEDS, unroll_proposals
 from autoscale_ray.evaluation.kernels_score import ComfortFilters, Filter, SceneTables

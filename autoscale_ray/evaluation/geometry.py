@@ -71,19 +71,48 @@ def points_in_rings(
     Returns:
         (K,) flags; a point on the boundary is outside.
     """
+    return groups_in_rings(point_K2[:, None], ring_K, ring_offsets, ring_xy, ring_next)[:, 0]
+
+
+def groups_in_rings(
+    points_KQ2: Tensor, ring_K: Tensor, ring_offsets: Tensor, ring_xy: Tensor, ring_next: Tensor
+) -> Tensor:
+    """Tell which of Q neighbouring points lie strictly inside the ring of their group.
+
+    Edges above, below or left of the whole group cannot be crossed by its rays to the right and are dropped first.
+
+    Args:
+        points_KQ2: Groups of points, m.
+        ring_K: Ring of each group.
+        ring_offsets: (G + 1,) start of each ring.
+        ring_xy: (V, 2) vertices, m.
+        ring_next: (V,) next vertex of the same ring.
+
+    Returns:
+        (K, Q) flags; a point on the boundary is outside.
+    """
     pair_E, vertex_E = expand_rings(ring_K, ring_offsets)
-    x_E, y_E = point_K2[pair_E].unbind(-1)
-    x1_E, y1_E = ring_xy[vertex_E].unbind(-1)
-    x2_E, y2_E = ring_xy[ring_next[vertex_E]].unbind(-1)
-    turn_E = (x2_E - x1_E) * (y_E - y1_E) - (x_E - x1_E) * (y2_E - y1_E)
-    crosses_E = ((y1_E > y_E) != (y2_E > y_E)) & ((turn_E > 0) == (y2_E > y1_E))
-    within_x_E = (torch.minimum(x1_E, x2_E) <= x_E) & (x_E <= torch.maximum(x1_E, x2_E))
-    within_y_E = (torch.minimum(y1_E, y2_E) <= y_E) & (y_E <= torch.maximum(y1_E, y2_E))
-    touches_E = (turn_E == 0) & within_x_E & within_y_E
-    crossings_K = torch.zeros(len(ring_K), dtype=torch.int32, device=ring_K.device)
-    crossings_K.index_add_(0, pair_E, crosses_E.int())
-    touches_K = torch.zeros_like(crossings_K).index_add_(0, pair_E, touches_E.int())
-    return (crossings_K % 2 == 1) & (touches_K == 0)
+    low_y, high_y, low_x = points_KQ2[..., 1].amin(1), points_KQ2[..., 1].amax(1), points_KQ2[..., 0].amin(1)
+    edge_V4 = torch.cat([ring_xy, ring_xy[ring_next]], dim=1)
+    edge_low_y_V, edge_high_y_V = (
+        torch.minimum(edge_V4[:, 1], edge_V4[:, 3]),
+        torch.maximum(edge_V4[:, 1], edge_V4[:, 3]),
+    )
+    edge_high_x_V = torch.maximum(edge_V4[:, 0], edge_V4[:, 2])
+    kept_E = (edge_high_y_V[vertex_E] >= low_y[pair_E]) & (edge_low_y_V[vertex_E] <= high_y[pair_E])
+    kept_E &= edge_high_x_V[vertex_E] >= low_x[pair_E]
+    pair_E, vertex_E = pair_E[kept_E], vertex_E[kept_E]
+    x_EQ, y_EQ = points_KQ2[pair_E].unbind(-1)
+    x1, y1, x2, y2 = edge_V4[vertex_E][..., None].unbind(1)
+    turn_EQ = (x2 - x1) * (y_EQ - y1) - (x_EQ - x1) * (y2 - y1)
+    crosses_EQ = ((y1 > y_EQ) != (y2 > y_EQ)) & ((turn_EQ > 0) == (y2 > y1))
+    within_x_EQ = (torch.minimum(x1, x2) <= x_EQ) & (x_EQ <= torch.maximum(x1, x2))
+    within_y_EQ = (torch.minimum(y1, y2) <= y_EQ) & (y_EQ <= torch.maximum(y1, y2))
+    touches_EQ = (turn_EQ == 0) & within_x_EQ & within_y_EQ
+    zeros_KQ = torch.zeros(points_KQ2.shape[:2], dtype=torch.int32, device=ring_K.device)
+    crossings_KQ = zeros_KQ.index_add(0, pair_E, crosses_EQ.int())
+    touches_KQ = zeros_KQ.index_add(0, pair_E, touches_EQ.int())
+    return (crossings_KQ % 2 == 1) & (touches_KQ == 0)
 
 
 def boxes_meet_rings(
@@ -110,6 +139,11 @@ def boxes_meet_rings(
         (K,) flags.
     """
     pair_E, vertex_E = expand_rings(ring_K, ring_offsets)
+    middle_V2 = (ring_xy + ring_xy[ring_next]) / 2.0
+    reach_V = torch.linalg.vector_norm(ring_xy[ring_next] - ring_xy, dim=-1) / 2.0
+    reach_E = reach_V[vertex_E] + torch.linalg.vector_norm(half_K2, dim=-1)[pair_E]
+    near_E = ((middle_V2[vertex_E] - centre_K2[pair_E]) ** 2).sum(-1) <= (reach_E * (1.0 + 1e-9)) ** 2
+    pair_E, vertex_E = pair_E[near_E], vertex_E[near_E]
     start_E2, end_E2 = ring_xy[vertex_E], ring_xy[ring_next[vertex_E]]
     edge_E2 = end_E2 - start_E2
     length_E = torch.linalg.vector_norm(edge_E2, dim=-1)
@@ -134,17 +168,22 @@ def project_on_path(point_NQ2: Tensor, path_NC2: Tensor, progress_NC: Tensor) ->
     Returns:
         Distance (N, Q) and arc length of the nearest point (N, Q), the first one among equals, m.
     """
-    start_N1C2 = path_NC2[:, None, :-1]
-    edge_N1C2 = path_NC2[:, None, 1:] - start_N1C2
-    squared_N1C = (edge_N1C2**2).sum(-1)
-    relative_NQC2 = point_NQ2[:, :, None] - start_N1C2
-    share_NQC = (relative_NQC2 * edge_N1C2).sum(-1) / torch.where(squared_N1C > 0, squared_N1C, 1.0)
-    share_NQC = share_NQC.clamp(0.0, 1.0)
-    away_NQC = ((relative_NQC2 - share_NQC[..., None] * edge_N1C2) ** 2).sum(-1)
+    x1, y1 = (axis[:, None] for axis in path_NC2[:, :-1].unbind(-1))
+    ex, ey = (axis[:, None] for axis in (path_NC2[:, 1:] - path_NC2[:, :-1]).unbind(-1))
+    squared = ex * ex + ey * ey
+    rx_NQC, ry_NQC = point_NQ2[..., 0:1] - x1, point_NQ2[..., 1:2] - y1
+    share_NQC = (rx_NQC * ex + ry_NQC * ey) / torch.where(squared > 0, squared, 1.0)
+    share_NQC = share_NQC.clamp_(0.0, 1.0)
+    rx_NQC -= share_NQC * ex
+    ry_NQC -= share_NQC * ey
+    away_NQC = rx_NQC.square_() + ry_NQC.square_()
     best_NQ1 = away_NQC.argmin(dim=-1, keepdim=True)
-    length_N1C = (progress_NC[:, 1:] - progress_NC[:, :-1])[:, None]
-    along_NQC = progress_NC[:, None, :-1] + share_NQC * length_N1C
-    return away_NQC.gather(-1, best_NQ1)[..., 0].sqrt(), along_NQC.gather(-1, best_NQ1)[..., 0]
+    length_NC = progress_NC[:, 1:] - progress_NC[:, :-1]
+    edge_NQ = best_NQ1[..., 0]
+    along_NQ = progress_NC.gather(1, edge_NQ) + share_NQC.gather(-1, best_NQ1)[..., 0] * length_NC.gather(
+        1, edge_NQ
+    )
+    return away_NQC.gather(-1, best_NQ1)[..., 0].sqrt(), along_NQ
 
 
 def _in_frame(vector_K2: Tensor, axis_K2: Tensor) -> tuple[Tensor, Tensor]:

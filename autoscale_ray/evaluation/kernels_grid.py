@@ -148,7 +148,7 @@ def _fill(offsets, xy, bounds, origin, shape):
                     slot_ring.append(ring)
                     slot_counts.append(count)
                     for index in range(count):
-                        slot_edges.append(buffer[index])
+                        slot_edges.append(buffer[index])  # noqa: PERF401
                 if mark != OUTSIDE:
                     pairs_cell.append((row0 + row) * shape[0] + column0 + column)
                     pairs_entry.append(ring + 1 if mark == HOLDS else -(slot + 1))

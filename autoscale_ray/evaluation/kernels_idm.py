@@ -20,7 +20,7 @@ COMFORT = 2.0 * math.sqrt(MAX_ACCELERATION * MAX_DECELERATION)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _pose_at(progress, vertices, along, pose):  # noqa: ANN001, ANN202
+def _pose_at(progress, vertices, along, pose):
     """Fill pose (3,) at an arc length of one path."""
     at = min(max(progress, MIN_PROGRESS_M), along[-1])
     right = min(max(np.searchsorted(along, at), 1), len(along) - 1)
@@ -32,7 +32,7 @@ def _pose_at(progress, vertices, along, pose):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _to_edges(points, ring):  # noqa: ANN001, ANN202
+def _to_edges(points, ring):
     """Return the smallest squared distance of some points to the edges of a ring."""
     best = np.inf
     for first in range(len(ring)):
@@ -48,7 +48,7 @@ def _to_edges(points, ring):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _gap(pose, vehicle, ring, corners):  # noqa: ANN001, ANN202
+def _gap(pose, vehicle, ring, corners):
     """Return the distance between the ego's box at a pose and a ring, 0 where they share a point."""
     cos, sin = math.cos(pose[2]), math.sin(pose[2])
     cx, cy = pose[0] + vehicle[2] * cos, pose[1] + vehicle[2] * sin
@@ -62,7 +62,7 @@ def _gap(pose, vehicle, ring, corners):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _nearest_ahead(pose, progress, forecast, path, vehicle, offsets, vertices, ahead_of, in_corridor, ranks):  # noqa: ANN001, ANN202
+def _nearest_ahead(pose, progress, forecast, path, vehicle, offsets, vertices, ahead_of, in_corridor, ranks):
     """Return the obstacle to follow and its gap, (-1, 0) without one and (-2, 0) where unknown ranks decide."""
     best, nearest, is_tie = np.inf, -1, False
     corners = np.empty((4, 2))
@@ -83,7 +83,7 @@ def _nearest_ahead(pose, progress, forecast, path, vehicle, offsets, vertices, a
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _follow(leader, speed, progress, target):  # noqa: ANN001, ANN202
+def _follow(leader, speed, progress, target):
     """Return the next speed of the intelligent driver model."""
     wanted = MIN_GAP_M + speed * HEADWAY_S + speed * (speed - leader[1]) / COMFORT
     gap = max(leader[0] - progress - leader[2], MIN_GAP_M)
@@ -93,7 +93,7 @@ def _follow(leader, speed, progress, target):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def unroll_proposals(  # noqa: ANN201
+def unroll_proposals(
     paths,
     along,
     starts,
@@ -108,7 +108,7 @@ def unroll_proposals(  # noqa: ANN201
     ahead_of,
     in_corridor,
     ranks,
-    poses,  # noqa: ANN001
+    poses,
 ):
     """Fill poses (15, 41, 3); return False where equal gaps need `ranks`, which then must be given.
 

@@ -16,7 +16,7 @@ from autoscale_ray.evaluation.comfort import comfort_flags
 from autoscale_ray.evaluation.geometry import (
     boxes_meet_rings,
     boxes_overlap,
-    points_in_rings,
+    groups_in_rings,
     project_on_path,
 )
 from autoscale_ray.evaluation.simulate import VX, VY, YAW
@@ -31,6 +31,7 @@ DIRECTION_LIMITS_M = (2.0, 6.0)
 LANE_DEVIATION_M = 0.5
 LANE_STEPS = 20
 NEVER = 1_000_000
+PROJECTED_ROWS_CPU = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +112,9 @@ def measure(
     ego = _ego_geometry(states_NT11, arenas)
     areas_NT3, centre_in_NT, rear_in_NT = _ego_areas(ego, scene_N, arenas)
     risky_NT = areas_NT3[..., 0] | areas_NT3[..., 1]
-    collision, collision_step = _collisions(ego, risky_NT, scene_N, arenas)
-    ttc, ttc_step = _time_to_collision(ego, risky_NT | rear_in_NT, scene_N, arenas, rules)
+    near_K2 = _near_agents(ego, scene_N, arenas)
+    collision, collision_step = _collisions(ego, near_K2, risky_NT, scene_N, arenas)
+    ttc, ttc_step = _time_to_collision(ego, near_K2, risky_NT | rear_in_NT, scene_N, arenas, rules)
     distance_NT, along_NT = _project_in_chunks(ego.centre, scene_N, arenas)
     flags_N6 = _comfort(states_NT11, scene_N, arenas, rules, with_history)
     spared_NT = centre_in_NT & rules.direction_spares_intersections
@@ -204,40 +206,41 @@ def _bounds_meet(bounds_4: Tensor, low_2: Tensor, high_2: Tensor) -> Tensor:
 
 
 def _inside(points_B62: Tensor, pose_K: Tensor, ring_K: Tensor, arenas: ArenaBatch) -> Tensor:
-    points_K62 = points_B62[pose_K]
-    bounds_K14 = arenas.ring_bounds[ring_K][:, None]
-    near_K6 = _bounds_meet(bounds_K14, points_K62, points_K62)
-    pair, corner = near_K6.nonzero(as_tuple=True)
-    inside = points_in_rings(
-        points_K62[pair, corner], ring_K[pair], arenas.ring_offsets, arenas.ring_xy, arenas.ring_next
-    )
-    near_K6[pair, corner] = inside
-    return near_K6
+    return groups_in_rings(points_B62[pose_K], ring_K, arenas.ring_offsets, arenas.ring_xy, arenas.ring_next)
 
 
-def _contacts(ego: _Ego, offset: int, num_steps: int, scene_N: Tensor, arenas: ArenaBatch) -> Tensor:
+def _near_agents(ego: _Ego, scene_N: Tensor, arenas: ArenaBatch) -> Tensor:
+    """Return (K, 2) drive and agent whose paths, the ego's next 0.9 s included, may come into contact."""
+    ahead_NT2 = ego.centre + (ego.speed * 0.1 * TTC_OFFSETS[-1])[..., None] * ego.axis
+    path_NQ2 = torch.cat([ego.centre, ahead_NT2], dim=1)
+    ego_bounds_N14 = torch.cat([path_NQ2.amin(dim=1), path_NQ2.amax(dim=1)], dim=1)[:, None]
+    seen_SAT1 = arenas.present[..., None]
+    low_SA2 = torch.where(seen_SAT1, arenas.boxes[..., :2], math.inf).amin(dim=2)
+    high_SA2 = torch.where(seen_SAT1, arenas.boxes[..., :2], -math.inf).amax(dim=2)
+    reach_SA = torch.linalg.vector_norm(arenas.half_sizes, dim=-1) + torch.linalg.vector_norm(ego.half)
+    reach_SA1 = (reach_SA * (1.0 + 1e-9))[..., None]
+    near_NA = _bounds_meet(ego_bounds_N14, (low_SA2 - reach_SA1)[scene_N], (high_SA2 + reach_SA1)[scene_N])
+    return (near_NA & ~arenas.is_ignored[scene_N]).nonzero()
+
+
+def _contacts(
+    ego: _Ego, near_K2: Tensor, offset: int, num_steps: int, scene_N: Tensor, arenas: ArenaBatch
+) -> Tensor:
     """Return (K, 3) drive, step, agent of boxes that meet when the ego moves on for `offset` steps."""
-    ahead_s = 0.1 * offset
-    shift_NT2 = (ego.speed * ahead_s)[..., None] * ego.axis
-    centre_NT2 = (ego.centre + shift_NT2)[:, :num_steps]
-    boxes_NAT4 = arenas.boxes[scene_N][:, :, offset : offset + num_steps]
-    reach_NA = torch.linalg.vector_norm(arenas.half_sizes, dim=-1)[scene_N] + torch.linalg.vector_norm(
-        ego.half
-    )
-    away_NAT2 = boxes_NAT4[..., :2] - centre_NT2[:, None]
-    near_NAT = (away_NAT2**2).sum(-1) <= (reach_NA * (1.0 + 1e-9))[..., None] ** 2
-    near_NAT &= (
-        arenas.present[scene_N][:, :, offset : offset + num_steps] & ~arenas.is_ignored[scene_N][..., None]
-    )
-    drive_K, agent_K, step_K = near_NAT.nonzero(as_tuple=True)
-    meets_K = boxes_overlap(
-        away_NAT2[drive_K, agent_K, step_K],
-        ego.axis[drive_K, step_K],
-        ego.half,
-        boxes_NAT4[drive_K, agent_K, step_K, 2:],
-        arenas.half_sizes[scene_N[drive_K], agent_K],
-    )
-    return torch.stack([drive_K, step_K, agent_K], dim=1)[meets_K]
+    drive_P, agent_P = near_K2.unbind(1)
+    scene_P = scene_N[drive_P]
+    shift_NT2 = (ego.speed * (0.1 * offset))[..., None] * ego.axis
+    centre_PT2 = (ego.centre + shift_NT2)[drive_P, :num_steps]
+    boxes_PT4 = arenas.boxes[scene_P, agent_P, offset : offset + num_steps]
+    half_P2 = arenas.half_sizes[scene_P, agent_P]
+    reach_P = torch.linalg.vector_norm(half_P2, dim=-1) + torch.linalg.vector_norm(ego.half)
+    away_PT2 = boxes_PT4[..., :2] - centre_PT2
+    near_PT = (away_PT2**2).sum(-1) <= (reach_P * (1.0 + 1e-9))[:, None] ** 2
+    near_PT &= arenas.present[scene_P, agent_P, offset : offset + num_steps]
+    pair_K, step_K = near_PT.nonzero(as_tuple=True)
+    axes = (ego.axis[drive_P[pair_K], step_K], boxes_PT4[pair_K, step_K, 2:])
+    meets_K = boxes_overlap(away_PT2[pair_K, step_K], axes[0], ego.half, axes[1], half_P2[pair_K])
+    return torch.stack([drive_P[pair_K], step_K, agent_P[pair_K]], dim=1)[meets_K]
 
 
 def _first_contacts(contact_K3: Tensor, order_K: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -256,9 +259,11 @@ def _bearing(ego: _Ego, drive_K: Tensor, step_K: Tensor, position_K2: Tensor) ->
     return along_K > COS_AHEAD * distance_K, along_K < COS_BEHIND * distance_K
 
 
-def _collisions(ego: _Ego, risky_NT: Tensor, scene_N: Tensor, arenas: ArenaBatch) -> tuple[Tensor, Tensor]:
+def _collisions(
+    ego: _Ego, near_K2: Tensor, risky_NT: Tensor, scene_N: Tensor, arenas: ArenaBatch
+) -> tuple[Tensor, Tensor]:
     num_drives, num_steps = ego.speed.shape
-    contact_K3 = _contacts(ego, 0, num_steps, scene_N, arenas)
+    contact_K3 = _contacts(ego, near_K2, 0, num_steps, scene_N, arenas)
     contact_K3 = contact_K3[
         _first_contacts(contact_K3, contact_K3[:, 1], (num_drives, arenas.boxes.shape[1]))
     ]
@@ -281,9 +286,9 @@ def _collisions(ego: _Ego, risky_NT: Tensor, scene_N: Tensor, arenas: ArenaBatch
 
 
 def _time_to_collision(
-    ego: _Ego, risky_NT: Tensor, scene_N: Tensor, arenas: ArenaBatch, rules: Rules
+    ego: _Ego, near_K2: Tensor, risky_NT: Tensor, scene_N: Tensor, arenas: ArenaBatch, rules: Rules
 ) -> tuple[Tensor, Tensor]:
-    found = [_contacts(ego, offset, rules.num_ttc_steps, scene_N, arenas) for offset in TTC_OFFSETS]
+    found = [_contacts(ego, near_K2, offset, rules.num_ttc_steps, scene_N, arenas) for offset in TTC_OFFSETS]
     contact_K3 = torch.cat(found)
     later_K = torch.cat(
         [torch.full((len(rows),), offset) for rows, offset in zip(found, TTC_OFFSETS, strict=True)]
@@ -339,9 +344,9 @@ def _lane_keeping(distance_NT: Tensor, spared_NT: Tensor) -> Tensor:
     return (longest_N < LANE_STEPS).to(distance_NT.dtype)
 
 
-def _project_in_chunks(
-    centre_NT2: Tensor, scene_N: Tensor, arenas: ArenaBatch, rows: int = 256
-) -> tuple[Tensor, Tensor]:
+def _project_in_chunks(centre_NT2: Tensor, scene_N: Tensor, arenas: ArenaBatch) -> tuple[Tensor, Tensor]:
+    """Project all centres, a few drives at a time on the CPU, so that temporaries stay in its cache."""
+    rows = PROJECTED_ROWS_CPU if centre_NT2.device.type == "cpu" else len(centre_NT2)
     parts = [
         project_on_path(
             centre_NT2[start : start + rows], arenas.path_xy[chosen], arenas.path_progress[chosen]

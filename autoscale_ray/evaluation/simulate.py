@@ -183,16 +183,16 @@ def _steering_rate(
     lateral_N = -dx_N * torch.sin(pose_N3[:, 2]) + dy_N * torch.cos(pose_N3[:, 2])
     heading_N = _wrap(state_N11[:, YAW] - pose_N3[:, 2])
     steering_N = state_N11[:, STEERING]
-    preview = torch.arange(TRACKING_HORIZON, dtype=state_N11.dtype, device=state_N11.device)
-    travel_Nk = (state_N11[:, VX, None] + preview * STEP_S * command_N[:, None]) * STEP_S
-    free_lateral_N, free_heading_N = lateral_N, heading_N
-    unit_lateral_N, unit_heading_N = torch.zeros_like(lateral_N), torch.zeros_like(lateral_N)
-    for j in range(TRACKING_HORIZON):
-        travel_N = travel_Nk[:, j]
-        free_lateral_N = free_lateral_N + travel_N * free_heading_N
-        unit_lateral_N = unit_lateral_N + travel_N * unit_heading_N
-        free_heading_N = free_heading_N + travel_N * (steering_N / vehicle.wheel_base_m - curvature_Nk[:, j])
-        unit_heading_N = unit_heading_N + travel_N * (j * STEP_S / vehicle.wheel_base_m)
+    preview_k = torch.arange(TRACKING_HORIZON, dtype=state_N11.dtype, device=state_N11.device)
+    travel_Nk = (state_N11[:, VX, None] + preview_k * STEP_S * command_N[:, None]) * STEP_S
+    turn_Nk = travel_Nk * (steering_N[:, None] / vehicle.wheel_base_m - curvature_Nk)
+    unit_turn_Nk = travel_Nk * (preview_k * STEP_S / vehicle.wheel_base_m)
+    free_heading_Nk = heading_N[:, None] + torch.cumsum(turn_Nk, dim=1) - turn_Nk  # before each step
+    unit_heading_Nk = torch.cumsum(unit_turn_Nk, dim=1) - unit_turn_Nk
+    free_lateral_N = lateral_N + (travel_Nk * free_heading_Nk).sum(dim=1)
+    unit_lateral_N = (travel_Nk * unit_heading_Nk).sum(dim=1)
+    free_heading_N = free_heading_Nk[:, -1] + turn_Nk[:, -1]
+    unit_heading_N = unit_heading_Nk[:, -1] + unit_turn_Nk[:, -1]
     gain_N = unit_lateral_N**2 + HEADING_WEIGHT * unit_heading_N**2 + 1.0
     return (
         -(unit_lateral_N * free_lateral_N + HEADING_WEIGHT * unit_heading_N * _wrap(free_heading_N)) / gain_N

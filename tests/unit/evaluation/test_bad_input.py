@@ -1,0 +1,163 @@
+"""Bad input is refused with the scene, the field and the rule; in batch jobs the rest is scored."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from autoscale_ray.errors import InvalidInputError, InvalidSceneError
+from autoscale_ray.evaluation import (
+    epdms,
+    make_scene,
+    pack_rings,
+    pdms,
+    two_frame_extended_comfort,
+    validate_scene,
+)
+from autoscale_ray.evaluation.score_file import read_trajectories, score_file, score_schema
+
+from .straight_road import constant_speed, straight_road
+
+BOW_TIE = np.array([[0.0, 0.0], [5.0, 5.0], [5.0, 0.0], [0.0, 5.0]])
+ROAD = straight_road(agents=[{"x": 20.0, "y": 3.0}])
+
+
+def changed(name: str, index: object, value: float) -> dict[str, np.ndarray]:
+    array = np.array(getattr(ROAD, name), copy=True)
+    array[index] = value
+    return {name: array}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        (changed("ego_history_states", (0, 0), np.nan), "ego_history_states"),
+        (changed("ego_history_times_us", 1, 0), "ego_history_times_us"),
+        (changed("agent_states", (0, 0, 0), np.nan), "agent_states"),
+        (changed("agent_dims", (0, 0), 0.0), "agent_dims"),
+        (changed("agent_types", 0, 7), "agent_types"),
+        (changed("polygon_layers", 0, 5), "polygon_layers"),
+        (changed("polygon_xy", (0, 0), np.inf), "polygon_xy"),
+        (changed("polygon_offsets", 1, 2), "polygon_offsets"),
+        (changed("polygon_red", (1, 0), True), "polygon_red"),
+        (changed("centreline", (3, 2), np.nan), "centreline"),
+        ({"polygon_xy": np.concatenate([BOW_TIE, ROAD.polygon_xy[4:]])}, "polygon_xy"),
+        ({"polygon_xy": np.concatenate([BOW_TIE * [1, 0], ROAD.polygon_xy[4:]])}, "polygon_xy"),
+        ({"centreline": ROAD.centreline[:1]}, "centreline"),
+        ({"centreline": np.zeros((3, 3))}, "centreline"),
+        ({"speed_limit_mps": 0.0}, "speed_limit_mps"),
+        ({"human_poses": np.zeros((7, 3))}, "human_poses"),
+        ({"agent_mask": np.ones((1, 9), bool)}, "agent_mask"),
+        ({"agent_states": np.zeros((1, 8, 5))}, "agent_states"),
+    ],
+)
+def test_a_broken_scene_names_scene_field_and_rule(changes, field):
+    with pytest.raises(ValueError, match=f"straight: {field}: .*must"):
+        validate_scene(dataclasses.replace(ROAD, **changes))
+
+
+def test_arrays_that_are_no_numbers_are_refused():
+    with pytest.raises(InvalidSceneError, match="s: agent_dims: must be an array of float64"):
+        make_scene("s", agent_dims=[["wide", 1, 2]])
+
+
+def test_nan_where_an_agent_was_not_seen_is_no_fault():
+    mask = np.array(ROAD.agent_mask)
+    mask[0, 0] = False
+    states = np.array(ROAD.agent_states)
+    states[0, 0] = np.nan
+    scene = dataclasses.replace(ROAD, agent_mask=mask, agent_states=states)
+    assert 0.0 < float(epdms([scene], constant_speed(8.0)[None, None]).score.value) <= 1.0
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 3), (1, 1, 9, 3), (1, 1, 8, 2), (2, 1, 8, 3)])
+def test_trajectories_of_a_wrong_shape(shape):
+    with pytest.raises(ValueError, match="trajectories: must have"):
+        epdms([ROAD], np.zeros(shape))
+
+
+def test_a_trajectory_with_nan_names_its_scene():
+    with pytest.raises(ValueError, match="straight: trajectory: must be finite"):
+        epdms([ROAD], np.full((1, 1, 8, 3), np.nan))
+
+
+def test_v1_needs_eleven_frames():
+    arrays = {name: getattr(ROAD, name)[:, :9] for name in ("agent_states", "agent_mask", "polygon_red")}
+    short = dataclasses.replace(ROAD, **arrays)
+    assert float(epdms([short], constant_speed(8.0)[None, None]).score.value) > 0.0
+    with pytest.raises(ValueError, match="straight: agent_states: must have 11 frames for v1"):
+        pdms([short], constant_speed(8.0)[None, None])
+
+
+def test_unclosed_rings_are_refused_and_closed_ones_packed():
+    square = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
+    offsets, xy = pack_rings([square, square + 2.0])
+    assert offsets.tolist() == [0, 4, 8]
+    assert np.array_equal(xy[4:], square[:-1] + 2.0)
+    with pytest.raises(ValueError, match="here: polygon 1: must be closed"):
+        pack_rings([square, square[:-1]], "here")
+
+
+def test_frames_too_far_apart_have_no_extended_comfort():
+    states = np.zeros((2, 41, 11))
+    with pytest.raises(ValueError, match="interval_s"):
+        two_frame_extended_comfort(states, states, np.array([0.5, 0.6]))
+    comfort = two_frame_extended_comfort(states, states, np.array([0.5, np.nan]))
+    assert comfort.valid.tolist() == [True, False]
+
+
+def test_a_file_job_reports_bad_scenes_and_scores_the_rest():
+    broken = dataclasses.replace(ROAD, scene_id="broken", speed_limit_mps=-1.0)
+    poses = np.stack([constant_speed(8.0), constant_speed(5.0)])
+    with_nan = np.full((1, 8, 3), np.nan)
+    other = dataclasses.replace(ROAD, scene_id="nan")
+    waypoints = {
+        "straight": poses,
+        "broken": poses[:1],
+        "nan": with_nan,
+        "nowhere": poses[:1],
+        "unbuilt": poses[:1],
+    }
+    table = score_file([broken, ROAD, other], waypoints, refused={"unbuilt": "unbuilt: no route"})
+    assert table.schema == score_schema("v2")
+    rows = {(row["scene_id"], row["trajectory"]): row for row in table.to_pylist()}
+    assert len(rows) == 6
+    expected = epdms([ROAD], poses[None]).score.value[0].tolist()
+    assert [rows["straight", index]["score"] for index in (0, 1)] == expected
+    assert rows["straight", 0]["valid"]
+    for name, reason in (
+        ("broken", "broken: speed_limit_mps"),
+        ("nan", "nan: trajectory: must be finite"),
+        ("nowhere", "nowhere: trajectory: must have a scene"),
+        ("unbuilt", "unbuilt: no route"),
+    ):
+        assert not rows[name, 0]["valid"]
+        assert rows[name, 0]["score"] is None
+        assert reason in rows[name, 0]["reason"]
+
+
+def test_v1_of_a_file_has_its_own_columns():
+    table = score_file([ROAD], {"straight": constant_speed(8.0)[None]}, version="v1")
+    assert "raw_comfort" in table.column_names
+    assert "raw_lane_keeping" not in table.column_names
+
+
+def test_trajectories_are_read_from_npz_and_parquet(tmp_path):
+    poses = np.stack([constant_speed(8.0), constant_speed(5.0)])[None]
+    np.savez(tmp_path / "t.npz", scene_id=np.array(["straight"]), trajectories=poses)
+    pq.write_table(
+        pa.table({"scene_id": ["straight"], "trajectories": poses.tolist()}), tmp_path / "t.parquet"
+    )
+    for name in ("t.npz", "t.parquet"):
+        assert np.array_equal(read_trajectories(tmp_path / name)["straight"], poses[0])
+    np.savez(
+        tmp_path / "twice.npz", scene_id=np.array(["a", "a"]), trajectories=np.concatenate([poses, poses])
+    )
+    np.savez(tmp_path / "empty.npz", other=poses)
+    for name in ("twice.npz", "empty.npz"):
+        with pytest.raises(InvalidInputError, match=name):
+            read_trajectories(tmp_path / name)
