@@ -126,6 +126,7 @@ class ObjectStorage(Storage):
             Path(temporary).unlink(missing_ok=True)
 
     def _insist(self, key: str, call: Callable[[], T]) -> T:
+        last: Exception | None = None
         for attempt in range(NUM_ATTEMPTS):
             try:
                 return call()

@@ -75,7 +75,7 @@ def measure_embedding(config: RunConfig, folder: Path) -> dict[str, float]:
     pool, encoder = inputs.pools["synthetic"], folder / "encoder"
     encoder.mkdir()
     tasks.train_encoder(config, inputs, encoder)
-    pool.cached()
+    assert len(pool.cached) == len(pool), "the cache is built before anything is timed"
     torch.set_num_threads(1)
     started = time.process_time()
     embed(load(encoder), pool)
@@ -114,7 +114,7 @@ def measure_loop(config: RunConfig) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="What Ray costs.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="4,000 scenes in place of 100,000")

@@ -78,8 +78,7 @@ def _prepare(arguments: Sequence[str], console: Console) -> str:
     run_dir = Path(config.placement.run_dir)
     inputs = open_inputs(config, run_dir / "pools")
     for side, pool in inputs.pools.items():
-        pool.cached()
-        console.print(f"{side}: {len(pool)} scenes in {pool.path}")
+        console.print(f"{side}: {len(pool.cached)} scenes in {pool.path}")
     return f"prepared: pools lie in {', '.join(str(pool.path) for pool in inputs.pools.values())}"
 
 

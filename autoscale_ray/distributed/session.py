@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
 from rich.console import Console
 
+from autoscale_ray.artifacts import read_rounds
 from autoscale_ray.config import RunConfig
 from autoscale_ray.distributed.driver import end_driver, find_driver, follow, start_driver
 from autoscale_ray.distributed.resources import connect, wait_for_room
@@ -87,3 +90,24 @@ def stop_on_signal(driver: Any, console: Console) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def status_lines(run_dir: str) -> list[str]:
+    """Return what there is to say about a run: published rounds, and what its driver is doing if one is found.
+
+    Raises:
+        AutoScaleError: No run there, or its state is damaged.
+    """
+    rounds = read_rounds(run_dir)
+    lines = [f"{run_dir}: {len(rounds)} rounds published"]
+    for record in rounds:
+        totals: Any = record.payload["totals"]
+        value = totals["objective"]
+        lines.append(
+            f"  round {record.index}: objective x100 {'missing' if value is None else f'{100 * value:.2f}'}"
+        )
+    driver = find_driver(os.path.abspath(run_dir)) if ray.is_initialized() else None
+    if driver is not None:
+        status = ray.get(driver.status.remote())
+        lines.append(f"driver: {status['state']}, {status['stage']}, process {status['pid']}")
+    return lines

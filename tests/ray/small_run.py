@@ -49,3 +49,21 @@ def check_same_run(run_dir: Path, reference: Path) -> None:
     """Every stage with the bytes of its files, and the chain of rounds, must be those of the reference."""
     assert read_rounds(str(run_dir)) == read_rounds(str(reference))
     assert stage_records(run_dir) == stage_records(reference)
+
+
+SUMMARY = {
+    "steps": 50,
+    "batch_size": 64,
+    "clusters": [{"dev": 30}, {"dev": 10}],
+    "rounds": [
+        {
+            "index": 3,
+            "num_scenes": 60,
+            "totals": {"objective": 0.5},
+            "weights": {"c0": 0.25, "c1": 0.75},
+            "cluster_scores": {"c0": 0.4, "c1": None},
+        }
+    ],
+    "spent": {"search_runs": 4, "seconds": {"train": 8.0, "evaluate_dev": 2.0}},
+}
+"""What a summary must hold to be shown."""

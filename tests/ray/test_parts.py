@@ -25,25 +25,10 @@ from autoscale_ray.distributed.sweep import read_space, trial_name
 from autoscale_ray.distributed.sweep_report import write_sweep
 from autoscale_ray.distributed.train import shards_of
 from autoscale_ray.errors import ConfigError
+from tests.ray.small_run import SUMMARY
 
 GRAFANA = Path(__file__).parents[2] / "cluster_configs" / "grafana.json"
 pytestmark = pytest.mark.timeout(60)
-
-SUMMARY = {
-    "steps": 50,
-    "batch_size": 64,
-    "clusters": [{"dev": 30}, {"dev": 10}],
-    "rounds": [
-        {
-            "index": 3,
-            "num_scenes": 60,
-            "totals": {"objective": 0.5},
-            "weights": {"c0": 0.25, "c1": 0.75},
-            "cluster_scores": {"c0": 0.4, "c1": None},
-        }
-    ],
-    "spent": {"search_runs": 4, "seconds": {"train": 8.0, "evaluate_dev": 2.0}},
-}
 
 
 def task(name: str) -> Task:
