@@ -135,16 +135,17 @@ def report(run_dir: Positional[Path]) -> None:
     Console().print(f"report: {render(run_dir)}")
 
 
-def embed(arguments: Positional[tuple[str, ...]] = (), out: Path | None = None) -> None:
-    """Embed and cluster the pools of a run and draw the map, without the loop; `run` goes on from there.
+def embed(arguments: Positional[tuple[str, ...]] = (), out: Path | None = None, plot: bool = False) -> None:
+    """Embed and cluster the pools of a run, without the loop; `run` goes on from there.
 
     Args:
         arguments: [run.yaml] [section.field=value ...]
         out: Folder for everything the run writes (placement.run_dir).
+        plot: Draw the embedding map with the medoid of every cluster, and a sheet of nearest scenes.
     """
     from autoscale_ray.session import embed_local
 
-    embed_local(_config(arguments, out), Console())
+    embed_local(_config(arguments, out), Console(), plot)
 
 
 def score(

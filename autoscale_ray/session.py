@@ -21,7 +21,7 @@ from autoscale_ray.mixture import METHODS
 from autoscale_ray.mixture.similarity import require_faiss
 from autoscale_ray.planning.spec import load_planner_spec
 from autoscale_ray.records import Clusters, Round
-from autoscale_ray.reporting.embedding_map import write_embedding_map
+from autoscale_ray.reporting.embedding_map import write_embedding_map, write_retrieval_sheet
 from autoscale_ray.reporting.html import write_report
 from autoscale_ray.reporting.plots import write_plots
 from autoscale_ray.reporting.summary import summarise
@@ -60,7 +60,7 @@ def run_local(config: RunConfig, console: Console) -> dict[str, Any]:
     arms = loop.compare(config, stages, clusters, history, final_counts)
     finished = summary(clusters, history, final_counts=final_counts, arms=arms)
     write_summary(finished, run_dir)
-    write_embedding_map(clusters, run_dir / "plots" / "embedding_map.png")
+    write_embedding_map(clusters, inputs.pools, run_dir / "plots" / "embedding_map.png")
     console.print(arm_table(finished))
     console.print(
         f"finished: report {render(run_dir)}, plots {run_dir / 'plots'}, rounds {run_dir / 'rounds'}"
@@ -68,8 +68,8 @@ def run_local(config: RunConfig, console: Console) -> dict[str, Any]:
     return finished
 
 
-def embed_local(config: RunConfig, console: Console) -> Clusters:
-    """Embed and cluster the pools of a run and draw the map; the loop can go on from there.
+def embed_local(config: RunConfig, console: Console, plot: bool = False) -> Clusters:
+    """Embed and cluster the pools of a run; the loop can go on from there.
 
     Returns:
         The clusters.
@@ -78,7 +78,12 @@ def embed_local(config: RunConfig, console: Console) -> Clusters:
     stages = LocalStages(config, inputs, store, watch=console.status)
     clusters = stages.cluster(stages.embed())
     console.print(cluster_table(clusters))
-    console.print(f"drawn: {write_embedding_map(clusters, run_dir / 'plots' / 'embedding_map.png')}")
+    if plot:
+        folder = run_dir / "plots"
+        console.print(f"drawn: {write_embedding_map(clusters, inputs.pools, folder / 'embedding_map.png')}")
+        console.print(
+            f"drawn: {write_retrieval_sheet(clusters, inputs.pools, folder / 'retrieval_sheet.png')}"
+        )
     return clusters
 
 

@@ -5,19 +5,27 @@ Shape legend: N scenes, D embedding size, Q queries, M neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from autoscale_ray.reporting.embedding_map import principal_plane
 from autoscale_ray.reporting.scene_plot import draw_scene
 from autoscale_ray.scenes.batch import SceneBatch
 
 THUMBNAIL_VIEW_M = 40.0
 THUMBNAILS_PER_ROW = 8
+
+
+def principal_plane(z_ND: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the map onto the first two principal components, each signed by its largest loading."""
+    mean_D = z_ND.mean(axis=0)
+    _, _, axes_DD = np.linalg.svd(z_ND - mean_D, full_matrices=False)
+    axes_2D = axes_DD[:2]
+    axes_2D = axes_2D * np.sign(axes_2D[np.arange(len(axes_2D)), np.abs(axes_2D).argmax(axis=1)])[:, None]
+    return lambda rows_MD: (rows_MD - mean_D) @ axes_2D.T
 
 
 def medoid_rows(embeddings_ND: np.ndarray, label_N: np.ndarray) -> dict[str, int]:
