@@ -11,7 +11,7 @@ from autoscale_ray.records import Clusters, Embeddings, Planners, Round, Scores,
 class Stages(Protocol):
     """Where and how the stages run; what they compute is the same everywhere.
 
-    A stage that was finished before returns its stored result, so a run that was stopped continues where it was.
+    A stage that was finished before returns its stored result, so a stopped run continues where it was.
     """
 
     def embed(self) -> Embeddings:
@@ -36,7 +36,7 @@ class Stages(Protocol):
         ...
 
     def train(self, selection: Selection, seeds: tuple[int, ...]) -> Planners:
-        """Train one planner for each seed on all real scenes and the selection, at the fixed number of steps."""
+        """Train a planner for each seed on all real scenes and the selection, for the fixed number of steps."""
         ...
 
     def evaluate(self, planners: Planners, clusters: Clusters, side: str) -> Scores:
