@@ -128,7 +128,7 @@ class Driver:
         finally:
             stages.close()
         made = summary(clusters, history, final_counts=final_counts, arms=arms)
-        write_embedding_map(clusters, run_dir / "plots" / "embedding_map.png")
+        write_embedding_map(clusters, inputs.pools, run_dir / "plots" / "embedding_map.png")
         render(run_dir)
         return made
 
