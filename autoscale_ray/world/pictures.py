@@ -200,5 +200,11 @@ def _draw_ego(axis: Axes, scene: Scene) -> None:
     axis.scatter(*_turned(states[:CURRENT_FRAME, :2]).T, s=5, color=EGO, zorder=6)
     axis.plot(*_turned(states[CURRENT_FRAME : CURRENT_FRAME + 9, :2]).T, color=EGO, lw=2.2, zorder=6)
     axis.scatter(*_turned(states[CURRENT_FRAME + 1 : CURRENT_FRAME + 9, :2]).T, s=6, color=EGO, zorder=6)
-    ring = _box(scene["ego_rear_axle_to_center_m"], 0.0, 0.0, scene["ego_length_m"], scene["ego_width_m"])
+    ring = _box(
+        float(scene["ego_rear_axle_to_center_m"]),
+        0.0,
+        0.0,
+        float(scene["ego_length_m"]),
+        float(scene["ego_width_m"]),
+    )
     axis.add_collection(PolyCollection([ring], facecolors=EGO, edgecolors="white", linewidths=0.6, zorder=7))

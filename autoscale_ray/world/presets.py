@@ -7,6 +7,7 @@ attribute of road or agents is set (truck, second lane), faithful elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autoscale_ray.world.families import FAMILIES
@@ -67,10 +68,10 @@ _FAITHFUL = dict.fromkeys(FAMILIES, "F")
 class Preset:
     """A known gap between the two training pools."""
 
-    quality: dict[str, str]
-    real_shares: dict[str, float]
-    pool_shares: dict[str, float]
-    near_duplicates: dict[str, int]
+    quality: Mapping[str, str]
+    real_shares: Mapping[str, float]
+    pool_shares: Mapping[str, float]
+    near_duplicates: Mapping[str, int]
     copy_share: float
     weighted: bool = True
     """Whether safety families weigh three times in dev and test."""
@@ -94,7 +95,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def counts(shares: dict[str, float], total: int) -> dict[str, int]:
+def counts(shares: Mapping[str, float], total: int) -> dict[str, int]:
     """Split `total` by largest remainder, ties to the earlier name."""
     whole = sum(shares.values())
     exact = {name: total * share / whole for name, share in shares.items()}

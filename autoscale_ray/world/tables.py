@@ -138,11 +138,12 @@ def _agent_columns(driven: Driven) -> dict[str, object]:
     still = np.zeros_like(origin)
     still[:, 2] = origin[:, 2]
     states[..., 3:] = to_ego(states[..., 3:], still)
-    states[~valid_NAT] = 0.0
+    states = np.where(valid_NAT[..., None], states, 0.0)
     # Nearest first, as perception lists them: the order of the slots would tell who matters.
-    order = np.argsort(np.where(valid_NAT.any(-1), _distance(driven), np.inf), axis=1, kind="stable")
+    seen_NA = np.any(valid_NAT, axis=-1)
+    order = np.argsort(np.where(seen_NA, _distance(driven), np.inf), axis=1, kind="stable")
     row = np.arange(len(order))[:, None]
-    kept = valid_NAT.any(axis=-1)[row, order]
+    kept = np.take_along_axis(seen_NA, order, axis=1)
     size = np.stack([traffic.length, traffic.width], axis=-1)
     counts_N = kept.sum(axis=1)
     return {

@@ -167,7 +167,7 @@ def _idm(
     gap = (traffic.stop_station - station) * traffic.direction - 0.5 * traffic.length
     push = _interaction(speed, gap, speed, traffic.agility, traffic.headway)
     push = np.where(stopping & (gap > -2.0), push, 0.0)
-    for slot in np.flatnonzero(traffic.leader_A != NOBODY):
+    for slot in np.flatnonzero(traffic.leader_A != NOBODY).tolist():
         push[:, slot] = np.maximum(
             push[:, slot], _leader_push(traffic, slot, station, speed, ego_N, ego_speed_N)
         )
