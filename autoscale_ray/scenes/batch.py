@@ -264,9 +264,16 @@ def _slice_run(first: int, count: int) -> _Runs:
     return _Runs(lambda tensor: tensor[first : first + count], group, points)
 
 
+def _gathered(tensor: Tensor, index: Tensor) -> Tensor:
+    # A row of 8 bytes moves three times as fast as one number than as a pair.
+    if tensor.dim() == 2 and tensor.shape[1] * tensor.element_size() == 8 and tensor.is_contiguous():
+        return tensor.view(torch.int64).squeeze(1).index_select(0, index)[:, None].view(tensor.dtype)
+    return tensor.index_select(0, index)
+
+
 def _gather_run(rows_B: Tensor) -> _Runs:
     def gather(index: Tensor) -> _Take:
-        return lambda tensor: tensor.index_select(0, index)
+        return lambda tensor: _gathered(tensor, index)
 
     def group(offsets: Tensor) -> tuple[_Take, Tensor]:
         starts = offsets[rows_B]
@@ -276,7 +283,7 @@ def _gather_run(rows_B: Tensor) -> _Runs:
     def points(scene_offsets: Tensor, offsets: Tensor, take: _Take, _local: Tensor) -> tuple[_Take, Tensor]:
         starts, ends = offsets[scene_offsets[rows_B]], offsets[scene_offsets[rows_B + 1]]
         index, _ = ragged_index(starts, ends - starts)
-        return gather(index), offsets_of(take(offsets.diff()))
+        return gather(index), offsets_of(take(offsets[1:]) - take(offsets[:-1]))
 
     return _Runs(gather(rows_B), group, points)
 

@@ -1,0 +1,218 @@
+"""How fast and how frugally the recordings at hand become pools, and whether their window counts are the known ones.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.bench_ingest --data ../shared/data --check --json out.json
+
+Each source is ingested by a fresh process whose peak memory is read at its end. The rival for CommonRoad is commonroad-io
+reading the same files, plus our own time behind the parsing (cutting, gating); give the Python of an environment that
+has it with --rival-python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+EXPECTED = {
+    "commonroad/USA_US101": 2472,
+    "commonroad/USA_Lanker": 961,
+    "commonroad/CHN_Sha": 5700,
+    "commonroad/DEU_Muc": 1543,
+    "commonroad/2020a": 35,
+    "sumo": 31325,
+    "scenarionet": 183,
+    "av2-sensor": 5,
+    "av2-forecasting": 31,
+    "kitti": 299,
+    "interaction": 248,
+}
+"""Windows of moving egos, scenes and quarantined ones together; docs/data.md explains each difference to the source."""
+MAX_WALL_S = 180.0
+MAX_RSS_MIB = 1536.0
+MIN_SPEEDUP = 10.0
+_SOURCES = (
+    ("commonroad", "real/commonroad_ngsim/scenarios.zip", "real"),
+    ("commonroad", "synthetic/commonroad_sumo/scenarios.zip", "synthetic"),
+    ("commonroad", "synthetic/commonroad_sumo_2020a", "synthetic"),
+    ("scenarionet", "real/nuscenes_mini_scenarionet", "real"),
+    ("av2-sensor", "real/argoverse2/sensor", "real"),
+    ("av2-forecasting", "real/argoverse2/motion_forecasting", "real"),
+    ("kitti", "real/kitti_tracking", "real"),
+    ("interaction", "real/fzi_taf_bw/datasets", "real"),
+    ("sumo", "synthetic/sumo_generated", "synthetic"),
+)
+_RIVAL = """
+import sys, time
+from commonroad.common.file_reader import CommonRoadFileReader
+begin = time.process_time()
+for name in sys.argv[1:]:
+    CommonRoadFileReader(name).open()
+print((time.process_time() - begin) / len(sys.argv[1:]))
+"""
+
+
+def main() -> int:
+    """Run the benchmark; return 1 when a target is missed under --check."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of files for the rival")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--rival-python", type=Path, help="Python that has commonroad-io")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--quick", action="store_true", help="leave out the large sources")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        return _child(*arguments.child, processes=arguments.processes)
+    sources = [
+        entry for entry in _SOURCES if not arguments.quick or "zip" not in entry[1] and entry[0] != "sumo"
+    ]
+    rows = [_run(*entry, arguments) for entry in sources]
+    result: dict[str, object] = {"sources": rows, "seed": arguments.seed} | _surroundings()
+    if arguments.rival_python:
+        result["commonroad_per_file"] = _against_rival(arguments)
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(text)
+    missed = _missed(result, rows, complete=not arguments.quick)
+    if arguments.check:
+        print("\n".join(missed), end="\n" if missed else "")
+    return int(arguments.check and bool(missed))
+
+
+def _missed(result: dict[str, object], rows: list[dict], *, complete: bool) -> list[str]:
+    counts: dict[str, int] = {}
+    for row in rows:
+        for name, count in row["windows"].items():
+            counts[name] = counts.get(name, 0) + count
+    missed = [
+        f"windows_{name} {counts[name]} {EXPECTED[name]}"
+        for name in counts
+        if counts[name] != EXPECTED.get(name)
+    ]
+    missed += [f"rss_mib_{row['path']} {row['rss_mib']:.0f} {MAX_RSS_MIB:.0f}" for row in rows
+               if row["rss_mib"] > MAX_RSS_MIB]  # fmt: skip
+    wall = sum(row["wall_s"] for row in rows if row["path"].endswith("zip"))
+    if complete and wall > MAX_WALL_S:
+        missed.append(f"commonroad_wall_s {wall:.0f} {MAX_WALL_S:.0f}")
+    rival = result.get("commonroad_per_file")
+    if isinstance(rival, dict) and rival["speedup"] < MIN_SPEEDUP:
+        missed.append(f"commonroad_speedup {rival['speedup']:.1f} {MIN_SPEEDUP:.0f}")
+    return missed
+
+
+def _run(format: str, path: str, domain: str, arguments: argparse.Namespace) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.bench_ingest", "--processes", str(arguments.processes)]
+        command += ["--child", format, str(arguments.data / path), f"{folder}/pool", domain]
+        begin = time.monotonic()
+        reply = subprocess.run(command, capture_output=True, text=True, check=True)
+        return {"path": path, "wall_s": time.monotonic() - begin, **json.loads(reply.stdout.splitlines()[-1])}
+
+
+def _child(format: str, path: str, out: str, domain: str, *, processes: int) -> int:
+    import resource
+
+    import torch
+
+    from autoscale_ray.scenes.ingest import ingest
+    from autoscale_ray.scenes.pool import open_pool
+    from autoscale_ray.scenes.readers import READERS
+
+    torch.set_num_threads(1)
+    options = replace(READERS[format].options, egos="all" if format == "scenarionet" else "recorder")
+    manifest = ingest(format, path, out, domain, options=options, num_processes=processes)
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    quarantine = open_pool(out, allow_empty=True).side_table("quarantine")
+    assert quarantine is not None
+    names = [name.rsplit("/", 3)[0] for name in quarantine["element"].to_pylist()]
+    windows: dict[str, int] = {}
+    for name, count in [*manifest.counts["source"].items(), *((name, 1) for name in names)]:
+        key = _key(format, path, name)
+        windows[key] = windows.get(key, 0) + count
+    print(json.dumps({
+        "windows": windows,
+        "scenes": manifest.num_scenes,
+        "quarantined": manifest.num_quarantined,
+        "cpu_s": sum(use.ru_utime + use.ru_stime for use in usage),
+        "rss_mib": max(use.ru_maxrss for use in usage) / 1024.0,
+        "content_hash": manifest.content_hash,
+    }))  # fmt: skip
+    return 0
+
+
+def _key(format: str, path: str, source: str) -> str:
+    if format != "commonroad":
+        return format
+    return source if path.endswith(".zip") else "commonroad/2020a"
+
+
+def _against_rival(arguments: argparse.Namespace) -> dict[str, float]:
+    """Compare CPU seconds a file on every eighth recorded scenario."""
+    import torch
+
+    from autoscale_ray.scenes.gates import gate
+    from autoscale_ray.scenes.readers import commonroad
+    from autoscale_ray.scenes.windows import WindowOptions, cut_windows
+
+    torch.set_num_threads(1)
+    archive = arguments.data / "real/commonroad_ngsim/scenarios.zip"
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(archive) as file:
+            names = sorted(file.namelist())[arguments.seed % 8 :: 8]
+            file.extractall(folder, names)
+        files = [Path(folder) / name for name in names]
+        recordings = [next(commonroad.read(path, path.name)) for path in files]
+        begin = time.process_time()
+        recordings = [next(commonroad.read(path, path.name)) for path in files]
+        parsed = time.process_time()
+        for recording in recordings:
+            for table in cut_windows(recording, "real", WindowOptions()):
+                gate(table, recording.name)
+        converted = time.process_time()
+        reply = subprocess.run(
+            [str(arguments.rival_python), "-c", _RIVAL, *map(str, files)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    ours, rest = (parsed - begin) / len(files), (converted - parsed) / len(files)
+    theirs = float(reply.stdout.splitlines()[-1])
+    return {
+        "num_files": float(len(files)),
+        "our_parse_s": ours,
+        "our_conversion_s": rest,
+        "rival_parse_s": theirs,
+        "speedup": (theirs + rest) / (ours + rest),
+        "speedup_of_parsing": theirs / ours,
+    }
+
+
+def _surroundings() -> dict[str, object]:
+    names = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if "model name" in line
+    ]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "commit": commit.stdout.strip(),
+        "processor": names[0] if names else platform.processor(),
+        "versions": {name: version(name) for name in ("torch", "pyarrow", "numpy", "lxml", "shapely")},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
