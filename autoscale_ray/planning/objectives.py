@@ -89,25 +89,27 @@ def _smooth_distance(offset: Tensor) -> Tensor:
     return functional.smooth_l1_loss(offset, torch.zeros_like(offset), beta=SMOOTH_M, reduction="none")
 
 
-def planning_loss(output: PlannerOutput, examples: Examples, config: PlannerConfig) -> tuple[Tensor, Tensor]:
+def planning_loss(
+    output: PlannerOutput, examples: Examples, occupancy_weight: float
+) -> tuple[Tensor, Tensor]:
     """Combine the objectives: L = L_mode + L_imitation + occupancy_weight * L_occupancy.
 
     Args:
         output: The planner's output for the shards.
         examples: Targets, fields (V, B, ...).
-        config: Weights.
+        occupancy_weight: Weight of the occupancy against the other two.
 
     Returns:
         loss_V of each shard and its components parts_3V mode, imitation and occupancy before weighting,
-        detached.
+        detached; NaN for an occupancy that was not drawn.
     """
     mode_V = mode_loss(output.logits_VBM, examples.mode_NM)
     imitation_V = imitation_loss(output.residuals_VBMP3, examples)
-    occupancy_V = torch.zeros_like(mode_V)
+    loss_V, occupancy_V = mode_V + imitation_V, torch.full_like(mode_V, torch.nan)
     if output.occupancy_VBOGG is not None:
         num_drawn = output.occupancy_VBOGG.shape[1]
         occupancy_V = occupancy_loss(output.occupancy_VBOGG, examples.occupancy_NOGG[:, :num_drawn])
-    loss_V = mode_V + imitation_V + config.occupancy_weight * occupancy_V
+        loss_V = loss_V + occupancy_weight * occupancy_V
     return loss_V, torch.stack([mode_V, imitation_V, occupancy_V]).detach()
 
 

@@ -63,28 +63,31 @@ class OccupancyHead(nn.Module):
 
 
 def _agent_places(agents_VBKF: Tensor) -> Tensor:
-    """Return where agents are at the frames of the channels at constant velocity, (V, B, C, J, 2) in m."""
-    times_C11 = torch.tensor(FRAME_TIMES_S[list(AGENT_FRAMES)], device=agents_VBKF.device).float()[
-        :, None, None
-    ]
-    position = agents_VBKF[..., 1:3] * POSITION_SCALE_M
-    velocity = agents_VBKF[..., 3:5] * VELOCITY_SCALE_MPS
-    return position[:, :, None] + times_C11 * velocity[:, :, None]
+    """Return where agents are at the frames of the channels at constant velocity, (2, V, B, C, J) in m."""
+    times_C1 = torch.tensor(FRAME_TIMES_S[list(AGENT_FRAMES)], device=agents_VBKF.device).float()[:, None]
+    x, y, vx, vy = agents_VBKF[:, :, None, :, 1:5].unbind(-1)
+    places = [x * POSITION_SCALE_M + times_C1 * VELOCITY_SCALE_MPS * vx]
+    places.append(y * POSITION_SCALE_M + times_C1 * VELOCITY_SCALE_MPS * vy)
+    return torch.stack(places)
 
 
 def _lane_places(lanes_VBKF: Tensor) -> Tensor:
-    """Return the points of all lane pieces, (V, B, 1, J, 2) in m."""
-    x, y = lanes_VBKF[..., 1 : 1 + 2 * NUM_PIECE_POINTS].unflatten(-1, (2, -1)).unbind(3)
-    return torch.stack([x.flatten(2), y.flatten(2)], -1)[:, :, None] * POSITION_SCALE_M
+    """Return the points of all lane pieces, (2, V, B, 1, J) in m."""
+    points = lanes_VBKF[..., 1 : 1 + 2 * NUM_PIECE_POINTS].unflatten(-1, (2, -1)).movedim(-2, 0)
+    return points.flatten(3)[:, :, :, None] * POSITION_SCALE_M
 
 
-def _draw(places_VBCJ2: Tensor, parameters_VBCJ5: Tensor, filled_VBCJ: Tensor) -> Tensor:
+def _draw(places_2VBCJ: Tensor, parameters_VBCJ5: Tensor, filled_VBCJ: Tensor) -> Tensor:
     """Sum the spots of every channel on the grid, (V, B, C, G, G)."""
-    steps_G = CELL_M * (torch.arange(NUM_CELLS, device=places_VBCJ2.device) + 0.5)
+    steps_G = CELL_M * (torch.arange(NUM_CELLS, device=places_2VBCJ.device) + 0.5)
     centres_2G = torch.stack([ORIGIN_X_M + steps_G, ORIGIN_Y_M + steps_G])
-    shifted_VBCJ2 = places_VBCJ2 + SHIFT_SCALE_M * parameters_VBCJ5[..., :2]
-    width_VBCJ2 = MIN_WIDTH_M + CELL_M * nn.functional.softplus(parameters_VBCJ5[..., 2:4])
-    scaled_VBCJ2G = (centres_2G - shifted_VBCJ2[..., None]) / width_VBCJ2[..., None]
-    profile_VBCJ2G = (-0.5 * scaled_VBCJ2G.square()).exp()
-    height_VBCJ1 = HEIGHT * (1 + parameters_VBCJ5[..., 4:]) * filled_VBCJ[..., None]
-    return (height_VBCJ1 * profile_VBCJ2G[..., 0, :]).mT @ profile_VBCJ2G[..., 1, :]
+    parameters_5VBCJ = parameters_VBCJ5.movedim(-1, 0)
+    shifted_2VBCJ = places_2VBCJ + SHIFT_SCALE_M * parameters_5VBCJ[:2]
+    width_2VBCJ = MIN_WIDTH_M + CELL_M * nn.functional.softplus(parameters_5VBCJ[2:4])
+    height_VBCJ = HEIGHT * (1 + parameters_5VBCJ[4]) * filled_VBCJ
+    # The spots are flattened to one axis so that the whole channel is one batched product.
+    shape = width_2VBCJ.shape
+    scaled = (centres_2G[:, None] - shifted_2VBCJ.flatten(1)[..., None]) / width_2VBCJ.flatten(1)[..., None]
+    profile_2SJG = (scaled * scaled * -0.5).exp().view(2, -1, shape[-1], NUM_CELLS)
+    rows_SJG = profile_2SJG[0] * height_VBCJ.reshape(-1, shape[-1], 1)
+    return torch.bmm(rows_SJG.mT, profile_2SJG[1]).view(*shape[1:4], NUM_CELLS, NUM_CELLS)

@@ -77,7 +77,9 @@ def test_one_two_and_four_workers_give_the_same_bits(features, config, width):
         for workers, state in apart.items():
             worker = empty_planner(config, NUM_SHARDS // workers)
             set_weights(worker, state.weights_W)
-            parts = [shard_gradients(worker, examples.shards(part))[0] for part in places_VB.chunk(workers)]
+            parts = [
+                shard_gradients(worker, examples.shards(part), step)[0] for part in places_VB.chunk(workers)
+            ]
             apply_gradients(state, torch.cat(parts), config)
             assert torch.equal(state.weights_W, together.weights_W), (workers, step)
 
@@ -92,7 +94,7 @@ def test_optimiser_agrees_with_torch_adamw(features, config):
     optimiser = torch.optim.AdamW([reference_W], lr=1.0, weight_decay=config.weight_decay)
     for step in range(10):
         shards = examples.shards(torch.from_numpy(shard_places(1, step, config.batch_size, 64)))
-        gradients_VW, _ = shard_gradients(planner, shards)
+        gradients_VW, _ = shard_gradients(planner, shards, step)
         reference_W.grad = gradients_VW.mean(0)
         torch.nn.utils.clip_grad_norm_([reference_W], 5.0)
         optimiser.param_groups[0]["lr"] = learning_rate(step, config)
@@ -119,12 +121,12 @@ def test_gradient_agrees_with_finite_differences(config):
     weights_W = new_state(config, 0).weights_W.double()
     planner = empty_planner(config, 2)
     set_weights(planner, weights_W)
-    gradients_VW, _ = shard_gradients(planner, examples)
+    gradients_VW, _ = shard_gradients(planner, examples, 0)
     direction_W = torch.randn(len(weights_W), generator=torch.Generator().manual_seed(2)).double()
 
     def losses(step: float) -> torch.Tensor:
         set_weights(planner, weights_W + step * direction_W)
-        return shard_gradients(planner, examples)[1][0]
+        return shard_gradients(planner, examples, 0)[1][0]
 
     numeric_V = (losses(1e-6) - losses(-1e-6)) / 2e-6
     torch.testing.assert_close(gradients_VW @ direction_W, numeric_V, rtol=1e-5, atol=1e-5)
@@ -190,7 +192,7 @@ def test_frames_that_were_not_recorded_do_not_count(features, config):
     planner = empty_planner(config, 1)
     set_weights(planner, new_state(config, 0).weights_W)
     shards = examples.shards(torch.arange(8)[None])
-    loss, _ = planning_loss(planner(shards.ego_NF, shards.agents_NKF, shards.lanes_NKF, 2), shards, config)
+    loss, _ = planning_loss(planner(shards.ego_NF, shards.agents_NKF, shards.lanes_NKF, 2), shards, 0.2)
     assert float(loss.detach()) < 50.0
 
 
