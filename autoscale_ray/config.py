@@ -31,6 +31,11 @@ Preset = Annotated[
 ]
 
 
+def _require(holds: bool, name: str, rule: str, value: object) -> None:
+    if not holds:
+        raise ConfigError(f"ascent.{name}", rule, value)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Scene pools of a run. The four sides must not share a log."""
@@ -155,6 +160,43 @@ class AscentConfig:
 
     method: str = "response"
     """A key of `autoscale_ray.mixture.METHODS`, for example response or deficit."""
+    seed: int = 0
+    """Seed of the exploration design; the pair index enters beside it, so a replay draws the same signs."""
+    perturbation: float = 1.6
+    """Log-weight step c of an exploration pair, e^+-c, in [0, 10]; above 3 half of the clusters starve."""
+    floor_explore: float = 0.1
+    """Least scenes per cluster at the centre of a pair, as a share of budget / K, in [0, 1]."""
+    floor_final: float = 0.01
+    """The same for the recommended mixture, in [0, 1]; 0 lets a cluster get nothing."""
+    scene_sd: float = 0.146
+    """SD of one dev scene's score within a run (score units), used where a run reports no error."""
+    offset_sd: float = 0.004
+    """Prior SD of a run's common score offset (training seed), score units."""
+    offset_real_only_sd: float = 0.03
+    """The same for the real-only run, whose steps all go to real scenes."""
+    null_prior: float = 0.05
+    """Prior probability that all clusters share one curve, in [0, 1]; 0 switches the guard off."""
+    trust_radius: float = 0.08
+    """Mirror ascent: largest KL divergence of one step, nats, >= 0; 0 stands still."""
+    shrinkage: float = 1.0
+    """Mirror ascent: a gradient below this many standard deviations is ignored, >= 0; 0 trusts every gradient."""
+    prior_share: float = 0.1
+    """Mirror ascent: share of every step given to the size prior (square root of the pool), in [0, 1]."""
+    gate_sd: float = 1.0
+    """Mirror ascent: standard errors below a paired difference that its lower bound lies, >= 0."""
+    gate_tolerance: float = 0.005
+    """Mirror ascent: a step is taken back if that lower bound is under minus this, score units, >= 0."""
+    stop_radius: float = 0.001
+    """Mirror ascent: stop once the trust radius has been halved below this, nats, > 0."""
+
+    def __post_init__(self) -> None:
+        for name in ("floor_explore", "floor_final", "null_prior", "prior_share"):
+            _require(0.0 <= getattr(self, name) <= 1.0, name, "must be in [0, 1]", getattr(self, name))
+        for name in ("scene_sd", "offset_sd", "offset_real_only_sd", "stop_radius"):
+            _require(0.0 < getattr(self, name) < float("inf"), name, "must be > 0", getattr(self, name))
+        for name in ("trust_radius", "shrinkage", "gate_sd", "gate_tolerance"):
+            _require(0.0 <= getattr(self, name) < float("inf"), name, "must be >= 0", getattr(self, name))
+        _require(0.0 <= self.perturbation <= 10.0, "perturbation", "must be in [0, 10]", self.perturbation)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
