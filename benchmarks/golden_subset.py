@@ -93,7 +93,7 @@ def main() -> None:
         files["aggregation"] = cut_aggregation(aggregation, options.mappings)
     options.out.mkdir(parents=True, exist_ok=True)
     for name, arrays in files.items():
-        np.savez_compressed(options.out / f"{name}.npz", **arrays)
+        np.savez_compressed(options.out / f"{name}.npz", allow_pickle=False, **arrays)
 
 
 if __name__ == "__main__":

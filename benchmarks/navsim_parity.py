@@ -90,7 +90,11 @@ def check_scores(
     """Compare every sub-score, raw and filtered, every final score and the measures behind them."""
     coarse, fine = (
         SCORE[golden.version](
-            prepared, trajectories_with(inputs, golden.scene_rows, count), keep_states=True, **options
+            prepared,
+            trajectories_with(inputs, golden.scene_rows, count),
+            keep_states=True,
+            backend=options["backend"],
+            device=options["device"],
         )
         for count in (8, 40)
     )

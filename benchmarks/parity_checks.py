@@ -156,7 +156,8 @@ def check_observation(inputs: Arrays, golden: GoldenVersion) -> list[Check]:
 def check_reference(golden: GoldenVersion, prepared: Sequence[PreparedScene]) -> list[Check]:
     """Compare PDM-Closed: poses, proposals, scores, choice where it is not a tie."""
     outputs, version = golden.outputs, golden.version
-    references = [scene.reference for scene in prepared]
+    references = [scene.reference for scene in prepared if scene.reference is not None]
+    assert len(references) == len(prepared), "scenes must be prepared without given references"
     chosen = np.array([reference.chosen for reference in references])
     best = np.sort(outputs["pdm_closed_scores"], axis=1)
     clear = best[:, -1] - best[:, -2] > TIE_GAP
