@@ -176,6 +176,8 @@ class AscentConfig:
     """The same for the real-only run, whose steps all go to real scenes."""
     null_prior: float = 0.05
     """Prior probability that all clusters share one curve, in [0, 1]; 0 switches the guard off."""
+    exposure: Literal["count", "steps"] = "count"
+    """What a response follows: scenes of a cluster, or their share of the fixed steps beside the real scenes."""
     trust_radius: float = 0.08
     """Mirror ascent: largest KL divergence of one step, nats, >= 0; 0 stands still."""
     shrinkage: float = 1.0

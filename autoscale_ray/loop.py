@@ -5,11 +5,12 @@ Shape legend: K clusters.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 
-from autoscale_ray.config import RunConfig, derive_seed
+from autoscale_ray.config import AscentConfig, RunConfig, derive_seed
 from autoscale_ray.mixture import METHODS
 from autoscale_ray.mixture.allocation import allocate
 from autoscale_ray.mixture.problem import ClusterInfo, Observation
@@ -30,12 +31,12 @@ def run(config: RunConfig, stages: Stages) -> tuple[Clusters, tuple[Round, ...],
     """
     clusters = stages.cluster(stages.embed())
     info = cluster_info(clusters, config.loop.budget)
-    method = METHODS[config.ascent.method]
+    method, ascent = METHODS[config.ascent.method], seeded_ascent(config)
     history = (play(config, stages, clusters, {}, ()),)
     for _ in range(config.loop.num_rounds):
-        weights = method.propose(observations(history), info, config.ascent)
+        weights = method.propose(observations(history), info, ascent)
         history = (*history, play(config, stages, clusters, weights, history))
-    final = method.final(observations(history), info, config.ascent)
+    final = method.final(observations(history), info, ascent)
     return clusters, history, allocate(final, info)
 
 
@@ -115,6 +116,12 @@ def observations(history: tuple[Round, ...]) -> tuple[Observation, ...]:
         )
         for done in history
     )
+
+
+def seeded_ascent(config: RunConfig) -> AscentConfig:
+    """Return the settings of the mixture method with the run's own stream for its exploration design."""
+    seed = derive_seed(config.seed, "mixture", str(config.ascent.seed))
+    return dataclasses.replace(config.ascent, seed=seed)
 
 
 def training_seeds(config: RunConfig, stream: str, count: int) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ from autoscale_ray.artifacts import RunStore, fingerprint
 from autoscale_ray.config import RunConfig, derive_seed, identity, load_config
 from autoscale_ray.inputs import Inputs, open_inputs
 from autoscale_ray.local import LocalStages
-from autoscale_ray.loop import cluster_info, observations, play, training_seeds
+from autoscale_ray.loop import cluster_info, observations, play, seeded_ascent, training_seeds
 from autoscale_ray.mixture import METHODS
 from autoscale_ray.mixture.allocation import allocate
 from autoscale_ray.mixture.problem import Observation
@@ -72,7 +72,7 @@ def search(
 ) -> dict[str, float]:
     """Run the rounds of one mixture method from a shared real-only round and return its final weights."""
     info = cluster_info(clusters, config.loop.budget)
-    ascent = dataclasses.replace(config.ascent, method=method)
+    ascent = seeded_ascent(config)
     history: tuple[Round, ...] = (real_only,)
     for _ in range(config.loop.num_rounds):
         weights = METHODS[method].propose(observations(history), info, ascent)
