@@ -95,7 +95,7 @@ class Driver:
             self._status["state"] = "stopped"
         except AutoScaleError as error:
             self._status |= {"state": "failed", "error": error}
-        except BaseException:
+        except BaseException:  # the end of a thread: whoever asks for the status raises it
             self._status |= {"state": "failed", "error": RunFailedError(traceback.format_exc())}
         finally:
             self._board.close()
@@ -137,7 +137,7 @@ class Driver:
         try:
             make_trainer(self._config.placement.ray, self._name, NAMESPACE, storage).fit()
             self._board.fail(RunFailedError("the training run ended before the loop"))
-        except BaseException as error:
+        except BaseException as error:  # the end of a thread: the loop raises it at its next task
             self._board.fail(RunFailedError(f"the training run failed: {error}"))
 
     @contextmanager

@@ -35,7 +35,7 @@ def run_with_fault(config: RunConfig, fault: Callable[[dict[str, Any]], bool]) -
     return status
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_two_workers_and_two_scorers_give_the_run_of_one_process(cluster, reference, tmp_path) -> None:
     run_dir = with_shared_pools(tmp_path / "run", reference)
     more = ("placement.ray.num_trainers=2", "placement.ray.num_scorers=2", "placement.ray.num_embedders=2")
@@ -46,7 +46,7 @@ def test_two_workers_and_two_scorers_give_the_run_of_one_process(cluster, refere
     assert find_driver(str(run_dir)) is None
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("stage", ["train", "evaluate dev", "retrieve"])
 def test_a_driver_killed_in_a_stage_ends_with_the_same_run(stage: str, cluster, reference, tmp_path) -> None:
     run_dir = with_shared_pools(tmp_path / "run", reference)
@@ -63,7 +63,7 @@ def test_a_driver_killed_in_a_stage_ends_with_the_same_run(stage: str, cluster, 
     check_same_run(run_dir, reference)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_killed_training_worker_ends_with_the_same_run(cluster, reference, tmp_path) -> None:
     run_dir = with_shared_pools(tmp_path / "run", reference)
 
@@ -92,7 +92,7 @@ def command_of(process: psutil.Process) -> list[str]:
         return []
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_stop_and_start_again_and_one_driver_for_a_run(cluster, reference, tmp_path) -> None:
     run_dir = with_shared_pools(tmp_path / "run", reference)
     config = config_of(run_dir)

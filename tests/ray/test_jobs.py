@@ -24,7 +24,14 @@ ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 def submit(client: JobSubmissionClient, script: str, run_dir: Path, *more: str) -> str:
     command = [sys.executable, str(ROOT / "jobs" / script), *SMALL, f"placement.run_dir={run_dir}", *more]
     environment = {"PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT)), "RAY_AUTH_MODE": "disabled"}
-    return client.submit_job(entrypoint=shlex.join(command), runtime_env={"env_vars": environment})
+    give_up = time.monotonic() + 120
+    while True:
+        try:
+            return client.submit_job(entrypoint=shlex.join(command), runtime_env={"env_vars": environment})
+        except RuntimeError as error:  # the agent of a new head comes up after its dashboard
+            if "No available agent" not in str(error) or time.monotonic() > give_up:
+                raise
+            time.sleep(0.5)
 
 
 def wait(client: JobSubmissionClient, job: str, until, timeout_s: float = 300) -> JobStatus:

@@ -215,7 +215,7 @@ def build_pool(folder: Path) -> dict[str, Any]:
 
 def train(pool: Artifact, index: int) -> Callable[[Path], dict[str, Any]]:
     def build(folder: Path) -> dict[str, Any]:
-        digest = hashlib.sha256(pool.path("part/0.bin").read_bytes() + bytes([index])).digest()
+        digest = hashlib.sha256(pool.path("part/0.bin").read_bytes() + index.to_bytes(4, "little")).digest()
         (folder / "weights.bin").write_bytes(digest * 4)
         return {"score": digest[0] / 256}
 
