@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.bench_ingest --data ../shared/data --check --json out.json
 
-Each source is ingested by a fresh process whose peak memory is read at its end. The rival for CommonRoad is commonroad-io
-reading the same files, plus our own time behind the parsing (cutting, gating); give the Python of an environment that
-has it with --rival-python.
+Each source is ingested by a fresh process whose peak memory is read at its end. The rival for CommonRoad is
+commonroad-io reading the same files, plus our own time behind the parsing (cutting, gating); give the Python of an
+environment that has it with --rival-python.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main() -> int:
     if arguments.child:
         return _child(*arguments.child, processes=arguments.processes)
     sources = [
-        entry for entry in _SOURCES if not arguments.quick or "zip" not in entry[1] and entry[0] != "sumo"
+        entry for entry in _SOURCES if not arguments.quick or ("zip" not in entry[1] and entry[0] != "sumo")
     ]
     rows = [_run(*entry, arguments) for entry in sources]
     result: dict[str, object] = {"sources": rows, "seed": arguments.seed} | _surroundings()

@@ -97,24 +97,26 @@ class _HeadGate(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Pool the nodes of a scene with learned weights: sum_i softmax_i(gate(x_i)) value(x_i), per head."""
+    """Pool the nodes of a scene with learned weights: sum_i softmax_i(gate_h(x_i)) x_i[h], for each head h.
+
+    Every head weighs its own quarter of the state; the layers after the pool mix the quarters.
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.pool = AttentionalAggregation(gate_nn=_HeadGate(size), nn=nn.Linear(size, size))
+        self.pool = AttentionalAggregation(gate_nn=_HeadGate(size))
 
     def forward(self, states_MH: Tensor, owner_M: Tensor, offsets: Tensor, path: Path) -> Tensor:
         """Return one row for each scene; a scene without nodes gives 0."""
         if path == "pyg":
             return self.pool(states_MH, owner_M, dim_size=len(offsets) - 1)
         weight_M4 = (GATE_LIMIT * torch.tanh(self.pool.gate_nn.score(states_MH))).exp()
-        value_MH = self.pool.nn(states_MH)
-        weighted = (value_MH.unflatten(1, (NUM_POOL_HEADS, -1)) * weight_M4[:, :, None]).flatten(1)
-        table = torch.cat([weighted, weight_M4], dim=1)
-        total = bag_mean(table, torch.arange(len(table), device=table.device), offsets, mode="sum")
-        top, bottom = total[:, : value_MH.shape[1]], total[:, value_MH.shape[1] :]
+        weighted = (states_MH.unflatten(1, (NUM_POOL_HEADS, -1)) * weight_M4[:, :, None]).flatten(1)
+        rows = torch.arange(len(owner_M), device=owner_M.device)
+        top = bag_mean(weighted, rows, offsets, mode="sum").unflatten(1, (NUM_POOL_HEADS, -1))
+        bottom = bag_mean(weight_M4, rows, offsets, mode="sum")
         # The same 1e-16 as PyG's softmax, which also makes the empty scene 0 / 1e-16 = 0.
-        return (top.unflatten(1, (NUM_POOL_HEADS, -1)) / (bottom[:, :, None] + 1e-16)).flatten(1)
+        return (top / (bottom[:, :, None] + 1e-16)).flatten(1)
 
 
 class GraphLayer(nn.Module):
@@ -141,13 +143,18 @@ class GraphLayer(nn.Module):
         """Return the next node states by type."""
         update = {name: self.own[name](table) for name, table in states.items()}
         for name in NODE_TYPES:
-            update[name] = update[name] + self.from_ego[name](states["ego"])[wiring.owner[name]]
-            update["ego"] = update["ego"] + self.to_ego[name](
-                self._scene_mean(states[name], wiring, name, path)
+            update[name] += self.from_ego[name](states["ego"]).index_select(0, wiring.owner[name])
+            _accumulate(
+                update["ego"], self._scene_mean(states[name], wiring, name, path), self.to_ego[name].weight
             )
         for relation, (source, target) in RELATIONS.items():
-            update[target] = update[target] + self._message(states, wiring, relation, source, target, path)
-        return {name: states[name] + torch.relu(self.norms[name](table)) for name, table in update.items()}
+            layer = self.relations[relation]
+            if path == "pyg":
+                update[target] += layer((states[source], states[target]), wiring.edge_index[relation])
+            else:
+                mean = bag_mean(states[source], wiring.sources[relation], wiring.source_offsets[relation])
+                _accumulate(update[target], mean, layer.lin_l.weight)
+        return {name: states[name] + torch.relu_(self.norms[name](table)) for name, table in update.items()}
 
     def _scene_mean(self, states_MH: Tensor, wiring: Wiring, name: str, path: Path) -> Tensor:
         offsets = wiring.offsets[name]
@@ -155,21 +162,13 @@ class GraphLayer(nn.Module):
             return self.mean(states_MH, wiring.owner[name], dim_size=len(offsets) - 1)
         return bag_mean(states_MH, torch.arange(len(states_MH), device=states_MH.device), offsets)
 
-    def _message(
-        self,
-        states: Mapping[str, Tensor],
-        wiring: Wiring,
-        relation: str,
-        source: str,
-        target: str,
-        path: Path,
-    ) -> Tensor:
-        layer = self.relations[relation]
-        if path == "pyg":
-            return layer((states[source], states[target]), wiring.edge_index[relation])
-        return layer.lin_l(
-            bag_mean(states[source], wiring.sources[relation], wiring.source_offsets[relation])
-        )
+
+def _accumulate(total_MH: Tensor, states_MG: Tensor, weight_HG: Tensor) -> None:
+    """Add a linear layer's output in place: one product, no temporary table of the size of the nodes."""
+    if torch.is_autocast_enabled("cpu"):  # autocast does not cover in-place products
+        total_MH += torch.nn.functional.linear(states_MG, weight_HG)
+    else:
+        total_MH.addmm_(states_MG, weight_HG.T)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +188,10 @@ class GraphEncoder(nn.Module):
     ):
         super().__init__()
         self.inputs = nn.ModuleDict(
-            {name: _two_layers(size, hidden_size) for name, size in feature_sizes.items()}
+            {
+                name: nn.Sequential(nn.Linear(size, hidden_size), nn.ReLU())
+                for name, size in feature_sizes.items()
+            }
         )
         self.layers = nn.ModuleList(GraphLayer(hidden_size) for _ in range(num_layers))
         self.pools = nn.ModuleDict({name: AttentionPool(hidden_size) for name in NODE_TYPES})
@@ -215,7 +217,3 @@ class GraphEncoder(nn.Module):
             for name in NODE_TYPES
         ]
         return Encoding(states, self.head(torch.cat([states["ego"], *pooled], dim=1)))
-
-
-def _two_layers(input_size: int, size: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(input_size, size), nn.ReLU(), nn.Linear(size, size))

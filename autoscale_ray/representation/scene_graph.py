@@ -38,7 +38,7 @@ class SceneGraph:
     offsets: dict[str, Tensor]
     """First node of each scene by ragged node type, int64, N+1."""
     edges: dict[str, Tensor]
-    """By relation, int64 (E, 2): scene-local source and target, ordered by scene, then target."""
+    """By relation, int32 (E, 2): scene-local source and target, ordered by scene, then target."""
     edge_offsets: dict[str, Tensor]
     """First edge of each scene by relation, int64, N+1."""
     targets: dict[str, Tensor]
@@ -78,7 +78,7 @@ def graph_from_batch(batch: SceneBatch, *, use_future: bool = False) -> SceneGra
         owner_E = owners[target][local[:, 1]]
         edge_offsets[relation] = offsets_of(torch.bincount(owner_E, minlength=len(batch)))
         starts = torch.stack([offsets[source][owner_E], offsets[target][owner_E]], dim=1)
-        edges[relation] = local - starts
+        edges[relation] = (local - starts).to(torch.int32)
     node_features = features.node_features(batch, scene, kept, pairs, use_future=use_future)
     return SceneGraph(node_features, offsets, edges, edge_offsets, features.targets(batch, scene, kept))
 
@@ -109,20 +109,34 @@ def _local_edges(pairs_E2: Tensor, kept_source: Tensor, kept_target: Tensor) -> 
 def select_scenes(graph: SceneGraph, rows: Tensor) -> SceneGraph:
     """Return the scenes `rows` of a graph, in that order; repeats are allowed.
 
+    A run of consecutive rows is cut out as views; any other order costs one `index_select` per table.
+
     Args:
         graph: N scenes.
         rows: Int64 scene numbers.
     """
-    take = {"ego": rows}
+    run = len(rows) > 0 and bool((rows.diff() == 1).all())
+    cut = _slice_of if run else _rows_of
+    take: dict[str, Tensor | slice] = {"ego": slice(int(rows[0]), int(rows[0]) + len(rows)) if run else rows}
     offsets, edges, edge_offsets = {}, {}, {}
     for name, found in graph.offsets.items():
-        take[name], offsets[name] = _rows_of(found, rows)
+        take[name], offsets[name] = cut(found, rows)
     for relation, found in graph.edge_offsets.items():
-        index, edge_offsets[relation] = _rows_of(found, rows)
-        edges[relation] = graph.edges[relation].index_select(0, index)
-    node_features = {name: table.index_select(0, take[name]) for name, table in graph.features.items()}
-    targets = {key: table.index_select(0, take[key.split(".")[0]]) for key, table in graph.targets.items()}
+        index, edge_offsets[relation] = cut(found, rows)
+        edges[relation] = _taken(graph.edges[relation], index)
+    node_features = {name: _taken(table, take[name]) for name, table in graph.features.items()}
+    targets = {key: _taken(table, take[key.split(".")[0]]) for key, table in graph.targets.items()}
     return SceneGraph(node_features, offsets, edges, edge_offsets, targets)
+
+
+def _taken(table: Tensor, index: Tensor | slice) -> Tensor:
+    return table[index] if isinstance(index, slice) else table.index_select(0, index)
+
+
+def _slice_of(offsets: Tensor, rows: Tensor) -> tuple[slice, Tensor]:
+    first, last = int(rows[0]), int(rows[-1]) + 1
+    low, high = int(offsets[first]), int(offsets[last])
+    return slice(low, high), offsets[first : last + 1] - low
 
 
 def _rows_of(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,10 +189,8 @@ def drop_nodes(graph: SceneGraph, keep: dict[str, Tensor]) -> SceneGraph:
         kept_E = keep[source][from_E] & keep[target][to_E]
         row_E, from_E, to_E = row_E[kept_E], from_E[kept_E], to_E[kept_E]
         edge_offsets[relation] = offsets_of(torch.bincount(row_E, minlength=len(graph)))
-        edges[relation] = torch.stack(
-            [rank[source][from_E] - offsets[source][row_E], rank[target][to_E] - offsets[target][row_E]],
-            dim=1,
-        )
+        local = [rank[source][from_E] - offsets[source][row_E], rank[target][to_E] - offsets[target][row_E]]
+        edges[relation] = torch.stack(local, dim=1).to(torch.int32)
     masks = {**keep, "ego": torch.ones(len(graph), dtype=torch.bool)}
     node_features = {name: table[masks[name]] for name, table in graph.features.items()}
     targets = {key: table[masks[key.split(".")[0]]] for key, table in graph.targets.items()}
@@ -196,6 +208,7 @@ def global_edges(graph: SceneGraph, relation: str) -> Tensor:
         Int64 (E, 2): source and target.
     """
     source, target = RELATIONS[relation]
-    row_E = row_of(graph.edge_offsets[relation])
-    starts_E2 = torch.stack([graph.offsets[source][row_E], graph.offsets[target][row_E]], dim=1)
-    return graph.edges[relation] + starts_E2
+    starts_N2 = torch.stack([graph.offsets[source][:-1], graph.offsets[target][:-1]], dim=1)
+    edges_E2 = graph.edges[relation]
+    counts_N = graph.edge_offsets[relation].diff()
+    return starts_N2.repeat_interleave(counts_N, dim=0, output_size=len(edges_E2)).add_(edges_E2)

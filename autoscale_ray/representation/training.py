@@ -144,9 +144,7 @@ def _sampled_rows(sizes: Sequence[int], limit: int, seed: int) -> list[np.ndarra
     if total > limit:
         chosen = np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))
     bounds = np.concatenate([[0], np.cumsum(sizes)])
-    return [
-        chosen[(chosen >= low) & (chosen < high)] - low for low, high in itertools.pairwise(bounds)
-    ]
+    return [chosen[(chosen >= low) & (chosen < high)] - low for low, high in itertools.pairwise(bounds)]
 
 
 def _source_rows(pools: Sequence[ScenePool], rows: Sequence[np.ndarray]) -> np.ndarray:

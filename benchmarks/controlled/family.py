@@ -177,7 +177,9 @@ def objective_gradient(family: Family, counts_PK: np.ndarray, run: int | None = 
     slope_PK = gain_PK * family.exponent_PK / family.scale_PK
     slope_PK = slope_PK * (1 + exposure_PK / family.scale_PK) ** (-family.exponent_PK - 1)
     own_PK = np.einsum("pk,pkj->pj", family.dev_weights_PK * slope_PK, family.reach_PKJ)
-    harm_PK = np.einsum("pk,pkj->pj", family.dev_weights_PK, family.harm_PKJ) * _harm_law(family, counts_PK)[1]
+    harm_PK = (
+        np.einsum("pk,pkj->pj", family.dev_weights_PK, family.harm_PKJ) * _harm_law(family, counts_PK)[1]
+    )
     return own_PK - np.einsum("pj,jk->pk", harm_PK, _mix(family.config))
 
 
@@ -249,6 +251,7 @@ FAMILIES: dict[str, FamilyConfig] = {
     "base": BASE,
     "separable": replace(BASE, transfer=0.0, num_harmful=0),
     "transfer": replace(BASE, num_harmful=0),
+    "harmful": replace(BASE, transfer=0.0),
     "deficits": replace(BASE, base_range=(0.4, 1.0)),
     "all_saturated": replace(BASE, base_range=(0.95, 0.95)),
     "pool_exhaustion": replace(BASE, pool_factor=1.5, pool_concentration=0.7),

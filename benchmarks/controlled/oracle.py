@@ -77,7 +77,11 @@ def slsqp_oracle(family: Family, index: int) -> np.ndarray:
         family.uniform_PK[index] / unit,
         jac=lambda x: -100 * unit * objective_gradient(family, full(x))[index],
         bounds=[(0.0, cap / unit) for cap in caps_K],
-        constraints={"type": "eq", "fun": lambda x: x.sum() - budget / unit, "jac": lambda x: np.ones_like(x)},
+        constraints={
+            "type": "eq",
+            "fun": lambda x: x.sum() - budget / unit,
+            "jac": lambda x: np.ones_like(x),
+        },
         method="SLSQP",
         options={"maxiter": 1000, "ftol": 1e-14},
     )

@@ -1,0 +1,304 @@
+"""How fast scenes are batched, read, encoded and trained on; ratios in one process, CPU time of one thread.
+
+    OMP_NUM_THREADS=1 python benchmarks/bench_encoder.py --check --json out.json
+
+Scenes have 80 nodes with 8 neighbours each (79 agents on a lane). The rival of the encoder is the same network with
+PyG's TransformerConv (4 heads, same width) in place of mean aggregation; the rival of batching is PyG's
+Batch.from_data_list over prebuilt Data of the same nodes and edges. Variants take turns inside one process; the figure
+is the median over the turns. Clustering and search at 10^6 have their own program (bench_retrieval.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from bench_representation import hardware
+from torch import nn
+
+from autoscale_ray.config import ClusterConfig, RepresentationConfig, WorldConfig
+from autoscale_ray.mixture.clusters import fit_clusters
+from autoscale_ray.mixture.similarity import build_index
+from autoscale_ray.representation.encoder import GraphEncoder
+from autoscale_ray.representation.scene_graph import SceneGraph, global_edges, graph_from_batch, select_scenes
+from autoscale_ray.representation.training import GRAPH_CHUNK, embed_batch, feature_sizes_of, new_model
+from autoscale_ray.scenes.batch import SceneBatch, offsets_of
+from autoscale_ray.scenes.pool import open_pool
+from autoscale_ray.scenes.schema import CURRENT_FRAME, NUM_FRAMES, SCENE_SCHEMA
+from autoscale_ray.world.pools import make_pool
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from torch_geometric.data import Batch, Data
+    from torch_geometric.nn import TransformerConv
+
+NUM_AGENTS = 79
+NUM_LANES = 1
+BATCH = 256
+BLOCK = 64
+"""Scenes encoded at a time for inference; larger blocks leave the cache of a core."""
+TARGETS = {
+    "batch_random_over_pyg": 6.0,
+    "batch_contiguous_over_pyg": 15.0,
+    "inference_over_transformer": 10.0,
+    "inference_bf16_over_transformer": 20.0,
+    "training_over_transformer": 5.0,
+    "cache_rows_over_parquet": 50.0,
+}
+"""Ratios, at least."""
+
+
+def crowded_scenes(num_scenes: int, seed: int) -> SceneBatch:
+    """Make scenes of 79 moving agents on one lane of 40 m."""
+    rng = np.random.default_rng(seed)
+    agents, lanes = num_scenes * NUM_AGENTS, num_scenes * NUM_LANES
+    place = torch.from_numpy(rng.uniform(-40, 40, (agents, 1, 2))).float()
+    velocity = torch.from_numpy(rng.normal(0, 5, (agents, 1, 2))).float()
+    times = torch.arange(NUM_FRAMES).sub(CURRENT_FRAME)[None, :, None] * 0.5
+    heading = torch.atan2(velocity[..., 1:], velocity[..., :1]).expand(-1, NUM_FRAMES, -1)
+    states = torch.cat([place + velocity * times, heading, velocity.expand(-1, NUM_FRAMES, -1)], dim=2)
+    ego = torch.zeros(num_scenes, NUM_FRAMES, 7)
+    ego[:, :, 0], ego[:, :, 3] = times[0, :, 0] * 8, 8.0
+    start = torch.from_numpy(rng.uniform([-40, -40], [20, 40], (lanes, 2))).float()
+    points = torch.stack([start, start + torch.tensor([20.0, 0]), start + torch.tensor([40.0, 0])], dim=1)
+    line = torch.stack([torch.arange(-20.0, 80, 2), torch.zeros(50), torch.zeros(50)], dim=1)
+    empty = torch.zeros(0, dtype=torch.int64)
+    links = torch.stack(
+        [torch.arange(NUM_LANES - 1), torch.arange(1, NUM_LANES), torch.zeros(NUM_LANES - 1).long()], 1
+    )
+    return SceneBatch(
+        scene_ids=(), domain_N=torch.zeros(num_scenes, dtype=torch.int8), command_N=torch.ones(num_scenes).long(),
+        ego_size_N4=torch.tensor([[4.8, 1.9, 2.9, 1.4]]).repeat(num_scenes, 1), ego_states_NT7=ego,
+        ego_valid_NT=torch.ones(num_scenes, NUM_FRAMES, dtype=torch.bool),
+        route_speed_limit_N=torch.full((num_scenes,), 14.0),
+        agent_offsets=offsets_of(torch.full((num_scenes,), NUM_AGENTS)), agent_type_A=torch.zeros(agents).long(),
+        agent_size_A2=torch.tensor([[4.5, 1.9]]).repeat(agents, 1), agent_states_AT5=states,
+        agent_valid_AT=torch.ones(agents, NUM_FRAMES, dtype=torch.bool),
+        lane_offsets=offsets_of(torch.full((num_scenes,), NUM_LANES)),
+        lane_point_offsets=offsets_of(torch.full((lanes,), 3)), lane_points_V2=points.reshape(-1, 2),
+        lane_width_L=torch.full((lanes,), 3.5), lane_speed_limit_L=torch.full((lanes,), 14.0),
+        lane_on_route_L=torch.zeros(lanes, dtype=torch.bool),
+        link_offsets=offsets_of(torch.full((num_scenes,), NUM_LANES - 1)), links_E3=links.repeat(num_scenes, 1),
+        polygon_offsets=torch.zeros(num_scenes + 1).long(), polygon_point_offsets=torch.zeros(1).long(),
+        polygon_points_W2=torch.zeros(0, 2), polygon_layer_Q=empty, polygon_lane_Q=empty,
+        polygon_on_route_Q=empty.bool(), polygon_red_QT=torch.zeros(0, NUM_FRAMES, dtype=torch.bool),
+        centerline_offsets=offsets_of(torch.full((num_scenes,), 50)), centerline_C3=line.repeat(num_scenes, 1),
+    )  # fmt: skip
+
+
+class TransformerLayer(nn.Module):
+    """The rival's relation layer; has the call of SAGEConv."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.layer = TransformerConv((size, size), size // 4, heads=4, root_weight=False)
+
+    def forward(self, states: tuple[torch.Tensor, torch.Tensor], edges: torch.Tensor) -> torch.Tensor:
+        return self.layer(states, edges)
+
+
+def transformer_rival(encoder: GraphEncoder, size: int) -> GraphEncoder:
+    """Put TransformerConv in place of every mean aggregation of an encoder."""
+    for layer in encoder.layers:
+        layer.relations = nn.ModuleDict({name: TransformerLayer(size) for name in layer.relations})
+    return encoder
+
+
+def turns(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Run variants in turn; return the median CPU seconds of each."""
+    found: dict[str, list[float]] = {name: [] for name in variants}
+    for repeat in range(repeats + 1):
+        for name, work in variants.items():
+            start = time.process_time()
+            work()
+            if repeat:  # the first round warms up
+                found[name].append(time.process_time() - start)
+    return {name: float(np.median(values)) for name, values in found.items()}
+
+
+def measure_encoder(graph: SceneGraph, repeats: int) -> dict[str, float]:
+    """Compare inference and a training step with the rival, on one batch."""
+    config = RepresentationConfig()
+    ours = new_model(config, feature_sizes_of(graph), 0).encoder
+    rival = transformer_rival(new_model(config, feature_sizes_of(graph), 0).encoder, config.hidden_size)
+
+    half_graph = replace(graph, features={name: table.bfloat16() for name, table in graph.features.items()})
+    half = new_model(config, feature_sizes_of(graph), 0).encoder.bfloat16()
+
+    def infer(encoder: GraphEncoder, source: SceneGraph, path: str, block: int) -> Callable[[], object]:
+        parts = [
+            select_scenes(source, torch.arange(low, low + block)) for low in range(0, len(source), block)
+        ]
+
+        def work() -> object:
+            with torch.inference_mode():
+                return [encoder(part, path) for part in parts]
+
+        return work
+
+    def train(encoder: GraphEncoder, path: str) -> Callable[[], object]:
+        return lambda: encoder(graph, path).z_ND.square().mean().backward()
+
+    seconds = turns(
+        {
+            "ours": infer(ours, graph, "fast", BLOCK),
+            "bf16": infer(half, half_graph, "fast", BATCH),
+            "sage_pyg": infer(ours, graph, "pyg", BATCH),
+            "rival": infer(rival, graph, "pyg", BATCH),
+            "ours_train": train(ours, "fast"),
+            "rival_train": train(rival, "pyg"),
+        },
+        repeats,
+    )
+    scenes = len(graph)
+    return {
+        "inference_over_transformer": seconds["rival"] / seconds["ours"],
+        "inference_bf16_over_transformer": seconds["rival"] / seconds["bf16"],
+        "training_over_transformer": seconds["rival_train"] / seconds["ours_train"],
+        "inference_over_pyg_sage": seconds["sage_pyg"] / seconds["ours"],
+        "inference_scenes_per_cpu_s": scenes / seconds["ours"],
+        "inference_bf16_scenes_per_cpu_s": scenes / seconds["bf16"],
+        "training_scenes_per_cpu_s": scenes / seconds["ours_train"],
+        "transformer_scenes_per_cpu_s": scenes / seconds["rival"],
+    }
+
+
+def measure_batching(num_scenes: int, repeats: int, seed: int) -> dict[str, float]:
+    """Compare batches of agents and their neighbours: node table and edges, on both sides."""
+    graph = graph_from_batch(crowded_scenes(num_scenes, seed))
+    small = replace(
+        graph,
+        features={"agent": graph.features["agent"][:, :16].contiguous()},
+        offsets={"agent": graph.offsets["agent"]},
+        edges={"agent_agent": graph.edges["agent_agent"]},
+        edge_offsets={"agent_agent": graph.edge_offsets["agent_agent"]},
+        targets={},
+    )
+    data = []
+    for row in range(num_scenes):
+        nodes = small.features["agent"][small.offsets["agent"][row] : small.offsets["agent"][row + 1]].clone()
+        low, high = small.edge_offsets["agent_agent"][row : row + 2].tolist()
+        data.append(Data(x=nodes, edge_index=small.edges["agent_agent"][low:high].T.contiguous()))
+    rng = np.random.default_rng(seed)
+    rows = torch.from_numpy(rng.permutation(num_scenes)[:BATCH])
+    run = torch.arange(BATCH) + 3
+
+    def ours(chosen: torch.Tensor) -> Callable[[], object]:
+        def work() -> object:
+            part = select_scenes(small, chosen)
+            return global_edges(part, "agent_agent")
+
+        return work
+
+    chosen = [data[row] for row in rows.tolist()]
+    seconds = turns(
+        {"pyg": lambda: Batch.from_data_list(chosen), "random": ours(rows), "run": ours(run)}, repeats * 4
+    )
+    return {
+        "batch_random_over_pyg": seconds["pyg"] / seconds["random"],
+        "batch_contiguous_over_pyg": seconds["pyg"] / seconds["run"],
+        "batch_random_scenes_per_cpu_s": BATCH / seconds["random"],
+    }
+
+
+def measure_store(folder: Path, num_scenes: int, repeats: int, seed: int) -> dict[str, float]:
+    """Compare 256 random scenes from the cache with the same columns taken out of Parquet lists."""
+    make_pool(WorldConfig(seed=seed, num_synthetic=num_scenes), "synthetic", folder / "pool")
+    pool = open_pool(folder / "pool")
+    pool.batch(np.arange(1))  # builds the cache
+    rows = np.random.default_rng(seed).permutation(num_scenes)[:BATCH]
+    files = sorted((folder / "pool").glob("scenes-*.parquet"))
+    names = [field.name for field in SCENE_SCHEMA if "list" in str(field.type)]
+
+    def from_parquet() -> object:
+        return pq.ParquetDataset(files).read(columns=names).take(rows)
+
+    seconds = turns({"cache": lambda: pool.batch(rows), "parquet": from_parquet}, repeats)
+    return {
+        "cache_rows_over_parquet": seconds["parquet"] / seconds["cache"],
+        "cache_scenes_per_cpu_s": BATCH / seconds["cache"],
+    }
+
+
+def measure_scaling(folder: Path, sizes: tuple[int, ...], seed: int) -> list[dict[str, float]]:
+    """Embed, cluster and search pools of growing size; embeddings beyond 10^4 are embedded scenes with noise."""
+    pool = open_pool(folder / "pool")
+    model = new_model(
+        RepresentationConfig(), feature_sizes_of(graph_from_batch(pool.batch(np.arange(2)))), seed
+    )
+    start = time.process_time()
+    parts = [embed_batch(model, pool.batch(np.arange(low, min(low + GRAPH_CHUNK, len(pool)))))
+             for low in range(0, len(pool), GRAPH_CHUNK)]  # fmt: skip
+    embed_rate = (time.process_time() - start) / len(pool)
+    base = torch.cat(parts).numpy()
+    rng, rows = np.random.default_rng(seed), []
+    for size in sizes:
+        vectors = base[rng.integers(0, len(base), size)]
+        vectors = vectors + 0.1 * base.std() * rng.standard_normal(vectors.shape, dtype=np.float32)
+        start = time.process_time()
+        clusters = fit_clusters(vectors, vectors[:1000], ClusterConfig(num_fine=256), seed)
+        unit = clusters.whitening.apply(vectors)
+        fitted = time.process_time()
+        index = build_index(unit, seed=seed)
+        index.search(unit[:1000], 10)
+        rows.append({"scenes": size, "embed_cpu_s": embed_rate * size, "cluster_cpu_s": fitted - start,
+                     "search_cpu_s": time.process_time() - fitted,
+                     "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})  # fmt: skip
+    return rows
+
+
+def missed(found: dict[str, float]) -> list[str]:
+    """Return one line `name measured target` for each missed target."""
+    return [
+        f"{name} {found[name]:.1f} {target:g}" for name, target in TARGETS.items() if found[name] < target
+    ]
+
+
+def main() -> int:
+    """Measure, print, check."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--quick", action="store_true", help="few turns, small pools")
+    parser.add_argument("--scaling", action="store_true", help="also time 10^4, 10^5 and 10^6 scenes")
+    parser.add_argument("--check", action="store_true", help="exit 1 and name every missed target")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    repeats = 2 if options.quick else 7
+    found = measure_encoder(graph_from_batch(crowded_scenes(BATCH, options.seed)), repeats)
+    found |= measure_batching(600, repeats, options.seed)
+    with tempfile.TemporaryDirectory() as name:
+        found |= measure_store(Path(name), 1000 if options.quick else 10_000, repeats, options.seed)
+        sizes = (10_000,) if options.quick else (10_000, 100_000, 1_000_000)
+        scaling = measure_scaling(Path(name), sizes, options.seed) if options.scaling else []
+    for key, value in found.items():
+        print(f"{key} {value:.1f}")
+    for row in scaling:
+        print(" ".join(f"{key}={value:.4g}" for key, value in row.items()))
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    about = {"command": sys.argv, "commit": commit.stdout.strip(), "hardware": hardware(), "seed": options.seed,
+             "torch": version("torch"), "torch_geometric": version("torch_geometric")}  # fmt: skip
+    if options.json:
+        options.json.write_text(json.dumps({"about": about, "found": found, "scaling": scaling}, indent=1))
+    lines = missed(found) if options.check else []
+    print("\n".join(lines))
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
