@@ -72,7 +72,7 @@ def prepare_pool(pool: ScenePool, references: Mapping[str, np.ndarray] | None = 
     """
     scenes: dict[str, list[PreparedScene | None]] = {version: [] for version in RULES}
     reasons: dict[str, dict[str, str]] = {version: {} for version in RULES}
-    for row, (scene_id, scene) in enumerate(_scoring_scenes(pool)):
+    for row, (scene_id, scene) in enumerate(scoring_scenes(pool)):
         for version, rules in RULES.items():
             known = None if references is None else references[version][row]
             prepared = _prepared(scene, rules, known)
@@ -147,9 +147,18 @@ def scoring_scene(row: Mapping[str, object]) -> ScoringScene:
     )
 
 
-def _scoring_scenes(pool: ScenePool) -> Iterator[tuple[str, ScoringScene | str]]:
-    for start in range(0, len(pool), CHUNK):
-        table = pool.table(np.arange(start, min(start + CHUNK, len(pool))))
+def scoring_scenes(
+    pool: ScenePool, rows: np.ndarray | None = None
+) -> Iterator[tuple[str, ScoringScene | str]]:
+    """Yield scenes of a pool by id; for a scene that breaks a rule of the scorer the reason in its place.
+
+    Args:
+        pool: Any pool.
+        rows: Pool rows, int64; all by default.
+    """
+    rows = np.arange(len(pool)) if rows is None else rows
+    for start in range(0, len(rows), CHUNK):
+        table = pool.table(rows[start : start + CHUNK])
         for index in range(len(table)):
             row = {name: _value(table[name][index]) for name in table.column_names}
             try:
