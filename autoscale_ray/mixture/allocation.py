@@ -42,7 +42,9 @@ def waterfill(weights_K: np.ndarray, caps_K: np.ndarray, budget: float | np.ndar
     spill_K = np.where(weights_K > 0, 0.0, caps_K)
     spill_total = spill_K.sum(-1, keepdims=True)
     missing = np.maximum(total - counts_K.sum(-1, keepdims=True), 0.0)
-    return counts_K + spill_K * np.divide(missing, spill_total, out=np.zeros_like(missing), where=spill_total > 0)
+    return counts_K + spill_K * np.divide(
+        missing, spill_total, out=np.zeros_like(missing), where=spill_total > 0
+    )
 
 
 def largest_remainder(real_K: np.ndarray, caps_K: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
@@ -85,7 +87,10 @@ def divisor(weights_K: np.ndarray, caps_K: np.ndarray, budget: int, names: tuple
     caps = np.asarray(caps_K).astype(np.int64)
     counts_K = np.zeros(len(names), dtype=np.int64)
     weights_K = np.asarray(weights_K, float)
-    for group_K in (np.where(weights_K > 0, weights_K, 0.0), np.where(weights_K > 0, 0.0, caps.astype(float))):
+    for group_K in (
+        np.where(weights_K > 0, weights_K, 0.0),
+        np.where(weights_K > 0, 0.0, caps.astype(float)),
+    ):
         left = min(budget, int(caps.sum())) - int(counts_K.sum())
         _hand_out(counts_K, group_K, caps, left, names)
     return counts_K
@@ -134,7 +139,9 @@ def _fill(weights_K: np.ndarray, caps_K: np.ndarray, total: np.ndarray) -> np.nd
     fits_K = level_K <= np.take_along_axis(ratio_K, order_K, -1)
     first = np.argmax(fits_K, axis=-1)[..., None]
     level = np.where(fits_K.any(-1, keepdims=True), np.take_along_axis(level_K, first, -1), np.inf)
-    return np.where(weights_K > 0, np.minimum(caps_K, np.maximum(level, 0.0) * np.where(weights_K > 0, weights_K, 1)), 0.0)
+    return np.where(
+        weights_K > 0, np.minimum(caps_K, np.maximum(level, 0.0) * np.where(weights_K > 0, weights_K, 1)), 0.0
+    )
 
 
 def _hand_out(

@@ -40,7 +40,11 @@ def balanced_signs(cluster_ids: tuple[str, ...], seed: int, pair: int) -> np.nda
 
 
 def perturbed(
-    shares_K: np.ndarray, signs_K: np.ndarray, perturbation: float, caps_K: np.ndarray, total: float | np.ndarray
+    shares_K: np.ndarray,
+    signs_K: np.ndarray,
+    perturbation: float,
+    caps_K: np.ndarray,
+    total: float | np.ndarray,
 ) -> np.ndarray:
     """Multiply a mixture by e^(c s) and fill the budget again under the caps, (..., K)."""
     return waterfill(shares_K * np.exp(perturbation * signs_K), caps_K, total)

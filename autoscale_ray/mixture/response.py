@@ -145,7 +145,9 @@ def fit_responses(runs: Runs, priors: NoisePriors) -> ResponseFit:
 
 def _design(runs: Runs) -> _Design:
     starts = START_SDS if np.any(runs.is_real_only_T) else START_SDS[:1]
-    settings_C3 = np.array([(noise, spill, start) for noise in NOISE_SDS for spill in SPILL_SDS for start in starts])
+    settings_C3 = np.array(
+        [(noise, spill, start) for noise in NOISE_SDS for spill in SPILL_SDS for start in starts]
+    )
     precision_PKCTS, log_det_PKC = _precisions(runs, settings_C3)
     laws_PTKL = law_values(runs.shares_PTK)
     weighted_PKCTL = precision_PKCTS @ np.moveaxis(laws_PTKL, 2, 1)[:, :, None]
@@ -190,7 +192,9 @@ def _posterior(runs: Runs, design: _Design, offsets_PT: np.ndarray) -> _Posterio
     """Conjugate posterior of every gain and the evidence of every law and setting."""
     scores_PKT = _centred_scores(runs, offsets_PT)
     cross_PKCL = np.einsum("pkctl,pkt->pkcl", design.weighted_laws_PKCTL, scores_PKT)
-    energy_PKC = np.einsum("pkt,pkcts,pks->pkc", scores_PKT, design.precision_PKCTS, scores_PKT, optimize=True)
+    energy_PKC = np.einsum(
+        "pkt,pkcts,pks->pkc", scores_PKT, design.precision_PKCTS, scores_PKT, optimize=True
+    )
     shift_PK = 0.0 if runs.gain_shift_PK is None else runs.gain_shift_PK[:, :, None, None, None]
     mean_M1, sd_M1 = _MEAN_M[:, None] + shift_PK, _SD_M[:, None]
     square, cross = design.square_PKCL[:, :, :, None], cross_PKCL[:, :, :, None]
@@ -216,14 +220,18 @@ def _offsets(runs: Runs, design: _Design, posterior: _Posterior, priors: NoisePr
     """Posterior-mean common offset of each run given the current curves, (P, T); the mean over runs is 0."""
     gains_PKL = np.einsum("pkcml,pkcml->pkl", posterior.weights_PKCML, posterior.mean_PKCML)
     known_PTK = ~np.isnan(runs.scores_PTK)
-    variance_PTK = np.einsum("ptkc,pc->ptk", _variances(runs, design.settings_C3), posterior.setting_PCM.sum(2))
+    variance_PTK = np.einsum(
+        "ptkc,pc->ptk", _variances(runs, design.settings_C3), posterior.setting_PCM.sum(2)
+    )
     precision_PTK = np.where(known_PTK, 1 / np.where(known_PTK, variance_PTK, 1.0), 0.0)
     curve_PTK = np.einsum("pkl,ptkl->ptk", gains_PKL, design.laws_PTKL)
     residual_PTK = np.where(known_PTK, runs.scores_PTK - curve_PTK, 0.0)
     level_PK = (precision_PTK * residual_PTK).sum(1) / np.maximum(precision_PTK.sum(1), 1e-300)
     total_PT = precision_PTK.sum(2)
     mean_PT = (precision_PTK * (residual_PTK - level_PK[:, None])).sum(2) / np.maximum(total_PT, 1e-300)
-    prior_T = np.where(runs.is_real_only_T, priors.offset_real_only_sd, priors.offset_sd) ** 2 / runs.num_seeds_T
+    prior_T = (
+        np.where(runs.is_real_only_T, priors.offset_real_only_sd, priors.offset_sd) ** 2 / runs.num_seeds_T
+    )
     offsets_PT = mean_PT * prior_T * total_PT / (prior_T * total_PT + 1)
     return offsets_PT - offsets_PT.mean(1, keepdims=True)
 
@@ -238,7 +246,9 @@ def _null(design: _Design, posterior: _Posterior, null_prior: float) -> tuple[np
     square_PCL = design.square_PKCL.sum(1) + 1 / NULL_SD**2
     cross_PCL = posterior.cross_PKCL.sum(1) + NULL_MEAN / NULL_SD**2
     log_null_PCL = 0.5 * cross_PCL**2 / square_PCL - 0.5 * (NULL_MEAN / NULL_SD) ** 2
-    log_null_PCL = log_null_PCL - 0.5 * np.log(NULL_SD**2 * square_PCL) + posterior.level_PKC.sum(1)[..., None]
+    log_null_PCL = (
+        log_null_PCL - 0.5 * np.log(NULL_SD**2 * square_PCL) + posterior.level_PKC.sum(1)[..., None]
+    )
     weights_PCL = _softmax(log_null_PCL + _LOG_LAW_PRIOR_L)
     gains_PL = (weights_PCL * cross_PCL / square_PCL).sum(1)
     if null_prior in (0.0, 1.0):

@@ -1,0 +1,188 @@
+"""Cluster-GA and every published rule on mixture problems whose optimum is known.
+
+OMP_NUM_THREADS=1 python -m benchmarks.bench_controlled_mixtures --seed 7411 --json out.json --check
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from autoscale_ray.mixture.ascent_config import AscentConfig
+from autoscale_ray.mixture.baselines import BASELINES
+from autoscale_ray.mixture.estimators import METHODS
+from benchmarks.controlled.family import FAMILIES, Family, draw_family
+from benchmarks.controlled.oracle import oracle_counts
+from benchmarks.controlled.play import Answers, alignments, play_method, play_response
+from benchmarks.controlled.report import draw, markdown
+from benchmarks.controlled.rows import Row, paired_p_value, summarise
+from benchmarks.controlled.targets import DEFAULT, WITHOUT_RUN_0, Check, checks, stretch_checks
+from benchmarks.controlled.training import neyman_ratios
+
+LONG, SHORT = (4, 6, 10), (4, 6)
+STOPS = {"null": LONG, "near_null": LONG, "harmful": LONG, "transfer_x3": LONG, "drift": LONG}
+"""Families played for longer than six runs."""
+OTHERS = ("vector_spsa", "spsa", "deficit", "excess", "progress", "alignment", "response_ascent")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    num_problems = 12 if options.quick else options.problems
+    rows, p_values = run_all(options.seed, num_problems, options.quick)
+    neyman = neyman_ratios(range(options.seed, options.seed + num_problems), 10)
+    found = checks(rows, p_values, float(neyman[:, 0].mean()))
+    stretch = stretch_checks(rows)
+    others = checks(rows, {}, float("nan"), WITHOUT_RUN_0)
+    command = "python -m benchmarks.bench_controlled_mixtures " + " ".join(arguments or sys.argv[1:])
+    text = markdown(rows, found, stretch, others, command, options.seed)
+    if options.out is not None:
+        options.out.with_suffix(".md").write_text(text)
+        draw(rows, options.out.with_suffix(".png"))
+    if options.json is not None:
+        options.json.write_text(json.dumps(_as_json(rows, found, p_values, neyman), indent=1))
+    if options.out is None and options.json is None:
+        print(text)
+    missed = [check for check in found if not check[3]]
+    if options.check:
+        _print_missed(missed)
+    return 1 if options.check and missed else 0
+
+
+def run_all(seed: int, num_problems: int, quick: bool) -> tuple[list[Row], dict[str, float]]:
+    """Play every row; return the rows and the paired p-values of the default against each baseline."""
+    family, oracles = _drawn("base", seed, num_problems, LONG)
+    rows, losses = _default("base", family, oracles, seed, LONG)
+    more_rows, p_values = _against_others(family, oracles, seed, losses)
+    rows += more_rows
+    rows += _default("base", family, oracles, seed, LONG, with_real_only=False)[0]
+    rows += _default("base, 2 seeds a run", family, oracles, seed, SHORT, num_seeds=2)[0]
+    for correlation in (0.5, 0.0):
+        hints_PK = alignments(family, correlation, seed)
+        label = f"base, fused with alignment of corr. {correlation:g}"
+        rows += _default(label, family, oracles, seed, SHORT, alignment_PK=hints_PK)[0]
+    for name in FAMILIES:
+        if name == "base" or (quick and name == "k64"):
+            continue
+        stops = STOPS.get(name, SHORT)
+        family, oracles = _drawn(name, seed, num_problems, stops)
+        rows += _default(name, family, oracles, seed, stops)[0]
+        rows += _default(name, family, oracles, seed, stops, with_real_only=False)[0]
+        if family.config.steps_share:
+            rows += _default(f"{name}, exposure in steps", family, oracles, seed, stops, exposure="steps")[0]
+    return rows, p_values
+
+
+def _against_others(
+    family: Family, oracles: dict[int, np.ndarray], seed: int, ours: dict[int, np.ndarray]
+) -> tuple[list[Row], dict[str, float]]:
+    """Play every other method; they need no real-only run, so all their runs search."""
+    rows: list[Row] = []
+    p_values: dict[str, float] = {}
+    for name, method in {**{name: METHODS[name] for name in OTHERS}, **BASELINES}.items():
+        started = time.process_time()
+        answers = play_method(method, family, seed, LONG, with_real_only=False)
+        summary, theirs = summarise(
+            family, oracles, answers, names=("base", name), num_seeds=1, started=started
+        )
+        rows += [_charged(row, method.num_search_runs) for row in summary]
+        if name in BASELINES:
+            p_values |= {f"{name}, R={stop}": paired_p_value(ours[stop], theirs[stop]) for stop in LONG}
+        _note(summary)
+    return rows, p_values
+
+
+def _drawn(
+    name: str, seed: int, num_problems: int, stops: tuple[int, ...]
+) -> tuple[Family, dict[int, np.ndarray]]:
+    """Draw a family and its oracle at every stop (one for all, unless the family drifts)."""
+    family = draw_family(FAMILIES[name], seed, num_problems)
+    if family.config.drift_sd:
+        return family, {stop: oracle_counts(family, 800, stop) for stop in stops}
+    return family, dict.fromkeys(stops, oracle_counts(family, 800))
+
+
+def _default(
+    label: str,
+    family: Family,
+    oracles: dict[int, np.ndarray],
+    seed: int,
+    stops: tuple[int, ...],
+    *,
+    with_real_only: bool = True,
+    num_seeds: int = 1,
+    alignment_PK: np.ndarray | None = None,
+    exposure: Literal["count", "steps"] = "count",
+) -> tuple[list[Row], dict[int, np.ndarray]]:
+    started = time.process_time()
+    answers: Answers = play_response(
+        family,
+        seed,
+        stops,
+        with_real_only=with_real_only,
+        num_seeds=num_seeds,
+        config=AscentConfig(exposure=exposure),
+        alignment_PK=alignment_PK,
+    )
+    names = (label, DEFAULT if with_real_only else WITHOUT_RUN_0)
+    summary = summarise(family, oracles, answers, names=names, num_seeds=num_seeds, started=started)
+    _note(summary[0])
+    return summary
+
+
+def _charged(row: Row, num_search_runs: int | None) -> Row:
+    """Charge a method only for runs that it can use."""
+    values = row.as_dict()
+    if num_search_runs is not None:
+        values["evaluations"] = min(row.evaluations, num_search_runs)
+    return Row(**values)  # pyright: ignore[reportArgumentType]
+
+
+def _as_json(
+    rows: list[Row], found: list[Check], p_values: dict[str, float], neyman: np.ndarray
+) -> dict[str, object]:
+    return {
+        "rows": [row.as_dict() for row in rows],
+        "targets": [dict(zip(("name", "measured", "target", "met"), check, strict=True)) for check in found],
+        "paired_p_values": p_values,
+        "c3_risk_over_neyman": {"ours": neyman[:, 0].tolist(), "uniform": neyman[:, 1].tolist()},
+    }
+
+
+def _note(rows: list[Row]) -> None:
+    for row in rows:
+        print(
+            f"{row.family:40s} {row.method:18s} R={row.num_runs:2d} regret {row.regret:.3f} "
+            f"worse {row.worse_than_uniform:.2f} cpu {row.cpu_s:.1f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _print_missed(missed: list[Check]) -> None:
+    for name, measured, target, _ in missed:
+        print(f"{name} {measured:.4f} {target}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, default=7411, help="problem seed; 1 and 2 were used for tuning")
+    parser.add_argument("--problems", type=int, default=96, help="problems a row")
+    parser.add_argument("--json", type=Path, help="write all numbers here")
+    parser.add_argument("--out", type=Path, help="write <out>.md and <out>.png")
+    parser.add_argument(
+        "--quick", action="store_true", help="12 problems a row; targets are then only indicative"
+    )
+    parser.add_argument("--check", action="store_true", help="exit 1 and name each missed target")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
