@@ -44,6 +44,11 @@ def start_head(folder: str, num_cpus: int) -> tuple[subprocess.Popen, str, str]:
         "port": port,
         "dashboard-host": "127.0.0.1",
         "dashboard-port": dashboard,
+        # A second head on this machine would otherwise take the agent's port from the first.
+        "dashboard-agent-listen-port": free_port(),
+        "dashboard-agent-grpc-port": free_port(),
+        "metrics-export-port": free_port(),
+        "ray-client-server-port": free_port(),
         "num-cpus": num_cpus,
         "resources": '{"trial_slot": 2}',
         "temp-dir": folder,
