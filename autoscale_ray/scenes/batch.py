@@ -271,6 +271,19 @@ def _gathered(tensor: Tensor, index: Tensor) -> Tensor:
     return tensor.index_select(0, index)
 
 
+def _laid_end_to_end(starts: Tensor, ends: Tensor) -> _Take:
+    """Copy runs as wholes: with hundreds of vertices a scene, an index costs more than the copy."""
+
+    def take(tensor: Tensor) -> Tensor:
+        if tensor.device.type != "cpu":
+            return tensor.index_select(0, ragged_index(starts, ends - starts)[0])
+        values = tensor.numpy()
+        runs = [values[low:high] for low, high in zip(starts.tolist(), ends.tolist(), strict=True)]
+        return torch.from_numpy(np.concatenate([values[:0], *runs]))
+
+    return take
+
+
 def _gather_run(rows_B: Tensor) -> _Runs:
     def gather(index: Tensor) -> _Take:
         return lambda tensor: _gathered(tensor, index)
@@ -282,8 +295,7 @@ def _gather_run(rows_B: Tensor) -> _Runs:
 
     def points(scene_offsets: Tensor, offsets: Tensor, take: _Take, _local: Tensor) -> tuple[_Take, Tensor]:
         starts, ends = offsets[scene_offsets[rows_B]], offsets[scene_offsets[rows_B + 1]]
-        index, _ = ragged_index(starts, ends - starts)
-        return gather(index), offsets_of(take(offsets[1:]) - take(offsets[:-1]))
+        return _laid_end_to_end(starts, ends), offsets_of(take(offsets[1:]) - take(offsets[:-1]))
 
     return _Runs(gather(rows_B), group, points)
 

@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 
 MAX_OPCODES = 50_000_000
-MAX_NODES = 20_000_000
+MAX_NODES = 2_000_000
 MAX_ARRAY_BYTES = 1 << 30
 MEMORY_BYTES = 3 << 30
 MAX_DEPTH = 60
@@ -96,12 +96,24 @@ class Encoder:
     def __init__(self) -> None:
         self.arrays: list[np.ndarray] = []
         self._nodes = self._bytes = 0
+        self._known: dict[int, tuple[object, int]] = {}
 
     def tree(self, value: object, depth: int = 0) -> object:
         """Return the JSON form: arrays as ``{"a": index}``, mappings as ``{"d": [[key, value], ...]}``."""
-        self._nodes += 1
+        # A container met again is not walked again but counted in full, so shared tuples cannot multiply the work.
+        known, nodes = self._known.get(id(value), (None, 1))
+        self._nodes += nodes
         if self._nodes > MAX_NODES or depth > MAX_DEPTH:
             raise Refused("too many or too deeply nested values")
+        if known is not None:
+            return known
+        before = self._nodes
+        tree = self._tree(value, depth)
+        if isinstance(value, (dict, list, tuple)):
+            self._known[id(value)] = (tree, 1 + self._nodes - before)
+        return tree
+
+    def _tree(self, value: object, depth: int) -> object:
         if value is None or isinstance(value, (bool, int, str)):
             return {"i": str(value)} if isinstance(value, int) and abs(value) > 1 << 62 else value
         if isinstance(value, float):

@@ -75,8 +75,9 @@ def read_sensor(path: Path, name: str) -> Iterator[Recording]:
         poses["timestamp_ns"][order][np.minimum(at, len(order) - 1)] != times
     ).any():
         raise InputRejectedError(f"{log}: city_SE3_egovehicle", "must hold a pose for every annotated time")
-    ego_F3 = np.column_stack([poses["tx_m"], poses["ty_m"], _yaw(poses)])[order][at]
-    tracks = [_ego_track(ego_F3, frames), *_box_tracks(boxes, times, frames, ego_F3)]
+    ego = {name: column[order][at] for name, column in poses.items()}
+    ego_F3 = np.column_stack([ego["tx_m"], ego["ty_m"], _yaw(_matrices(ego))])
+    tracks = [_ego_track(ego_F3, frames), *_box_tracks(boxes, times, frames, ego)]
     yield Recording(
         name=log,
         log_id=f"argoverse2/{log}",
@@ -88,7 +89,7 @@ def read_sensor(path: Path, name: str) -> Iterator[Recording]:
     )
 
 
-_POSE_COLUMNS = ("timestamp_ns", "qw", "qx", "qy", "qz", "tx_m", "ty_m")
+_POSE_COLUMNS = ("timestamp_ns", "qw", "qx", "qy", "qz", "tx_m", "ty_m", "tz_m")
 _BOX_COLUMNS = (*_POSE_COLUMNS, "track_uuid", "category", "length_m", "width_m")
 _FORECAST_COLUMNS = (
     "track_id", "object_type", "timestep", "position_x", "position_y", "heading", "velocity_x", "velocity_y",
@@ -114,9 +115,18 @@ def _columns(table: pa.Table, names: tuple[str, ...], where: str) -> dict[str, n
     return arrays
 
 
-def _yaw(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+def _matrices(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the rotation matrices (n, 3, 3) of unit quaternions."""
     w, x, y, z = (columns[name] for name in ("qw", "qx", "qy", "qz"))
-    return np.arctan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z))
+    return np.stack([
+        1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y - w * z), 2.0 * (x * z + w * y),
+        2.0 * (x * y + w * z), 1.0 - 2.0 * (x * x + z * z), 2.0 * (y * z - w * x),
+        2.0 * (x * z - w * y), 2.0 * (y * z + w * x), 1.0 - 2.0 * (x * x + y * y),
+    ], axis=-1).reshape(-1, 3, 3)  # fmt: skip
+
+
+def _yaw(matrices: np.ndarray) -> np.ndarray:
+    return np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0])
 
 
 def _ego_track(ego_F3: np.ndarray, frames: np.ndarray) -> Track:
@@ -136,14 +146,13 @@ def _ego_track(ego_F3: np.ndarray, frames: np.ndarray) -> Track:
 
 
 def _box_tracks(
-    boxes: Mapping[str, np.ndarray], times: np.ndarray, frames: np.ndarray, ego_F3: np.ndarray
+    boxes: Mapping[str, np.ndarray], times: np.ndarray, frames: np.ndarray, ego: Mapping[str, np.ndarray]
 ) -> Iterator[Track]:
     at = np.searchsorted(times, boxes["timestamp_ns"])
-    x, y, yaw = ego_F3[at].T
-    cos, sin = np.cos(yaw), np.sin(yaw)
-    poses = np.column_stack([
-        x + cos * boxes["tx_m"] - sin * boxes["ty_m"], y + sin * boxes["tx_m"] + cos * boxes["ty_m"], yaw + _yaw(boxes),
-    ])  # fmt: skip
+    turns = _matrices(ego)[at]
+    local = np.column_stack([boxes["tx_m"], boxes["ty_m"], boxes["tz_m"]])
+    city = np.einsum("nij,nj->ni", turns, local)[:, :2] + np.column_stack([ego["tx_m"], ego["ty_m"]])[at]
+    poses = np.column_stack([city, _yaw(turns @ _matrices(boxes))])
     for key, name in enumerate(np.unique(boxes["track_uuid"])):
         rows = np.flatnonzero(boxes["track_uuid"] == name)
         rows = rows[np.argsort(frames[at[rows]])]

@@ -1,0 +1,99 @@
+import io
+import pickle
+import pickletools
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoscale_ray.errors import InputRejectedError
+from autoscale_ray.scenes.pickle_child import Refused, answer, check_opcodes
+from autoscale_ray.scenes.safe_pickle import PickleReader
+
+PLAIN = {
+    "id": "scene", "length": 3, "rate": 0.1, "none": None, "big": 1 << 70, 7: [True, (1, 2)],
+    "state": {"position": np.arange(6.0).reshape(3, 2), "valid": np.array([True, False]), "speed": np.float32(2.5)},
+}  # fmt: skip
+
+
+def _system_call() -> bytes:
+    class Payload:
+        def __reduce__(self):
+            import os
+
+            return os.system, ("touch /tmp/pickle-was-run",)
+
+    return pickle.dumps(Payload())
+
+
+ATTACKS = {
+    "system call": _system_call(),
+    "global": b"cos\nsystem\n(S'true'\ntR.",
+    "stack global": b"\x80\x04\x8c\x02os\x8c\x06system\x93.",
+    "instance": b"(S'true'\nios\nsystem\n.",
+    "object": b"(cos\nsystem\nS'true'\no.",
+    "extension": b"\x80\x02\x82\x01.",
+    "persistent id": b"Px\n.",
+    "memo bomb": b"\x80\x02Nr\xff\xff\xff\x07.",
+    "long bytes": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 33) + b".",
+    "long bytearray": b"\x80\x05\x96" + struct.pack("<Q", 1 << 33) + b".",
+    "tuple of tuples": b"\x80\x02)" + b"2\x86" * 28 + b".",
+    "shared tuples": b"\x80\x02N" + b"".join(b"q%ch%ch%c\x86" % (n, n, n) for n in range(40)) + b".",
+    "frame": b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + b"N.",
+    "second pickle": pickle.dumps(1) + pickle.dumps(2),
+    "truncated": pickle.dumps(PLAIN)[:-20],
+    "empty": b"",
+    "object array": pickle.dumps(np.array([object], dtype=object)),
+    "code encoding": b"c_codecs\nencode\n(S'x'\nS'rot13'\ntR.",
+    "builtin": b"cbuiltins\neval\n(S'1'\ntR.",
+    "numpy function": b"cnumpy\nfromfile\n(S'/etc/passwd'\ntR.",
+}
+
+
+@pytest.fixture(scope="module")
+def reader():
+    with PickleReader(deadline_s=60.0) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_pickles_that_do_more_than_hold_values_are_refused(reader, name, tmp_path):
+    with pytest.raises(InputRejectedError, match=r"f\.pkl: pickle must"):
+        reader.read(ATTACKS[name], "f.pkl")
+    from pathlib import Path
+
+    assert not Path("/tmp/pickle-was-run").exists()
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_plain_values_come_back_equal_and_the_child_goes_on(reader, protocol):
+    found = reader.read(pickle.dumps(PLAIN, protocol=protocol), "f.pkl")
+    assert found["big"] == 1 << 70
+    assert found[7] == [True, [1, 2]]
+    np.testing.assert_array_equal(found["state"]["position"], PLAIN["state"]["position"])
+    assert found["state"]["speed"] == np.float32(2.5)
+    assert (found["id"], found["length"], found["rate"], found["none"]) == ("scene", 3, 0.1, None)
+
+
+def test_a_child_that_is_too_slow_is_ended_and_replaced():
+    with PickleReader(deadline_s=0.0) as hurried, pytest.raises(InputRejectedError, match="limits"):
+        hurried.read(pickle.dumps(PLAIN), "f.pkl")
+    with PickleReader() as patient:
+        assert patient.read(pickle.dumps(1), "f.pkl") == 1
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8))
+def test_damaged_pickles_give_values_or_a_refusal(changes):
+    content = bytearray(pickle.dumps({"a": [1, 2.0, "x", None], "b": {"c": (True, b"y")}}, protocol=4))
+    for place, value in changes:
+        content[place % len(content)] = value
+    try:
+        check_opcodes(bytes(content))
+    except Refused:
+        return
+    opcodes = {opcode.name for opcode, _, _ in pickletools.genops(io.BytesIO(bytes(content)))}
+    if not opcodes & {"GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"}:
+        assert answer(bytes(content))[:1] in (b"+", b"-")
