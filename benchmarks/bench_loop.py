@@ -29,7 +29,7 @@ import torch
 from scipy import stats
 
 from autoscale_ray.artifacts import RunStore, fingerprint
-from autoscale_ray.config import RunConfig, derive_seed, identity, load_config
+from autoscale_ray.config import RunConfig, derive_seed, load_config
 from autoscale_ray.inputs import Inputs, open_inputs
 from autoscale_ray.local import LocalStages
 from autoscale_ray.loop import cluster_info, observations, play, seeded_ascent, training_seeds
@@ -380,7 +380,7 @@ def markdown(summaries: Mapping[str, Mapping[str, Any]], options: argparse.Names
 
 def main() -> int:
     """Run what is not finished yet, print the tables, check the targets."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/bench_loop"), help="folder of finished runs")
     parser.add_argument("--seed", type=int, default=0, help="first replicate")
     parser.add_argument("--seeds", type=int, default=10, help="replicates")

@@ -89,7 +89,7 @@ def test_rounds_are_published_in_order_and_seeds_never_repeat():
 
 def test_the_recommended_mixture_is_near_the_optimum():
     stages = FormulaStages()
-    clusters, history, final = run(config(), stages)
+    _, _, final = run(config(), stages)
     final_K = np.array([final[name] for name in NAMES])
     value = lambda counts_K: (GAIN_K * (1 - np.exp(-counts_K / 30))).mean()  # noqa: E731
     best = max(

@@ -25,9 +25,11 @@ def test_sides_hold_each_named_log_once(pool, tmp_path):
         wanted = [s for s, log in zip(pool.scene_ids, pool.log_ids, strict=True) if sides.get(log) == side]
         assert part.scene_ids.tolist() == wanted
         rows = pool.rows_of(part.scene_ids[:3])
-        assert repr(part.table(np.arange(3)).to_pylist()) == repr(pool.table(rows).to_pylist())  # NaN is not equal
+        assert repr(part.table(np.arange(3)).to_pylist()) == repr(
+            pool.table(rows).to_pylist()
+        )  # NaN is not equal
 
 
 def test_unknown_log_is_named(pool, tmp_path):
-    with pytest.raises(PoolError, match="no such log.*nowhere"):
+    with pytest.raises(PoolError, match=r"no such log.*nowhere"):
         split_by_log(pool, {"nowhere": "a"}, tmp_path)
