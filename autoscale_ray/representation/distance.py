@@ -59,7 +59,7 @@ def _motion_groups(graph: SceneGraph) -> Tensor:
     turn_M = torch.atan2(box[:, 4], box[:, 3]) - graph.targets["agent.place"][:, 2]
     moving_M = (box[:, 3:5].norm(dim=1) / 2).clamp(max=1)
     vehicle_M = (kind == _VEHICLE).float()
-    vulnerable_M = sum((kind == number).float() for number in _VULNERABLE)
+    vulnerable_M = torch.isin(kind, torch.tensor(_VULNERABLE)).float()
     cos_M, sin_M = turn_M.cos(), turn_M.sin()
     shares = [1 - moving_M, moving_M * cos_M.clamp(min=0) ** 2, moving_M * sin_M**2,
               moving_M * cos_M.clamp(max=0) ** 2]  # fmt: skip

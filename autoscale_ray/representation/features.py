@@ -106,6 +106,7 @@ def _center_and_reach(batch: SceneBatch, controls_B: Tensor) -> tuple[Tensor, Te
 
 def agent_pairs(batch: SceneBatch) -> Tensor:
     """Return (neighbour, agent) pairs, batch-wide, int64 (E, 2), from the stored neighbour table."""
+    assert batch.agent_neighbours_A8 is not None, "graph_from_batch fills the neighbour tables"
     return _table_pairs(batch.agent_neighbours_A8, batch.agent_offsets, batch.agent_row_A)
 
 
@@ -121,6 +122,7 @@ def agent_segment_pairs(batch: SceneBatch, scene: SceneGeometry) -> Tensor:
         batch: N scenes.
         scene: Their geometry.
     """
+    assert batch.agent_lanes_A3 is not None, "graph_from_batch fills the neighbour tables"
     pairs_E2 = _table_pairs(batch.agent_lanes_A3, batch.lane_offsets, batch.agent_row_A)
     first_L = scene.segments.lane_offsets_L
     lane_E, agent_E = pairs_E2.unbind(1)

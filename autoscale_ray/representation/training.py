@@ -280,7 +280,7 @@ def batch_terms(
     weights = dataclasses.asdict(model.config.loss)
     encoding = model.encoder(scenes.graph)
     z_ND = encoding.z_ND
-    delta_NN = None
+    delta_NN = torch.zeros(0, 0)
     if weights["metric"] or weights["pairs"] or weights["laplacian"]:
         delta_NN = distance(scenes.signature, scenes.signature)
     copies = torch.arange(num_copies)
@@ -299,10 +299,9 @@ def batch_terms(
         "norm": lambda: z_ND.square().sum(1).mean(),
         "laplacian": lambda: objectives.laplacian_loss(z_ND, delta_NN),
     }
-    if model.decoder.responses is not None:
-        makers["response"] = lambda: objectives.response_loss(
-            model.decoder.responses(z_ND), scenes.responses_NR
-        )
+    response_head, responses_NR = model.decoder.responses, scenes.responses_NR
+    if response_head is not None and responses_NR is not None:
+        makers["response"] = lambda: objectives.response_loss(response_head(z_ND), responses_NR)
     return {name: make() for name, make in makers.items() if weights[name] > 0}
 
 
