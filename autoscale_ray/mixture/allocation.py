@@ -41,7 +41,8 @@ def waterfill(weights_K: np.ndarray, caps_K: np.ndarray, budget: float | np.ndar
     counts_K = _fill(weights_K, caps_K, np.minimum(total, (caps_K * (weights_K > 0)).sum(-1, keepdims=True)))
     spill_K = np.where(weights_K > 0, 0.0, caps_K)
     spill_total = spill_K.sum(-1, keepdims=True)
-    missing = np.maximum(total - counts_K.sum(-1, keepdims=True), 0.0)
+    missing = total - counts_K.sum(-1, keepdims=True)
+    missing = np.where(missing > 1e-9 * total, missing, 0.0)  # what is left is rounding, not a lack of room
     return counts_K + spill_K * np.divide(
         missing, spill_total, out=np.zeros_like(missing), where=spill_total > 0
     )

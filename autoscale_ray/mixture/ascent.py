@@ -189,7 +189,7 @@ def mirror_step(weights_K: np.ndarray, gradient_K: np.ndarray, radius: float) ->
         radius: Trust region in nats, >= 0.
     """
     centred_K = gradient_K - weights_K @ gradient_K
-    scale = np.abs(centred_K).max()
+    scale = np.abs(centred_K[weights_K > 0]).max()
     if scale <= 1e-15 or radius <= 0:
         return weights_K
     low, high = 0.0, 1e4 / scale
@@ -203,7 +203,8 @@ def mirror_step(weights_K: np.ndarray, gradient_K: np.ndarray, radius: float) ->
 
 
 def _tilted(weights_K: np.ndarray, exponents_K: np.ndarray) -> np.ndarray:
-    tilted_K = weights_K * np.exp(exponents_K - exponents_K.max())
+    top = exponents_K[weights_K > 0].max()
+    tilted_K = np.where(weights_K > 0, weights_K * np.exp(np.minimum(exponents_K - top, 0.0)), 0.0)
     return tilted_K / tilted_K.sum()
 
 
