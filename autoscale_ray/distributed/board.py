@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from autoscale_ray.config import PlannerConfig
+from autoscale_ray.errors import AutoScaleError
+
+MAX_SAME_FAILURES = 2
+"""Times a task may fail with the same error; a lost worker gives another error or none."""
+
+
+class TrainingFailedError(AutoScaleError, RuntimeError):
+    """Training a planner failed in the same way again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +44,7 @@ class TaskBoard:
         self._files: Mapping[str, bytes] | None = None
         self._error: BaseException | None = None
         self._closed = False
+        self._failures: Counter[tuple[str, str]] = Counter()
         self._posted_s = 0.0
         self.hand_over_s: list[float] = []
         """Seconds from posting a task to a worker having asked for it, task by task."""
@@ -77,6 +87,12 @@ class TaskBoard:
             if self._task is not None and self._task.task_id == task_id and self._files is None:
                 self._files = files
                 self._changed.notify_all()
+
+    def report_failure(self, task_id: str, text: str) -> None:
+        """Take a worker's error: one that comes back word for word is no accident and ends the run."""
+        self._failures[task_id, text] += 1
+        if self._failures[task_id, text] >= MAX_SAME_FAILURES:
+            self.fail(TrainingFailedError(text))
 
     def fail(self, error: BaseException) -> None:
         """Wake the loop with what ended the training run."""

@@ -87,6 +87,10 @@ class Driver:
         """Take the files of a trained planner; see `TaskBoard.deliver`."""
         self._board.deliver(task_id, files)
 
+    def report_failure(self, task_id: str, text: str) -> None:
+        """Take a worker's error; see `TaskBoard.report_failure`."""
+        self._board.report_failure(task_id, text)
+
     def _run(self) -> None:
         try:
             self._status["summary"] = self._play()
@@ -146,8 +150,9 @@ class Driver:
             self._status["state"] = "paused"
             self._go_on.wait()
             self._status["state"] = "running"
-        self._status["stage"] = stage
+        outer, self._status["stage"] = self._status["stage"], stage
         yield
+        self._status["stage"] = outer
 
 
 def driver_name(run_dir: str) -> str:

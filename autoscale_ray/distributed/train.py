@@ -13,6 +13,7 @@ Shape legend: V logical shards (4), W weights of the model, B places of a shard.
 from __future__ import annotations
 
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -85,7 +86,11 @@ def train_loop(settings: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     driver = ray.get_actor(settings["driver"], namespace=settings["namespace"])
     while (task := next_task(driver)) is not None:
-        weights = train_task(task, settings["checkpoint_steps"])
+        try:
+            weights = train_task(task, settings["checkpoint_steps"])
+        except Exception:  # passed on to Train as it is; told to the driver, who knows whether it came before
+            ray.get(driver.report_failure.remote(task.task_id, traceback.format_exc()))
+            raise
         if ray.train.get_context().get_world_rank() == 0:
             ray.get(driver.deliver_task.remote(task.task_id, weights_as_files(task, weights)))
 
@@ -161,7 +166,7 @@ def train_shared(
     with one_thread():
         for step in range(state.step, config.num_steps):
             places_VB = torch.from_numpy(shard_places(seed, step, config.batch_size, len(rows))[mine])
-            gradients_VW, _ = shard_gradients(planner, examples.shards(places_VB))
+            gradients_VW, _ = shard_gradients(planner, examples.shards(places_VB), step)
             apply_gradients(state, gather_shards(gradients_VW, num_workers), config)
             on_step(state)
     return finished(config, state)

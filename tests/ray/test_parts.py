@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscale_ray.config import PlannerConfig, RayConfig, load_config
-from autoscale_ray.distributed.board import Task, TaskBoard
+from autoscale_ray.distributed.board import Task, TaskBoard, TrainingFailedError
 from autoscale_ray.distributed.evaluate import shares
 from autoscale_ray.distributed.observe import GAUGES, samples
 from autoscale_ray.distributed.resources import ResourcesError, connect, needs_of, shortage
@@ -64,6 +64,26 @@ def test_a_failed_training_run_wakes_the_loop() -> None:
     threading.Timer(0.05, board.fail, [RuntimeError("out of workers")]).start()
     with pytest.raises(RuntimeError, match="out of workers"):
         board.post(task("a"))
+
+
+def test_an_error_that_comes_back_ends_the_run() -> None:
+    board, raised = TaskBoard(), []
+
+    def loop() -> None:
+        try:
+            board.post(task("a"))
+        except TrainingFailedError as error:
+            raised.append(str(error))
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    board.fetch(10)
+    board.report_failure("a", "a worker was lost")
+    board.report_failure("a", "TypeError: no such argument")
+    assert isinstance(board.fetch(10), Task)
+    board.report_failure("a", "TypeError: no such argument")
+    thread.join(10)
+    assert raised == ["TypeError: no such argument"]
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
