@@ -174,7 +174,7 @@ def _precisions(runs: Runs, settings_C3: np.ndarray) -> tuple[np.ndarray, np.nda
     column_PKCT = full_PKCTS.sum(-1)
     total_PKC = np.maximum(column_PKCT.sum(-1), 1e-300)
     outer_PKCTS = column_PKCT[..., :, None] * column_PKCT[..., None, :]
-    any_known_PK1 = known_PKT.any(-1)[..., None]
+    any_known_PK1 = np.any(known_PKT, axis=-1, keepdims=True)
     return (
         full_PKCTS - outer_PKCTS / total_PKC[..., None, None],
         log_det_PKC - 0.5 * np.where(any_known_PK1, np.log(total_PKC), 0.0),
