@@ -174,7 +174,7 @@ class AscentConfig:
     """Prior SD of a run's common score offset (training seed), score units."""
     offset_real_only_sd: float = 0.03
     """The same for the real-only run, whose steps all go to real scenes."""
-    null_prior: float = 0.02
+    null_prior: float = 0.007
     """Prior probability that all clusters share one curve, in [0, 1]; 0 switches the guard off."""
     exposure: Literal["count", "steps"] = "count"
     """What a response follows: scenes of a cluster, or their share of the fixed steps beside the real scenes."""

@@ -1,6 +1,6 @@
 """Cluster-GA and every published rule on mixture problems whose optimum is known.
 
-OMP_NUM_THREADS=1 python -m benchmarks.bench_controlled_mixtures --seed 7411 --json out.json --check
+OMP_NUM_THREADS=1 python -m benchmarks.bench_controlled_mixtures --seed 52093 --json out.json --check
 """
 
 from __future__ import annotations
@@ -184,7 +184,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seed", type=int, default=7411, help="problem seed; 1 and 2 were used for tuning")
+    parser.add_argument(
+        "--seed", type=int, default=52093, help="problem seed; 1, 2, 3 and 7411 were seen in tuning"
+    )
     parser.add_argument("--problems", type=int, default=96, help="problems a row")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--out", type=Path, help="write <out>.md and <out>.png")

@@ -27,8 +27,8 @@ PRIOR_MEANS = np.array([0.0, 0.03, 0.08])
 """mu: mean gain from no scenes to a uniform share (score units)."""
 PRIOR_SDS = np.array([0.004, 0.015, 0.035, 0.07])
 """tau: how much gains differ between clusters."""
-NOISE_SDS = np.array([0.005, 0.011, 0.025])
-"""Run-to-run SD of one cluster's score."""
+NOISE_SDS = np.array([0.004, 0.0065, 0.0105, 0.017, 0.028])
+"""Run-to-run SD of one cluster's score. A coarser grid reads a noise between two values as differences."""
 SPILL_SDS = np.array([0.0, 0.006])
 """SD of the gain from a uniform share of another cluster."""
 START_SDS = np.array([0.0, 0.04])
@@ -37,6 +37,8 @@ NULL_MEAN, NULL_SD = 0.03, 0.06
 """Prior of the one gain that all clusters share under the null."""
 MATERIAL_SD = 0.035
 """The rival of the null: gains that differ by at least this SD, enough to be worth a move."""
+NULL_SHARPNESS = 2.0
+"""Power of the odds against the null: halfway blends lose on both sides, so the guard gives way abruptly."""
 NUM_OFFSET_STEPS = 2
 
 _MEAN_M = np.repeat(PRIOR_MEANS, len(PRIOR_SDS))
@@ -88,7 +90,7 @@ class ResponseFit:
     null_gains_PL: np.ndarray
     """The same as gains under the null: one law and one gain for all clusters."""
     null_probability_P: np.ndarray
-    """Posterior probability of the null."""
+    """Weight of the null, 1 / (1 + odds^2): its posterior probability, sharpened."""
     noise_var_P: np.ndarray
     """Posterior mean of the run-to-run variance of a cluster score, one training seed."""
 
@@ -237,7 +239,7 @@ def _offsets(runs: Runs, design: _Design, posterior: _Posterior, priors: NoisePr
 
 
 def _null(design: _Design, posterior: _Posterior, null_prior: float) -> tuple[np.ndarray, np.ndarray]:
-    """Probability and shared curve of the null: one law and one gain for all clusters.
+    """Weight and shared curve of the null: one law and one gain for all clusters.
 
     Its rival is the free fit with gain priors at least `MATERIAL_SD` wide, averaged over settings like the null.
     Smaller differences are left out: ten runs cannot tell them from the null, and moving for them is what a null
@@ -259,7 +261,7 @@ def _null(design: _Design, posterior: _Posterior, null_prior: float) -> tuple[np
     num_laws = len(_LOG_LAW_PRIOR_L)
     log_odds_P = _log_mean(log_material_PCM) - _log_mean(log_null_PCL + _LOG_LAW_PRIOR_L) - np.log(num_laws)
     log_odds_P = log_odds_P + np.log(1 - null_prior) - np.log(null_prior)
-    return 1 / (1 + np.exp(np.clip(log_odds_P, -700.0, 700.0))), gains_PL
+    return 1 / (1 + np.exp(np.clip(NULL_SHARPNESS * log_odds_P, -700.0, 700.0))), gains_PL
 
 
 def _spills(runs: Runs, design: _Design, posterior: _Posterior, offsets_PT: np.ndarray) -> np.ndarray:

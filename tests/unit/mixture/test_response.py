@@ -111,7 +111,7 @@ def test_the_null_agrees_with_the_dense_evidence():
     log_null = np.logaddexp.reduce(null) - np.log(len(settings))
     log_free = np.logaddexp.reduce(free) - np.log(len(free))
     odds = np.exp(log_free - log_null) * (1 - NO_OFFSET.null_prior) / NO_OFFSET.null_prior
-    assert fit.null_probability_P[0] == pytest.approx(1 / (1 + odds), rel=1e-2)
+    assert fit.null_probability_P[0] == pytest.approx(1 / (1 + odds**response.NULL_SHARPNESS), rel=1e-2)
 
 
 def dense_free(runs, k, laws, setting, mean, sd):
