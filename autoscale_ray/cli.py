@@ -24,6 +24,7 @@ Domain = Literal["real", "synthetic"]
 def run(
     arguments: Positional[tuple[str, ...]] = (),
     out: Path | None = None,
+    backend: Literal["local", "ray"] = "local",
 ) -> None:
     """Run the data loop, or go on where an earlier start of the same run stopped.
 
@@ -33,10 +34,17 @@ def run(
     Args:
         arguments: [run.yaml] [section.field=value ...]
         out: Folder for everything the run writes (placement.run_dir).
+        backend: One process, or a Ray cluster (early: see CHANGELOG.md).
     """
+    config = _config(arguments, out)
+    if backend == "ray":
+        from autoscale_ray.distributed.session import run_on_ray
+
+        run_on_ray(config, Console())
+        return
     from autoscale_ray.session import run_local
 
-    run_local(_config(arguments, out), Console())
+    run_local(config, Console())
 
 
 def world(
