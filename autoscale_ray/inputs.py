@@ -14,7 +14,7 @@ from autoscale_ray.config import RunConfig
 from autoscale_ray.errors import ConfigError, PoolError
 from autoscale_ray.records import SIDES
 from autoscale_ray.scenes.pool import ScenePool, check_disjoint, open_pool
-from autoscale_ray.world.pools import make_pool
+from autoscale_ray.world.pools import Side, make_pool
 
 WEIGHTS_TABLE = "weights"
 """Side file of a dev or test pool: scene_id, weight in the objective."""
@@ -81,7 +81,7 @@ def scene_weights(pool: ScenePool, use_weights: bool) -> np.ndarray:
     return weights_N
 
 
-def _world_pool(config: RunConfig, side: str, world_dir: Path) -> Path:
+def _world_pool(config: RunConfig, side: Side, world_dir: Path) -> Path:
     folder = world_dir / f"{side}-{fingerprint(dataclasses.asdict(config.world))[:12]}"
     if not (folder / "manifest.json").is_file():
         make_pool(config.world, side, folder)

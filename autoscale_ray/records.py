@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-SIDES = ("real", "synthetic", "dev", "test")
+SIDES: tuple[Literal["real", "synthetic", "dev", "test"], ...] = ("real", "synthetic", "dev", "test")
 """The four pools of a run."""
 
 

@@ -273,12 +273,18 @@ def _comfortable(
             yield rows, result
             continue
         previous = [
-            results[place[0]][1].states[place[1], 0] if place else result.states[0, 0] for place in found
+            _states(results[place[0]][1])[place[1]] if place else result.states[0, 0] for place in found
         ]
         known = np.array([place is not None for place in found])
         interval = np.where(known, prepared.interval_N[rows], np.nan)
         comfort = two_frame_extended_comfort(result.states[:, 0], torch.stack(previous), interval)
         yield rows, with_extended_comfort(result, Metric(comfort.value[:, None], comfort.valid[:, None]))
+
+
+def _states(result: ScoreResult) -> Tensor:
+    """Return the driven states of the first trajectory of every scene, (S, 41, 11)."""
+    assert result.states is not None
+    return result.states[:, 0]
 
 
 def _fill(

@@ -12,6 +12,8 @@ from autoscale_ray.distributed.driver import find_driver
 from autoscale_ray.distributed.sweep import sweep
 from tests.ray.small_run import SMALL, with_shared_pools
 
+pytestmark = pytest.mark.slow  # minutes each, and not yet shown to pass on an idle machine
+
 
 @pytest.mark.timeout(900)
 def test_two_trials_share_embeddings_and_leave_a_table(cluster, reference, tmp_path: Path) -> None:
