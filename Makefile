@@ -11,6 +11,9 @@ RAY_ENV := RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 RAY_ENABLE_UV_RUN_RU
 	RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.1 RAY_TRAIN_ENABLE_PREEMPTION_WATCHER=0 \
 	RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=20 RAY_DATA_DISABLE_PROGRESS_BARS=1 RAY_DEDUP_LOGS=0
 
+# The embedded default, with fewer scored scenes and one seed per arm, so that a laptop is done in minutes.
+DEMO := loop.final_seeds=1 world.num_dev_per_family=60 world.num_test_per_family=60 representation.num_steps=250
+
 .PHONY: help demo demo-real check lint unit test test-slow bench format clean
 
 help:
@@ -32,11 +35,11 @@ $(VENV)/dev: pyproject.toml constraints.txt
 	touch $(VENV)/cpu $@
 
 demo: $(VENV)/cpu
-	$(RAY_ENV) $(BIN)/autoscale run --out demo
+	$(BIN)/autoscale run --out demo $(DEMO)
 
 demo-real: $(VENV)/cpu
 	@test -n "$(DATA)" || { echo "usage: make demo-real DATA=<folder with recordings>"; exit 2; }
-	$(RAY_ENV) $(BIN)/python -m jobs.demo_real --data "$(DATA)" --out demo-real
+	$(BIN)/python -m jobs.demo_real --data "$(DATA)" --out demo-real
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check $(SOURCES)
