@@ -17,6 +17,7 @@ from autoscale_ray.config import RunConfig, load_config
 from autoscale_ray.errors import AutoScaleError, ConfigError
 
 EXIT_BAD_INPUT = 2
+EXIT_READER_FAULT = 3
 Preset = Literal["harm_low_deficit", "harm_high_deficit", "no_harm", "null"]
 Domain = Literal["real", "synthetic"]
 
@@ -84,6 +85,8 @@ def ingest(
 ) -> None:
     """Make a scene pool of recordings or simulations in another format.
 
+    Ends with exit code 3 when the pool was made but files were lost to a fault of their reader.
+
     Args:
         format: Name of the reader, for example commonroad; an unknown name lists all.
         path: File, folder or zip to read.
@@ -92,6 +95,7 @@ def ingest(
         num_processes: Files read side by side.
     """
     from autoscale_ray.scenes.ingest import ingest as ingest_files
+    from autoscale_ray.scenes.ingest import num_reader_faults
 
     console = Console()
     with console.status(f"reading {path}") as status:
@@ -103,7 +107,11 @@ def ingest(
             num_processes=num_processes,
             progress=lambda done, total: status.update(f"reading {path}: {done} of {total} parts"),
         )
-    console.print(f"{out}: {manifest.num_scenes} scenes; details with `autoscale pool info {out}`")
+    refused = f"{manifest.num_quarantined} refused with a reason"
+    console.print(f"{out}: {manifest.num_scenes} scenes, {refused}; details with `autoscale pool info {out}`")
+    if faults := num_reader_faults(out):
+        console.print(f"{faults} files were lost to a fault of the reader; quarantine.parquet names them")
+        raise SystemExit(EXIT_READER_FAULT)
 
 
 def pool_info(pool: Positional[Path]) -> None:
@@ -141,6 +149,41 @@ def report(run_dir: Positional[Path]) -> None:
     from autoscale_ray.session import render
 
     Console().print(f"report: {render(run_dir)}")
+
+
+def status(run_dir: Positional[str]) -> None:
+    """Show how far a run is: published rounds and scores, the last event, and its driver where one can be reached.
+
+    Reads the run folder alone, so it works without a cluster. The driver is looked for on the cluster that
+    RAY_ADDRESS names, else on the one that the run was started on.
+
+    Args:
+        run_dir: Folder of the run.
+    """
+    from autoscale_ray.distributed.status import status_lines
+
+    for line in status_lines(run_dir):
+        Console().print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def sweep(arguments: Positional[tuple[str, ...]] = (), out: Path | None = None) -> None:
+    """Run one whole loop for every value of the swept fields; embeddings and clusters are computed once.
+
+    Write `sweep.` before any field and give it several values: `sweep.loop.budget=350,700,1400`. Poor trials
+    stop early by the scores of their rounds; a sweep that was killed goes on where it was when the same command
+    is given again. docs/sweeps.md says more.
+
+    Args:
+        arguments: [run.yaml] [section.field=value ...] sweep.section.field=value,value,... With Optuna also
+            ranges: sweep.section.field=low..high sweep.search=optuna sweep.num_trials=20
+        out: Folder for the table, the curve and one run folder per trial (placement.run_dir).
+    """
+    from autoscale_ray.distributed.sweep import sweep as run_sweep
+
+    console = Console()
+    given = [*arguments, *([f"placement.run_dir={out}"] if out is not None else [])]
+    folder = run_sweep(given, console)
+    console.print(f"finished: table {folder / 'sweep.csv'}, everything else beside it", soft_wrap=True)
 
 
 def embed(arguments: Positional[tuple[str, ...]] = (), out: Path | None = None, plot: bool = False) -> None:
@@ -210,6 +253,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "embed": embed,
     "score": score,
     "report": report,
+    "status": status,
+    "sweep": sweep,
 }
 
 

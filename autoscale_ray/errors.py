@@ -46,6 +46,23 @@ class InputRejectedError(InvalidInputError):
     """A file from outside was refused before its content was used (attack, damage or budget)."""
 
 
+class SourceReadError(AutoScaleError):
+    """The storage of a source failed while it was read; nothing is wrong with the data, so nothing is refused.
+
+    Args:
+        where: File or folder.
+        problem: What happened, and what to do.
+    """
+
+    def __init__(self, where: str, problem: str) -> None:
+        self.where, self.problem = where, problem
+        super().__init__(where, problem)
+
+    def __str__(self) -> str:
+        """Return ``where: problem`` on one line."""
+        return f"{self.where}: {self.problem}".replace("\n", " ")
+
+
 class ArtifactError(InvalidInputError):
     """A stored artifact is missing, damaged or belongs to another run."""
 

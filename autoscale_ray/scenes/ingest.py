@@ -12,8 +12,10 @@ import json
 import multiprocessing
 import os
 import shutil
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from autoscale_ray.errors import InvalidInputError, PoolError
+from autoscale_ray.errors import InvalidInputError, PoolError, SourceReadError
 from autoscale_ray.scenes.gates import QUARANTINE_SCHEMA, gate
 from autoscale_ray.scenes.manifest import PoolManifest
 from autoscale_ray.scenes.motion_fingerprint import shared_groups
@@ -33,6 +35,8 @@ from autoscale_ray.scenes.schema import DOMAINS, SCENE_SCHEMA
 from autoscale_ray.scenes.windows import WindowOptions, cut_windows
 
 UNITS_PER_PART = 8
+READER_FAULT = "the reader must not fail on any file (a fault of this package: please report it)"
+"""Rule of the quarantine row of a file whose reader raised something else than a refusal."""
 _PRINTS_SCHEMA = pa.schema([("log_id", pa.string()), ("prints", pa.list_(pa.uint64()))])
 
 
@@ -67,6 +71,7 @@ def ingest(
     options: WindowOptions | None = None,
     known_groups: Mapping[str, str] | None = None,
     num_processes: int = 1,
+    run_parts: Callable[[Sequence[PartJob]], Iterable[object]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PoolManifest:
     """Read a source into a new pool; what was refused stands in its quarantine table.
@@ -80,6 +85,8 @@ def ingest(
         known_groups: Group of recordings by file name; recordings of one group get one log_id. It adds to
             what shared motion tells, for links that run through files which are not at hand.
         num_processes: Parts read side by side on this machine, >= 1.
+        run_parts: Calls `run_part` on every job, elsewhere than in processes of this machine, and yields once
+            for each finished one; the pool does not depend on it.
         progress: Called with the number of finished and of all parts.
 
     Returns:
@@ -88,12 +95,14 @@ def ingest(
     Raises:
         InvalidInputError: Unknown format or domain, or nothing to read.
         PoolError: The folder is in use.
+        SourceReadError: The storage failed; what is finished is kept, the same call goes on there.
     """
     jobs = plan_parts(format, path, out, domain, options)
     staging = Path(jobs[0].staging)
     staging.mkdir(parents=True, exist_ok=True)
     missing = [job for job in jobs if not _finished(job)]
-    for done, _ in enumerate(_run_all(missing, num_processes), start=1 + len(jobs) - len(missing)):
+    finished = run_parts(missing) if run_parts is not None else _run_all(missing, num_processes)
+    for done, _ in enumerate(finished, start=1 + len(jobs) - len(missing)):
         if progress is not None:
             progress(done, len(jobs))
     manifest = merge_parts(jobs, out, known_groups)
@@ -141,8 +150,11 @@ def _run_all(jobs: Sequence[PartJob], num_processes: int) -> Iterator[object]:
         yield from map(run_part, jobs)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_processes, mp_context=context) as executor:
-        yield from executor.map(run_part, jobs)
+    try:
+        with ProcessPoolExecutor(num_processes, mp_context=context) as executor:
+            yield from executor.map(run_part, jobs)
+    except BrokenProcessPool:
+        raise SourceReadError(jobs[0].path, "a reading process was ended from outside (memory?)") from None
 
 
 def run_part(job: PartJob) -> None:
@@ -174,8 +186,33 @@ def _read_unit(
                 quarantined.append(bad)
                 if len(good):
                     writer.write_table(good)
-    except InvalidInputError as error:
-        quarantined.append(_refusal(unit, error))
+    except MemoryError:
+        raise
+    except Exception as error:
+        # The one place that holds a fault of a reader: one file is lost, with a row that says so, and not the run.
+        failed = isinstance(error, OSError) and error.errno is not None
+        if failed or not Path(job.path).exists():
+            problem = f"{error}; what is finished is kept, the same command goes on there"
+            raise SourceReadError(f"{job.path}: {unit}", problem) from error
+        refused = isinstance(error, InvalidInputError)
+        quarantined.append(_refusal(unit, error) if refused else _fault(job.format, unit, error))
+
+
+def _fault(format: str, unit: str, error: Exception) -> pa.Table:
+    """Return the quarantine row of a reader that failed, with the error and the innermost place of our code."""
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if "autoscale_ray" in frame.filename
+    ]
+    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
+    value = f"{type(error).__name__} at {place}: {error}".replace("\n", " ")[:200]
+    return pa.table([[unit], [f"reader {format}"], [READER_FAULT], [value]], schema=QUARANTINE_SCHEMA)
+
+
+def num_reader_faults(pool: Path | str) -> int:
+    """Return how many files of a pool's source were lost to a fault of their reader."""
+    return sum(
+        rule == READER_FAULT for rule in read_parquet(Path(pool) / "quarantine.parquet")["rule"].to_pylist()
+    )
 
 
 def _refusal(unit: str, error: InvalidInputError) -> pa.Table:
@@ -229,7 +266,7 @@ def _linked(table: pa.Table, ids: pa.Array) -> pa.Table:
     return _replaced(
         table,
         "prev_scene_id",
-        pc.if_else(pc.is_in(links, ids), links, pa.scalar(None, pa.string())),  # pyright: ignore
+        pc.if_else(pc.is_in(links, ids), links, pa.scalar(None, pa.string())),  # pyright: ignore[reportAttributeAccessIssue]
     )
 
 

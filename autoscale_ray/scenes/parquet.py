@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autoscale_ray.errors import InputRejectedError
+from autoscale_ray.scenes.trust import raise_storage_failure
 
 MAX_COLUMNS = 10_000
 
@@ -33,6 +34,7 @@ def open_parquet(path: Path | str) -> pq.ParquetFile:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         schema = file.schema_arrow
     except (pa.ArrowException, OSError) as error:
+        raise_storage_failure(error)
         raise InputRejectedError(str(path), "must be a readable Parquet file", _line(error)) from None
     refuse_extension_types(schema, str(path))
     return file
@@ -52,6 +54,7 @@ def read_parquet(path: Path | str, columns: list[str] | None = None) -> pa.Table
         try:
             return file.read(columns=columns)
         except (pa.ArrowException, OSError) as error:
+            raise_storage_failure(error)
             raise InputRejectedError(str(path), "holds a damaged page", _line(error)) from None
 
 
@@ -101,4 +104,5 @@ def read_feather(path: Path | str) -> pa.Table:
             refuse_extension_types(reader.schema, str(path))
             return reader.read_all()
     except (pa.ArrowException, OSError) as error:
+        raise_storage_failure(error)
         raise InputRejectedError(str(path), "must be a readable Feather file", _line(error)) from None

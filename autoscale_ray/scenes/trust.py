@@ -13,9 +13,9 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
-from lxml import etree  # pyright: ignore
+from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
 from autoscale_ray.errors import InputRejectedError
 
@@ -93,8 +93,16 @@ def bounded_read(stream: IO[bytes], where: str, limit: int = MAX_MEMBER_BYTES) -
                 raise InputRejectedError(where, f"content must be at most {limit} bytes")
             parts.append(chunk)
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, struct.error) as error:
+        raise_storage_failure(error)
         raise InputRejectedError(where, "must be readable", str(error) or type(error).__name__) from None
     return b"".join(parts)
+
+
+def raise_storage_failure(error: BaseException) -> None:
+    """Raise an error again that the operating system reported: the storage failed, and the bytes are not known to be
+    bad. A damaged stream (as gzip and Arrow report it) has no error number."""
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def read_file(path: Path, limit: int = MAX_MEMBER_BYTES) -> bytes:
@@ -107,7 +115,8 @@ def read_file(path: Path, limit: int = MAX_MEMBER_BYTES) -> bytes:
         raise InputRejectedError(str(path), "must be a file")
     if path.suffix == ".gz":
         with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as stream:
-            return bounded_read(stream, str(path), min(limit, ratio_limit(path.stat().st_size)))  # pyright: ignore
+            limit = min(limit, ratio_limit(path.stat().st_size))
+            return bounded_read(cast(IO[bytes], stream), str(path), limit)
     with path.open("rb") as stream:
         return bounded_read(stream, str(path), limit)
 
@@ -261,7 +270,8 @@ def iterate_xml(stream: IO[bytes], where: str, tags: tuple[str, ...]) -> Iterato
                 yield element
                 _forget(element)
         parser.close()
-    except (etree.XMLSyntaxError, OSError, EOFError, zlib.error) as error:
+    except (etree.XMLSyntaxError, OSError, EOFError, zlib.error, ValueError) as error:
+        raise_storage_failure(error)
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputRejectedError(where, "must be well-formed XML", line) from None
 

@@ -11,6 +11,7 @@ from autoscale_ray import errors
         errors.ConfigError("run.yaml", "must be >= 1", 0),
         errors.SplitLeakError("train / dev", "must share no log", "log 7"),
         errors.MissingExtraError("faiss", "pip install 'autoscale-ray[cpu]'"),
+        errors.SourceReadError("disk/file", "Input/output error"),
     ],
 )
 def test_errors_survive_a_process_boundary(error):

@@ -1,14 +1,19 @@
+import errno
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from autoscale_ray.errors import InvalidInputError, PoolError
+from autoscale_ray.cli import EXIT_READER_FAULT, main
+from autoscale_ray.errors import InvalidInputError, PoolError, SourceReadError
 from autoscale_ray.scenes import ingest as ingest_module
-from autoscale_ray.scenes.ingest import ingest, plan_parts, run_part
+from autoscale_ray.scenes import trust
+from autoscale_ray.scenes.ingest import READER_FAULT, ingest, plan_parts, run_part
 from autoscale_ray.scenes.motion_fingerprint import shared_groups
 from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.scenes.pool_info import pool_info
+from autoscale_ray.scenes.readers import READERS, commonroad
 from autoscale_ray.scenes.windows import WindowOptions
 from scenes.scenario_files import straight_drive
 
@@ -112,3 +117,56 @@ def test_groups_are_connected_components():
     prints = {"a": [1, 2], "b": [2, 3], "c": [9], "d": [3], "e": []}
     groups = shared_groups({name: np.array(values, dtype=np.uint64) for name, values in prints.items()})
     assert groups == {"a": "a", "b": "a", "c": "c", "d": "a", "e": "e"}
+
+
+def _faulty(error: BaseException):
+    """A reader of one unit that fails after its first recording."""
+
+    def read(path, name):
+        yield next(commonroad.read(path, name))
+        raise error
+
+    return replace(commonroad.READER, read=read)
+
+
+def test_a_fault_of_a_reader_loses_one_file_and_says_so(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(READERS, "faulty", _faulty(ZeroDivisionError("by\nzero")))
+    ingest("faulty", source, tmp_path / "pool", "real")
+    rows = [row for row in open_pool(tmp_path / "pool").side_table("quarantine").to_pylist()
+            if row["rule"] == READER_FAULT]  # fmt: skip
+    assert [row["file"] for row in rows] == [
+        f"USA_{name}_T-1.xml" for name in ("One-1_1", "One-1_2", "Two-1_1")
+    ]
+    assert rows[0]["element"] == "reader faulty"
+    assert rows[0]["value"].startswith("ZeroDivisionError at ingest.py:")
+    assert rows[0]["value"].endswith(": by zero")
+    with pytest.raises(SystemExit) as ended:
+        main(["ingest", "faulty", str(source), "--out", str(tmp_path / "again"), "--domain", "real"])
+    assert ended.value.code == EXIT_READER_FAULT
+    assert "3 files were lost to a fault of the reader" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt()])
+def test_what_is_no_fault_of_one_file_stops_the_run(source, tmp_path, monkeypatch, error):
+    monkeypatch.setitem(READERS, "faulty", _faulty(error))
+    with pytest.raises(type(error)):
+        ingest("faulty", source, tmp_path / "pool", "real")
+    assert not (tmp_path / "pool").exists()
+
+
+def test_a_failing_storage_refuses_nothing_and_the_next_call_goes_on(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(ingest_module, "UNITS_PER_PART", 1)
+    whole = ingest("commonroad", source, tmp_path / "whole", "real")
+    failing = [OSError(errno.EIO, "Input/output error")]
+    read_bytes = trust.bounded_read
+
+    def flaky(stream, where, *limit):
+        if "One-1_2" in where and failing:
+            raise failing.pop()
+        return read_bytes(stream, where, *limit)
+
+    monkeypatch.setattr(trust, "bounded_read", flaky)
+    with pytest.raises(SourceReadError, match=r"One-1_2.*Input/output error.*goes on there"):
+        ingest("commonroad", source, tmp_path / "pool", "real")
+    assert ingest("commonroad", source, tmp_path / "pool", "real").content_hash == whole.content_hash
+    assert open_pool(tmp_path / "pool").manifest.num_quarantined == 2
