@@ -15,6 +15,7 @@ import resource
 import struct
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
@@ -67,8 +68,11 @@ class _Placeholder:
         """Forget the state."""
 
 
-class _Unpickler(pickle.Unpickler):
+class PlainUnpickler(pickle.Unpickler):
+    """Resolves NumPy arrays, plain containers and a few harmless names; refuses every other global."""
+
     def find_class(self, module: str, name: str) -> object:
+        """Return what a global stands for."""
         root = module.split(".")[0]
         if root == "numpy" and name in ("_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer"):
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
@@ -81,6 +85,7 @@ class _Unpickler(pickle.Unpickler):
         raise Refused(f"global {module}.{name}")
 
     def persistent_load(self, pid: object) -> object:
+        """Refuse every persistent id."""
         raise Refused("persistent id")
 
 
@@ -142,12 +147,21 @@ class Encoder:
         return len(self.arrays) - 1
 
 
-def answer(content: bytes) -> bytes:
-    """Return ``+`` and the plain form of a pickle, or ``-`` and the reason why it was refused."""
+def plain_values(content: bytes) -> object:
+    """Return what a pickle of plain values holds.
+
+    Raises:
+        Refused: With the reason.
+    """
+    check_opcodes(content)
+    return PlainUnpickler(io.BytesIO(content)).load()
+
+
+def answer(content: bytes, read: Callable[[bytes], object] = plain_values) -> bytes:
+    """Return ``+`` and the plain form of a file as `read` sees it, or ``-`` and why it was refused."""
     try:
-        check_opcodes(content)
         encoder = Encoder()
-        tree = encoder.tree(_Unpickler(io.BytesIO(content)).load())
+        tree = encoder.tree(read(content))
     except Refused as error:
         return b"-" + str(error).encode()[:500]
     except (Exception, RecursionError) as error:
@@ -168,14 +182,14 @@ def read_exactly(stream: BinaryIO, count: int) -> bytes:
     return b"".join(parts)
 
 
-def serve(cpu_seconds: int) -> None:
-    """Answer requests (8-byte length and content) on standard input until it ends."""
+def serve(cpu_seconds: int, read: Callable[[bytes], object] = plain_values) -> None:
+    """Answer requests (8-byte length and content) on standard input until it ends; see `answer`."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
     resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while len(head := read_exactly(source, 8)) == 8:
-        reply = answer(read_exactly(source, struct.unpack("<Q", head)[0]))
+        reply = answer(read_exactly(source, struct.unpack("<Q", head)[0]), read)
         sink.write(struct.pack("<Q", len(reply)) + reply)
         sink.flush()

@@ -20,7 +20,7 @@ from autoscale_ray.errors import InputRejectedError
 DEADLINE_S = 60.0
 MAX_REPLY_BYTES = 3 << 30
 _CPU_SECONDS = 3600
-_START = f"from autoscale_ray.scenes.pickle_child import serve; serve({_CPU_SECONDS})"
+_PLAIN_CHILD = "autoscale_ray.scenes.pickle_child"
 
 
 class PickleReader:
@@ -28,10 +28,12 @@ class PickleReader:
 
     Args:
         deadline_s: Wall time for one pickle, > 0.
+        child: Module whose `serve` the child runs; by default the one for plain values.
     """
 
-    def __init__(self, deadline_s: float = DEADLINE_S) -> None:
+    def __init__(self, deadline_s: float = DEADLINE_S, child: str = _PLAIN_CHILD) -> None:
         self._deadline_s = deadline_s
+        self._start = f"from {child} import serve; serve({_CPU_SECONDS})"
         self._child: subprocess.Popen[bytes] | None = None
 
     def read(self, content: bytes, where: str) -> Any:
@@ -76,7 +78,10 @@ class PickleReader:
         if self._child is None or self._child.poll() is not None:
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             self._child = subprocess.Popen(
-                [sys.executable, "-c", _START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+                [sys.executable, "-c", self._start],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
             )
         return self._child
 
