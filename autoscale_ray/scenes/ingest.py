@@ -31,6 +31,7 @@ from autoscale_ray.scenes.motion_fingerprint import shared_groups
 from autoscale_ray.scenes.parquet import open_parquet, read_parquet
 from autoscale_ray.scenes.pool_writer import PoolWriter
 from autoscale_ray.scenes.readers import READERS
+from autoscale_ray.scenes.readers.reader import Reader, SceneTables, bound_reader
 from autoscale_ray.scenes.schema import DOMAINS, SCENE_SCHEMA
 from autoscale_ray.scenes.windows import WindowOptions, cut_windows
 
@@ -52,13 +53,14 @@ class PartJob:
     staging: str
     signature: str
     """Size and time of the source files, so that a changed source is read again."""
+    files: tuple[tuple[str, str], ...] = ()
+    """Names and paths of files beside the source, see `Reader.with_files`."""
 
     @property
     def stem(self) -> str:
         """Return the file stem of the finished part: the same job gives the same stem."""
-        identity = json.dumps(
-            [self.format, self.path, self.units, self.domain, asdict(self.options), self.signature]
-        )
+        source = [self.format, self.path, self.units, self.files, self.signature]
+        identity = json.dumps([*source, self.domain, asdict(self.options)])
         return hashlib.sha256(identity.encode()).hexdigest()[:24]
 
 
@@ -69,6 +71,7 @@ def ingest(
     domain: str,
     *,
     options: WindowOptions | None = None,
+    files: Mapping[str, Path | str] | None = None,
     known_groups: Mapping[str, str] | None = None,
     num_processes: int = 1,
     run_parts: Callable[[Sequence[PartJob]], Iterable[object]] | None = None,
@@ -82,6 +85,7 @@ def ingest(
         out: Folder of the new pool; must not exist, or be empty.
         domain: ``real`` or ``synthetic``.
         options: How windows are cut; the format's own by default.
+        files: Files beside the source by name, where the format uses some (``maps``, ``filter``).
         known_groups: Group of recordings by file name; recordings of one group get one log_id. It adds to
             what shared motion tells, for links that run through files which are not at hand.
         num_processes: Parts read side by side on this machine, >= 1.
@@ -97,7 +101,7 @@ def ingest(
         PoolError: The folder is in use.
         SourceReadError: The storage failed; what is finished is kept, the same call goes on there.
     """
-    jobs = plan_parts(format, path, out, domain, options)
+    jobs = plan_parts(format, path, out, domain, options, files)
     staging = Path(jobs[0].staging)
     staging.mkdir(parents=True, exist_ok=True)
     missing = [job for job in jobs if not _finished(job)]
@@ -111,14 +115,20 @@ def ingest(
 
 
 def plan_parts(
-    format: str, path: Path | str, out: Path | str, domain: str, options: WindowOptions | None = None
+    format: str,
+    path: Path | str,
+    out: Path | str,
+    domain: str,
+    options: WindowOptions | None = None,
+    files: Mapping[str, Path | str] | None = None,
 ) -> list[PartJob]:
     """Return the jobs of an ingest, in pool order; see `ingest` for the arguments and errors."""
     if format not in READERS:
         raise InvalidInputError("format", f"must be one of {', '.join(READERS)}", format)
     if domain not in DOMAINS:
         raise InvalidInputError("domain", f"must be {' or '.join(DOMAINS)}", domain)
-    target, reader = Path(out), READERS[format]
+    beside = tuple((name, str(file)) for name, file in (files or {}).items())
+    target, reader = Path(out), _reader(format, beside)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise PoolError(str(out), "already exists; a pool is immutable, choose another folder")
     names = reader.units(Path(path))
@@ -134,10 +144,15 @@ def plan_parts(
             domain=domain,
             options=options or reader.options,
             staging=str(staging),
-            signature=_signature(Path(path), group),
+            signature=_signature(Path(path), group) + _signature(Path(), [file for _, file in beside]),
+            files=beside,
         )
         for group in groups
     ]
+
+
+def _reader(format: str, files: Iterable[tuple[str, str]]) -> Reader:
+    return bound_reader(READERS[format], format, {name: Path(file) for name, file in files})
 
 
 def _signature(path: Path, units: Iterable[str]) -> str:
@@ -175,17 +190,13 @@ def run_part(job: PartJob) -> None:
 def _read_unit(
     job: PartJob, unit: str, writer: pq.ParquetWriter, quarantined: list[pa.Table], prints: list[pa.Table]
 ) -> None:
-    reader = READERS[job.format]
+    reader = _reader(job.format, job.files)
     try:
-        for recording in reader.read(Path(job.path), unit):
-            if reader.fingerprints is not None:
-                values = reader.fingerprints(recording)
-                prints.append(pa.table([[recording.log_id], [values]], schema=_PRINTS_SCHEMA))
-            for table in cut_windows(recording, job.domain, job.options):
-                good, bad = gate(table, unit)
-                quarantined.append(bad)
-                if len(good):
-                    writer.write_table(good)
+        for table, left_out in _scenes(reader, job, unit, prints):
+            good, bad = gate(table, unit) if len(table) else (table, left_out[:0])
+            quarantined += [left_out, bad]
+            if len(good):
+                writer.write_table(good)
     except MemoryError:
         raise
     except Exception as error:
@@ -196,6 +207,19 @@ def _read_unit(
             raise SourceReadError(f"{job.path}: {unit}", problem) from error
         refused = isinstance(error, InvalidInputError)
         quarantined.append(_refusal(unit, error) if refused else _fault(job.format, unit, error))
+
+
+def _scenes(reader: Reader, job: PartJob, unit: str, prints: list[pa.Table]) -> SceneTables:
+    """Yield the scenes of a unit before the gates, and what its reader refused."""
+    if reader.read_scenes is not None:
+        yield from reader.read_scenes(Path(job.path), unit, job.domain)
+        return
+    for recording in reader.read(Path(job.path), unit):
+        if reader.fingerprints is not None:
+            values = reader.fingerprints(recording)
+            prints.append(pa.table([[recording.log_id], [values]], schema=_PRINTS_SCHEMA))
+        for table in cut_windows(recording, job.domain, job.options):
+            yield table, QUARANTINE_SCHEMA.empty_table()
 
 
 def _fault(format: str, unit: str, error: Exception) -> pa.Table:

@@ -5,7 +5,7 @@ Shape legend: K tracks, R track rows, M windows, T frames (15), A agents over al
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -161,7 +161,7 @@ class _Cutter:
         columns["centerline"] = self._centerlines(routes, row_MT, valid_MT, origins_M3)
         columns["tags"] = self._tags(anchors, routes)
         scalars = self._scalars(anchors, routes, origins_M3, columns["centerline"], options)
-        return _table(scalars, columns)
+        return scene_table(scalars, columns)
 
     def _shift_T(self) -> np.ndarray:
         return (np.arange(NUM_FRAMES) - CURRENT_FRAME) * self._recording.frames_per_step
@@ -359,8 +359,13 @@ def _commands(routes: list[Route | None], centerline: Flat) -> np.ndarray:
     return commands
 
 
-def _table(scalars: dict[str, object], columns: dict[str, Flat]) -> pa.Table:
-    """Assemble a table of the scene schema from scalar columns and flat columns."""
+def scene_table(scalars: Mapping[str, object], columns: Mapping[str, Flat]) -> pa.Table:
+    """Assemble a table of the scene schema.
+
+    Args:
+        scalars: Values by scalar column, one for each scene.
+        columns: Values of all scenes and the number of elements of each, by flat column.
+    """
     arrays = []
     for field in SCENE_SCHEMA:
         if field.name in scalars:
