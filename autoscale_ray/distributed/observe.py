@@ -1,13 +1,19 @@
-"""What a driver shows of its run while it goes on: Ray metrics for Prometheus, scalars for TensorBoard."""
+"""What a driver shows of its run while it goes on: Ray metrics for Prometheus, scalars for trackers, a JSON log."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.util.metrics import Gauge
-from torch.utils.tensorboard import SummaryWriter
+
+from autoscale_ray.distributed.trackers import TRACKERS, Tracker, is_installed
 
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "autoscale_round": ("Last published round", ("run",)),
@@ -59,22 +65,103 @@ def rates(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Observer:
-    """Keeps the metrics of one run alive and writes its scalars.
+    """Keeps the metrics of one run alive, writes its scalars and logs its stages.
+
+    Trackers work in a thread of their own, so that a slow server holds up no round; one that fails is named in
+    the log and left out from then on.
 
     Args:
         run: Name of the run, the tag of every metric.
-        folder: Receives the TensorBoard files.
+        run_dir: Folder of the run.
+        log: Appends one event with fields to the log of the run (`RunStore.log`).
+        settings: Values that tell runs apart, shown by trackers that can.
+        num_rounds: Rounds after the real-only one; what comes later is the final comparison.
     """
 
-    def __init__(self, run: str, folder: Path) -> None:
-        self._run = run
+    def __init__(
+        self,
+        run: str,
+        run_dir: Path,
+        log: Callable[..., None] = lambda event, **fields: None,
+        settings: Mapping[str, Any] | None = None,
+        num_rounds: int = 0,
+    ) -> None:
+        self._run, self._run_dir, self._log, self._settings = run, run_dir, log, settings or {}
+        self._num_rounds, self._round = num_rounds, 0
         self._gauges = {name: Gauge(name, text, tag_keys=tags) for name, (text, tags) in GAUGES.items()}
-        self._writer = SummaryWriter(log_dir=str(folder))
+        self._trackers: dict[str, Tracker] | None = None
+        self._failures: list[tuple[str, str]] = []
+        self._thread = ThreadPoolExecutor(1, "trackers")
+        log("driver_started", run=run, pid=os.getpid(), **where_ray_is())
+
+    @contextmanager
+    def watch(self, stage: str) -> Iterator[None]:
+        """Log the start and the end of a stage."""
+        fields = {"run": self._run, "round": self._round_in_hand, "stage": stage}
+        started_s = time.perf_counter()
+        self._log("stage_started", **fields)
+        yield
+        self._log("stage_ended", **fields, seconds=round(time.perf_counter() - started_s, 3))
 
     def show(self, summary: Mapping[str, Any]) -> None:
         """Show the last round of a summary."""
-        index = summary["rounds"][-1]["index"]
+        done = summary["rounds"][-1]
+        scalars = {}
         for name, tags, value in samples(summary):
             self._gauges[name].set(value, tags={"run": self._run, **tags})
-            self._writer.add_scalar("/".join([name.removeprefix("autoscale_"), *tags.values()]), value, index)
-        self._writer.flush()
+            scalars["/".join([name.removeprefix("autoscale_"), *tags.values()])] = value
+        self._round = done["index"] + 1
+        self._thread.submit(self._track, done["index"], scalars)
+        fields = {"objective": done["totals"]["objective"], "num_scenes": done["num_scenes"]}
+        self._log("round_published", run=self._run, round=done["index"], **fields)
+        self._log_failures()
+
+    def close(self, state: str) -> None:
+        """Wait until everything is shown and end the trackers.
+
+        Args:
+            state: How the run ended, for the log.
+        """
+        self._thread.submit(self._close_trackers)
+        self._thread.shutdown()
+        self._log_failures()
+        self._log("driver_ended", run=self._run, state=state)
+
+    @property
+    def _round_in_hand(self) -> int | None:
+        return self._round if self._round <= self._num_rounds else None
+
+    def _track(self, index: int, scalars: Mapping[str, float]) -> None:
+        if self._trackers is None:
+            self._trackers = {}
+            for name in filter(is_installed, TRACKERS):
+                self._guard(name, lambda name=name: self._open(name))
+        for name, tracker in list(self._trackers.items()):
+            self._guard(name, lambda tracker=tracker: tracker.write(index, scalars))
+
+    def _open(self, name: str) -> None:
+        assert self._trackers is not None
+        self._trackers[name] = TRACKERS[name](self._run_dir, self._settings)
+
+    def _close_trackers(self) -> None:
+        for name, tracker in list((self._trackers or {}).items()):
+            self._guard(name, tracker.close)
+
+    def _guard(self, name: str, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # whatever a tracker raises: a display must not end a run; said in the log
+            self._failures.append((name, f"{type(error).__name__}: {error}"))
+            assert self._trackers is not None
+            self._trackers.pop(name, None)
+
+    def _log_failures(self) -> None:
+        while self._failures:
+            name, reason = self._failures.pop(0)
+            self._log("tracker_failed", run=self._run, tracker=name, reason=reason)
+
+
+def where_ray_is() -> dict[str, str]:
+    """Return how a later process reaches this cluster."""
+    address = ray.get_runtime_context().gcs_address
+    return {"ray_address": address, "ray_auth_mode": os.environ.get("RAY_AUTH_MODE", "disabled")}
