@@ -114,6 +114,49 @@ def ingest(
         raise SystemExit(EXIT_READER_FAULT)
 
 
+def simulate_sumo(
+    out: Path,
+    networks: tuple[str, ...] = ("grid", "spider", "rand", "roundabout"),
+    num_runs: int = 4,
+    duration_s: float = 600.0,
+    departures_per_minute: tuple[float, float] = (15.0, 60.0),
+    sigma: tuple[float, float] = (0.2, 0.8),
+    violation_share: tuple[float, float] = (0.0, 0.15),
+    seed: int = 0,
+    keep: Path | None = None,
+    num_processes: int = 1,
+) -> None:
+    """Simulate traffic with SUMO (extra `sumo`) and make a synthetic pool of it; equal options give equal scenes.
+
+    Args:
+        out: Folder of the new pool; must not exist or be empty.
+        networks: Kinds grid, spider, rand, roundabout, or net.xml files; run after run takes the next one.
+        num_runs: Simulations, each with its own network, demand and drivers.
+        duration_s: Simulated seconds of a run.
+        departures_per_minute: Range of the demand of a run.
+        sigma: Range of driver imperfection, 0 to 1.
+        violation_share: Range of the share of drivers with minor violations.
+        seed: Seed of everything.
+        keep: Folder that keeps SUMO's own files.
+        num_processes: Runs read side by side.
+    """
+    from autoscale_ray.scenes.sumo_simulation import SumoOptions, simulate
+
+    options = SumoOptions(
+        networks=networks, num_runs=num_runs, duration_s=duration_s, departures_per_minute=departures_per_minute,
+        sigma=sigma, violation_share=violation_share, seed=seed,
+    )  # fmt: skip
+    console = Console()
+    with console.status("simulating") as status:
+        manifest, counts = simulate(
+            out, options, keep=keep, num_processes=num_processes, progress=status.update
+        )
+    for run in counts:
+        told = f"{run.num_vehicles} vehicles, {run.num_collisions} collisions, {run.num_teleports} teleports"
+        console.print(f"{run.name}: {told}")
+    console.print(f"{out}: {manifest.num_scenes} scenes, {manifest.num_quarantined} refused with a reason")
+
+
 def pool_info(pool: Positional[Path]) -> None:
     """Show what a pool holds: scenes by source, log and domain, and quarantined scenes by rule.
 
@@ -248,6 +291,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "world": world,
     "ingest": ingest,
+    "simulate-sumo": simulate_sumo,
     "pool-info": pool_info,
     "pool-plot": pool_plot,
     "embed": embed,
@@ -261,8 +305,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; bad input ends with one line on standard error and exit code 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["pool"] and len(given) > 1:  # `pool info` reads better than a command with a dash
-        given = [f"pool-{given[1]}", *given[2:]]
+    if given[:1] in (["pool"], ["simulate"]) and len(given) > 1:  # `pool info` reads better than `pool-info`
+        given = [f"{given[0]}-{given[1]}", *given[2:]]
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
