@@ -15,6 +15,7 @@ from autoscale_ray.config import PlannerConfig
 from autoscale_ray.errors import ConfigError
 from autoscale_ray.planning.checkpoint import load_weights, save_weights
 from autoscale_ray.planning.features import concatenate, features_of_pool, load_features, save_features
+from autoscale_ray.planning.gradients import mean_gradient
 from autoscale_ray.planning.inference import occupancy_miou, predict
 from autoscale_ray.planning.training import train
 from autoscale_ray.scenes.pool import ScenePool
@@ -48,6 +49,9 @@ class PlannerSpec:
     """``save_features(features, folder)``."""
     load_features: Callable[[Path], Any]
     """``load_features(folder) -> Features``."""
+    gradient: Callable[[Any, Any, np.ndarray], np.ndarray] | None = None
+    """``gradient(weights, features, rows)``: mean training gradient, flat float32; only methods that read gradient
+    alignment ask for it. A very large planner may return a fixed random projection."""
 
 
 def planner_spec(config: PlannerConfig) -> PlannerSpec:
@@ -63,6 +67,7 @@ def planner_spec(config: PlannerConfig) -> PlannerSpec:
         load_weights=load_weights,
         save_features=save_features,
         load_features=load_features,
+        gradient=mean_gradient,
     )
 
 
