@@ -1,265 +1,72 @@
-"""Every stage in this process: the reference for tests and debugging, and enough for a laptop.
-
-Shape legend: K clusters.
-"""
+"""Every stage in this process: the reference for tests and debugging, and enough for a laptop."""
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
-from autoscale_ray import __version__, tasks
-from autoscale_ray.artifacts import Artifact, RunStore
-from autoscale_ray.config import RunConfig, derive_seed
+from autoscale_ray import tasks
+from autoscale_ray.artifacts import RunStore
+from autoscale_ray.config import RunConfig
 from autoscale_ray.evaluation.from_pool import PreparedPool
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
-from autoscale_ray.records import SIDES, Clusters, Embeddings, Planners, Round, Scores, Selection
+from autoscale_ray.recorded import RecordedStages
 
 
-class LocalStages:
-    """The stages of one run, one after another in this process.
+class LocalWork:
+    """Does the work of a run here, one piece after another; keeps features and prepared pools in memory.
 
     Args:
         config: The run.
         inputs: Its pools.
-        store: Where finished stages and rounds are kept.
-        observe: Called with the history after every published round.
-        watch: Makes the context in which a stage runs, from its name; a progress line for example.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        inputs: Inputs,
-        store: RunStore,
-        observe: Callable[[Clusters, tuple[Round, ...]], None] = lambda clusters, history: None,
-        watch: Callable[[str], AbstractContextManager[Any]] = lambda stage: nullcontext(),
-    ) -> None:
-        self.config, self.inputs, self.store = config, inputs, store
-        self.observe, self.watch = observe, watch
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._pool_marks = inputs.identity()
-        self._features_by_side: dict[str, Any] = {}
-        self._prepared_by_side: dict[str, PreparedPool] = {}
+    def __init__(self, config: RunConfig, inputs: Inputs) -> None:
+        self._config, self._inputs = config, inputs
+        self._prepared: dict[str, PreparedPool] = {}
+        self._features: dict[str, Any] = {}
 
-    def embed(self) -> Embeddings:
-        """Train the encoder and embed all four pools."""
-        section = tasks.stage_identity(self.config.representation)
-        encoder = self._stage(
-            "encoder",
-            {"config": section, "seed": self.config.seed, "pools": self._marks("real", "synthetic")},
-            lambda folder: tasks.train_encoder(self.config, self.inputs, folder),
-        )
-        artifact = self._stage(
-            "embed",
-            {"encoder": encoder.fingerprint, "pools": self._marks(*SIDES)},
-            lambda folder: tasks.embed_pools(encoder.folder(), self.inputs, folder),
-        )
-        return Embeddings(fingerprint=artifact.fingerprint, files=_by_side(artifact))
+    def train_encoder(self, folder: Path) -> Mapping[str, Any]:
+        """Train Graph-RAE on the real and synthetic pools."""
+        return tasks.train_encoder(self._config, self._inputs, folder)
 
-    def cluster(self, embeddings: Embeddings) -> Clusters:
-        """Group real and synthetic scenes; assign dev and test scenes."""
-        artifact = self._stage(
-            "cluster",
-            {
-                "config": tasks.stage_identity(self.config.clusters),
-                "embeddings": embeddings.fingerprint,
-                "seed": self.config.seed,
-                "weights": self._pool_marks["dev_weights"],
-            },
-            lambda folder: tasks.cluster_scenes(self.config, embeddings.files, self.inputs, folder),
-        )
-        values: Mapping[str, Any] = artifact.values
-        labels = {f"labels_{side}": path for side, path in _by_side(artifact).items()}
-        vectors = {f"embeddings_{side}": path for side, path in embeddings.files.items()}
-        return Clusters(
-            fingerprint=artifact.fingerprint,
-            cluster_ids=tuple(values["cluster_ids"]),
-            pool_sizes_K=np.array(values["pool_sizes"], dtype=np.int64),
-            real_counts_K=np.array(values["real_counts"], dtype=np.int64),
-            dev_counts_K=np.array(values["dev_counts"], dtype=np.int64),
-            dev_weights_K=np.array(values["dev_weights"]),
-            descriptors_KD=np.array(values["descriptors"]),
-            files={**labels, **vectors, "model": artifact.path(tasks.MODEL_FILE)},
-        )
+    def embed_pools(self, encoder: Path, mark: str, folder: Path) -> Mapping[str, Any]:
+        """Embed the four pools."""
+        return tasks.embed_pools(encoder, self._inputs, folder)
 
-    def retrieve(
-        self, clusters: Clusters, counts: Mapping[str, int], guide: Scores | None, *, how: str | None = None
-    ) -> Selection:
-        """Choose that many synthetic scenes in each cluster."""
-        section = tasks.retrieval_rule(self.config.retrieval, how)
-        wanted = {name: int(counts.get(name, 0)) for name in clusters.cluster_ids}
-        guided = guide if section.method != "random" else None
-        artifact = self._stage(
-            "retrieve",
-            {
-                "config": tasks.stage_identity(section),
-                "clusters": clusters.fingerprint,
-                "counts": wanted,
-                "guide": guided.fingerprint if guided else None,
-                "seed": self.config.seed,
-            },
-            lambda folder: tasks.choose_scenes(
-                section,
-                derive_seed(self.config.seed, "retrieve"),
-                wanted,
-                self.inputs.pools["synthetic"],
-                clusters.files,
-                guided.file if guided else None,
-                folder,
-            ),
-        )
-        delivered: Mapping[str, Any] = artifact.values["counts"]  # type: ignore[assignment]
-        return Selection(
-            fingerprint=artifact.fingerprint,
-            counts={name: delivered[name] for name in clusters.cluster_ids},
-            file=artifact.path(tasks.SELECTION_FILE),
-        )
+    def train_planner(
+        self, features: Mapping[str, Path], selection: Path, seed: int, start: Path | None, folder: Path
+    ) -> Mapping[str, Any]:
+        """Train one planner on every real scene and a selection."""
+        pools = self._inputs.pools
+        rows = tasks.training_rows(len(pools["real"]), pools["synthetic"], selection)
+        if "train" not in self._features:
+            loaded = [self._spec.load_features(features[side]) for side in ("real", "synthetic")]
+            self._features["train"] = self._spec.concatenate(loaded)
+        return tasks.train_planner(self._spec, self._features["train"], rows, seed, start, folder)
 
-    def train(self, selection: Selection, seeds: tuple[int, ...]) -> Planners:
-        """Train one planner for each seed at the fixed number of steps."""
-        artifacts = [self._train_one(selection, seed) for seed in seeds]
-        return Planners(
-            fingerprint="+".join(artifact.fingerprint for artifact in artifacts),
-            seeds=seeds,
-            directories=tuple(artifact.folder() for artifact in artifacts),
-        )
+    def score_planner(self, weights: Path, side: str, features: Path, references: Path) -> pa.Table:
+        """Return the scores of every scene of a side, in pool order."""
+        if side not in self._prepared:
+            self._prepared[side] = tasks.load_prepared(self._inputs.pools[side], references)
+            self._features[side] = self._spec.load_features(features)
+        return tasks.score_planner(self._spec, weights, self._features[side], self._prepared[side])
 
-    def evaluate(self, planners: Planners, clusters: Clusters, side: str) -> Scores:
-        """Score planners on the dev or test scenes."""
-        objective = self.config.evaluation.objective
-        artifact = self._stage(
-            f"evaluate_{side}",
-            {
-                "planners": planners.fingerprint,
-                "clusters": clusters.fingerprint,
-                "objective": objective,
-                "pool": self._marks(side, f"{side}_weights"),
-            },
-            lambda folder: tasks.gather_scores(
-                [self._score_one(directory, side) for directory in planners.directories],
-                planners.seeds,
-                objective,
-                self.inputs.pools[side],
-                self.inputs.weights[side],
-                clusters.files[f"labels_{side}"],
-                clusters.cluster_ids,
-                folder,
-            ),
-        )
-        return scores_record(artifact, side, planners.seeds)
-
-    def publish(self, clusters: Clusters, history: tuple[Round, ...]) -> None:
-        """Make the newest round durable and visible."""
-        self.store.commit_round(history[-1].index, round_payload(history[-1]))
-        self.observe(clusters, history)
-
-    def _train_one(self, selection: Selection, seed: int) -> Artifact:
-        return self._stage(
-            "train",
-            {
-                "config": tasks.stage_identity(self.config.planner),
-                "selection": selection.fingerprint,
-                "pools": self._marks("real", "synthetic"),
-                "seed": seed,
-            },
-            lambda folder: tasks.train_planner(
-                self._spec,
-                self._training_features,
-                len(self.inputs.pools["real"]),
-                self.inputs.pools["synthetic"],
-                selection.file,
-                seed,
-                folder,
-            ),
-        )
-
-    def _score_one(self, directory: Path, side: str) -> Any:
-        if side not in self._prepared_by_side:
-            pool = self.inputs.pools[side]
-            drives = self._stage(
-                "reference_drives",
-                {"pool": self._marks(side)},
-                lambda folder: tasks.reference_drives(pool, folder),
-            )
-            self._prepared_by_side[side] = tasks.load_prepared(pool, drives.folder())
-        return tasks.score_planner(self._spec, directory, self._features(side), self._prepared_by_side[side])
+    def close(self) -> None:
+        """Do nothing: memory goes with the process."""
 
     @cached_property
     def _spec(self) -> PlannerSpec:
-        return load_planner_spec(self.config.planner.factory, self.config.planner)
-
-    @cached_property
-    def _training_features(self) -> Any:
-        return self._spec.concatenate([self._features("real"), self._features("synthetic")])
-
-    def _features(self, side: str) -> Any:
-        if side not in self._features_by_side:
-            artifact = self._stage(
-                "features",
-                {"pool": self._marks(side), "config": tasks.stage_identity(self.config.planner)},
-                lambda folder: tasks.pool_features(self.config.planner, self.inputs.pools[side], folder),
-            )
-            self._features_by_side[side] = self._spec.load_features(artifact.folder())
-        return self._features_by_side[side]
-
-    def _marks(self, *names: str) -> dict[str, str]:
-        return {name: self._pool_marks[name] for name in names}
-
-    def _stage(
-        self, name: str, identity: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
-    ) -> Artifact:
-        started = time.perf_counter()
-        with self.watch(name.replace("_", " ")):
-            artifact = self.store.stage(name, {"version": __version__, **identity}, build)
-        self.seconds[name] += time.perf_counter() - started
-        return artifact
+        return load_planner_spec(self._config.planner.factory, self._config.planner)
 
 
-def scores_record(artifact: Artifact, side: str, seeds: tuple[int, ...]) -> Scores:
-    """Return the record of a finished evaluation; missing values become NaN."""
-    values: Mapping[str, Any] = artifact.values
-    return Scores(
-        fingerprint=artifact.fingerprint,
-        side=side,
-        seeds=seeds,
-        cluster_scores_K=np.array(values["cluster_scores"], dtype=np.float64),
-        cluster_se_K=np.array(values["cluster_se"], dtype=np.float64),
-        totals={name: _float(value) for name, value in values["totals"].items()},
-        total_se=_float(values["total_se"]),
-        seed_totals={name: tuple(map(_float, row)) for name, row in values["seed_totals"].items()},
-        file=artifact.path(tasks.SCORES_FILE),
-    )
+class LocalStages(RecordedStages):
+    """The recorded stages with all work done in this process; see `RecordedStages` for what may be added."""
 
-
-def round_payload(finished: Round) -> dict[str, Any]:
-    """Return what the manifest of a round says: the mixture, and the stages that hold its parts."""
-    scores = finished.scores
-    return {
-        "weights": dict(finished.weights),
-        "counts": dict(finished.selection.counts),
-        "selection": finished.selection.fingerprint,
-        "scores": scores.fingerprint,
-        "seeds": list(scores.seeds),
-        "totals": {name: _plain(value) for name, value in scores.totals.items()},
-    }
-
-
-def _by_side(artifact: Artifact) -> dict[str, Path]:
-    return {side: artifact.path(tasks.table_file(side)) for side in SIDES}
-
-
-def _float(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def _plain(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+    def __init__(self, config: RunConfig, inputs: Inputs, store: RunStore, **more: Any) -> None:
+        super().__init__(config, inputs, store, LocalWork(config, inputs), **more)

@@ -1,10 +1,10 @@
-"""One run from its configuration to its report, in this process."""
+"""One run from its configuration to its report; `run_local` does all of it in this process."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,8 @@ from autoscale_ray.local import LocalStages
 from autoscale_ray.mixture import METHODS
 from autoscale_ray.mixture.similarity import require_faiss
 from autoscale_ray.planning.spec import load_planner_spec
+from autoscale_ray.recorded import RecordedStages
 from autoscale_ray.records import Clusters, Round
-from autoscale_ray.reporting.embedding_map import write_embedding_map, write_retrieval_sheet
-from autoscale_ray.reporting.html import write_report
-from autoscale_ray.reporting.plots import write_plots
 from autoscale_ray.reporting.summary import summarise
 from autoscale_ray.reporting.tables import arm_table, cluster_table, round_table
 
@@ -32,7 +30,7 @@ REPORT_FILE = "report.html"
 
 
 def run_local(config: RunConfig, console: Console) -> dict[str, Any]:
-    """Run the loop and the final comparison, or go on where an earlier start of the same run stopped.
+    """Run the loop and the final comparison here, or go on where an earlier start of the same run stopped.
 
     Args:
         config: The run; everything is written below ``config.placement.run_dir``.
@@ -44,26 +42,16 @@ def run_local(config: RunConfig, console: Console) -> dict[str, Any]:
     Raises:
         AutoScaleError: One clear line: bad configuration, pools or state.
     """
-    run_dir, inputs, store = _open(config, console)
-    stages = LocalStages(config, inputs, store, watch=console.status)
+    stages = _open_local(config, console)
 
-    def summary(clusters: Clusters, history: Sequence[Round], **more: Any) -> dict[str, Any]:
-        num_real = len(inputs.pools["real"])
-        return summarise(config, clusters, history, seconds=stages.seconds, num_real=num_real, **more)
+    def show(summary: Mapping[str, Any]) -> None:
+        console.print(round_table(summary, len(summary["rounds"]) - 1))
 
-    def show(clusters: Clusters, history: tuple[Round, ...]) -> None:
-        write_summary(summary(clusters, history), run_dir)
-        console.print(round_table(summary(clusters, history), len(history) - 1))
-
-    stages.observe = show
-    clusters, history, final_counts = loop.run(config, stages)
-    arms = loop.compare(config, stages, clusters, history, final_counts)
-    finished = summary(clusters, history, final_counts=final_counts, arms=arms)
-    write_summary(finished, run_dir)
-    write_embedding_map(clusters, inputs.pools, run_dir / "plots" / "embedding_map.png")
+    finished = play(stages, show)
     console.print(arm_table(finished))
+    run_dir = Path(config.placement.run_dir)
     console.print(
-        f"finished: report {render(run_dir)}, plots {run_dir / 'plots'}, rounds {run_dir / 'rounds'}"
+        f"finished: report {run_dir / REPORT_FILE}, plots {run_dir / 'plots'}, rounds {run_dir / 'rounds'}"
     )
     return finished
 
@@ -74,41 +62,86 @@ def embed_local(config: RunConfig, console: Console, plot: bool = False) -> Clus
     Returns:
         The clusters.
     """
-    run_dir, inputs, store = _open(config, console)
-    stages = LocalStages(config, inputs, store, watch=console.status)
+    from autoscale_ray.reporting.embedding_map import write_embedding_map, write_retrieval_sheet
+
+    stages = _open_local(config, console)
     clusters = stages.cluster(stages.embed())
     console.print(cluster_table(clusters))
     if plot:
-        folder = run_dir / "plots"
-        console.print(f"drawn: {write_embedding_map(clusters, inputs.pools, folder / 'embedding_map.png')}")
-        console.print(
-            f"drawn: {write_retrieval_sheet(clusters, inputs.pools, folder / 'retrieval_sheet.png')}"
-        )
+        folder, pools = Path(config.placement.run_dir) / "plots", stages.inputs.pools
+        console.print(f"drawn: {write_embedding_map(clusters, pools, folder / 'embedding_map.png')}")
+        console.print(f"drawn: {write_retrieval_sheet(clusters, pools, folder / 'retrieval_sheet.png')}")
     return clusters
 
 
-def _open(config: RunConfig, console: Console) -> tuple[Path, Inputs, RunStore]:
+def _open_local(config: RunConfig, console: Console) -> LocalStages:
     check_ready(config)
     torch.set_num_threads(config.placement.num_threads)
-    run_dir = Path(config.placement.run_dir)
     with console.status("opening scene pools (the built-in world draws them on the first run)"):
-        inputs = open_inputs(config, run_dir / "pools")
+        inputs, store = open_run(config)
     notice_budget(config, inputs, console)
+    return LocalStages(config, inputs, store, watch=console.status)
+
+
+def open_run(config: RunConfig) -> tuple[Inputs, RunStore]:
+    """Open the pools of a run and claim its folder; write the configuration beside it."""
+    run_dir = Path(config.placement.run_dir)
+    inputs = open_inputs(config, run_dir / "pools")
     store = RunStore.open(str(run_dir), {"config": identity(config), "pools": inputs.identity()})
     (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    return run_dir, inputs, store
+    return inputs, store
+
+
+def play(stages: RecordedStages, show: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+    """Run the loop and the final comparison; write summary, plots and report.
+
+    Args:
+        stages: The stages of the run.
+        show: Called with the summary after every published round; may raise to stop the run there.
+
+    Returns:
+        The summary of the run.
+    """
+    from autoscale_ray.reporting.embedding_map import write_embedding_map
+
+    config, inputs = stages.config, stages.inputs
+    run_dir = Path(config.placement.run_dir)
+
+    def summary(clusters: Clusters, history: Sequence[Round], **more: Any) -> dict[str, Any]:
+        num_real = len(inputs.pools["real"])
+        made = summarise(config, clusters, history, seconds=stages.seconds, num_real=num_real, **more)
+        write_summary(made, run_dir)
+        return made
+
+    stages.observe = lambda clusters, history: show(summary(clusters, history))
+    try:
+        clusters, history, final_counts = loop.run(config, stages)
+        arms = loop.compare(config, stages, clusters, history, final_counts)
+    finally:
+        stages.work.close()
+    finished = summary(clusters, history, final_counts=final_counts, arms=arms)
+    write_embedding_map(clusters, inputs.pools, run_dir / "plots" / "embedding_map.png")
+    render(run_dir)
+    return finished
 
 
 def check_ready(config: RunConfig) -> None:
-    """Refuse what would fail late: an unknown mixture method, a planner that cannot be found, no faiss.
+    """Refuse what would fail late: an unknown mixture method, a planner that cannot be found or lacks what the
+    method reads, no faiss.
 
     Raises:
-        ConfigError: Unknown method or planner.
+        ConfigError: Unknown method or planner, or a method that needs gradients with a planner that has none.
         MissingExtraError: faiss is not installed.
     """
     if config.ascent.method not in METHODS:
         raise ConfigError("ascent.method", f"must be one of {', '.join(METHODS)}", config.ascent.method)
-    load_planner_spec(config.planner.factory, config.planner)
+    spec = load_planner_spec(config.planner.factory, config.planner)
+    if loop.reads_gradients(config.ascent.method) and spec.gradient is None:
+        raise ConfigError(
+            "ascent.method",
+            f"needs gradients, which {config.planner.factory} does not offer",
+            config.ascent.method,
+        )
     require_faiss()
 
 
@@ -137,6 +170,10 @@ def render(run_dir: Path) -> Path:
     Raises:
         ArtifactError: No summary there, or it is damaged.
     """
+    # Imported here: matplotlib and the report cost a second in processes that only run the loop.
+    from autoscale_ray.reporting.html import write_report
+    from autoscale_ray.reporting.plots import write_plots
+
     path = run_dir / SUMMARY_FILE
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))

@@ -1,9 +1,12 @@
-"""What the loop asks of its surroundings: five stages and the publication of a finished round."""
+"""What the loop asks of its surroundings (`Stages`), and what the stages hand out (`Work`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
 
 from autoscale_ray.records import Clusters, Embeddings, Planners, Round, Scores, Selection
 
@@ -35,8 +38,16 @@ class Stages(Protocol):
         """
         ...
 
-    def train(self, selection: Selection, seeds: tuple[int, ...]) -> Planners:
-        """Train a planner for each seed on all real scenes and the selection, for the fixed number of steps."""
+    def train(
+        self, selection: Selection, seeds: tuple[int, ...], *, start: Planners | None = None
+    ) -> Planners:
+        """Train a planner for each seed on all real scenes and the selection, for the fixed number of steps.
+
+        Args:
+            selection: Synthetic scenes.
+            seeds: Training seeds.
+            start: Planners whose weights the new ones begin with, one for each seed; None begins anew.
+        """
         ...
 
     def evaluate(self, planners: Planners, clusters: Clusters, side: str) -> Scores:
@@ -45,4 +56,33 @@ class Stages(Protocol):
 
     def publish(self, clusters: Clusters, history: tuple[Round, ...]) -> None:
         """Make the newest round durable and visible; afterwards no reader ever misses it."""
+        ...
+
+
+class Work(Protocol):
+    """The four pieces of work worth handing out; each is a function of its arguments.
+
+    Each writes into the folder it is given and returns small plain values.
+    """
+
+    def train_encoder(self, folder: Path) -> Mapping[str, Any]:
+        """Train Graph-RAE on the real and synthetic pools."""
+        ...
+
+    def embed_pools(self, encoder: Path, mark: str, folder: Path) -> Mapping[str, Any]:
+        """Embed the four pools; `mark` names this encoder on these pools."""
+        ...
+
+    def train_planner(
+        self, features: Mapping[str, Path], selection: Path, seed: int, start: Path | None, folder: Path
+    ) -> Mapping[str, Any]:
+        """Train one planner on every real scene and a selection, from the weights in `start` if given."""
+        ...
+
+    def score_planner(self, weights: Path, side: str, features: Path, references: Path) -> pa.Table:
+        """Return the scores of every scene of a side, in pool order, as `tasks.score_planner` does."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the work holds."""
         ...

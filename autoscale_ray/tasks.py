@@ -10,23 +10,26 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from autoscale_ray.config import ClusterConfig, PlannerConfig, RetrievalConfig, RunConfig, derive_seed
 from autoscale_ray.evaluation.feedback import cluster_feedback, cluster_weights, weighted_mean
 from autoscale_ray.evaluation.from_pool import PreparedPool, prepare_pool, score_pool
 from autoscale_ray.inputs import Inputs
+from autoscale_ray.mixture.alignment import measure_alignment
 from autoscale_ray.mixture.clusters import ClusterModel, cluster_names, fit_clusters, random_labels
 from autoscale_ray.mixture.retrieval import Candidates, Queries, make_candidates, query_weights, retrieve
 from autoscale_ray.mixture.similarity import fit_domain_probe
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
+from autoscale_ray.planning.training import PlannerWeights, TrainState, new_state
 from autoscale_ray.records import SIDES
-from autoscale_ray.representation import training as representation
 from autoscale_ray.scenes.parquet import read_parquet
 from autoscale_ray.scenes.pool import ScenePool
 
@@ -34,6 +37,8 @@ MODEL_FILE = "clusters.safetensors"
 SCORES_FILE = "scores.parquet"
 SELECTION_FILE = "selection.parquet"
 VERSIONS = ("epdms", "pdms")
+PROBE_SCENES, PROBE_DEV_SCENES = 128, 512
+"""Scenes behind the mean gradient of a cluster, and of dev."""
 
 
 def table_file(side: str) -> str:
@@ -43,6 +48,9 @@ def table_file(side: str) -> str:
 
 def train_encoder(config: RunConfig, inputs: Inputs, folder: Path) -> dict[str, Any]:
     """Train Graph-RAE on the real and synthetic pools; dev and test are never seen."""
+    # Here and below: importing torch_geometric takes seconds, and most processes never need it.
+    from autoscale_ray.representation import training as representation
+
     model = representation.train(
         [inputs.pools["real"], inputs.pools["synthetic"]],
         config.representation,
@@ -54,6 +62,8 @@ def train_encoder(config: RunConfig, inputs: Inputs, folder: Path) -> dict[str, 
 
 def embed_pools(encoder: Path, inputs: Inputs, folder: Path) -> dict[str, Any]:
     """Embed every scene of the four pools with a trained encoder."""
+    from autoscale_ray.representation import training as representation
+
     model = representation.load(encoder)
     for side in SIDES:
         pool = inputs.pools[side]
@@ -234,30 +244,36 @@ def pool_features(planner: PlannerConfig, pool: ScenePool, folder: Path) -> dict
     return {}
 
 
+def training_rows(num_real: int, synthetic: ScenePool, selection: Path) -> np.ndarray:
+    """Return the rows to train on: every real row, then those of the selection among the synthetic, int64."""
+    chosen = synthetic.rows_of(_strings(read_parquet(selection)["scene_id"]).tolist())
+    return np.concatenate([np.arange(num_real), num_real + np.sort(chosen)])
+
+
 def train_planner(
-    spec: PlannerSpec,
-    features: Any,
-    num_real: int,
-    synthetic: ScenePool,
-    selection: Path,
-    seed: int,
-    folder: Path,
+    spec: PlannerSpec, features: Any, rows: np.ndarray, seed: int, start: Path | None, folder: Path
 ) -> dict[str, Any]:
-    """Train one planner on every real scene and a selection.
+    """Train one planner.
 
     Args:
         spec: The planner.
         features: Real rows first, then the synthetic pool's.
-        num_real: Real scenes.
-        synthetic: The synthetic pool.
-        selection: Selection file.
+        rows: Rows to train on.
         seed: Training seed.
+        start: Folder of weights to begin with; None begins anew.
         folder: Receives the weights.
     """
-    chosen = synthetic.rows_of(_strings(read_parquet(selection)["scene_id"]).tolist())
-    rows = np.concatenate([np.arange(num_real), num_real + np.sort(chosen)])
-    spec.save_weights(spec.train(features, rows, seed), folder)
+    more = {} if start is None else {"start": warm_state(spec.load_weights(start))}
+    spec.save_weights(spec.train(features, rows, seed, **more), folder)
     return {"num_scenes": len(rows)}
+
+
+def warm_state(weights: PlannerWeights) -> TrainState:
+    """Return a state before its first step that begins with the averaged weights of a trained planner."""
+    fresh = new_state(weights.config, 0)
+    flat_W = torch.cat([tensor.flatten() for tensor in weights.average.values()])
+    assert flat_W.shape == fresh.weights_W.shape
+    return dataclasses.replace(fresh, weights_W=flat_W)
 
 
 def reference_drives(pool: ScenePool, folder: Path) -> dict[str, Any]:
@@ -340,6 +356,53 @@ def gather_scores(
     }
 
 
+def probe_gradients(
+    spec: PlannerSpec,
+    directories: Sequence[Path],
+    groups: Mapping[str | None, tuple[Any, np.ndarray]],
+    cluster_ids: Sequence[str],
+) -> dict[str, Any]:
+    """Measure the gradient alignment of every cluster, a mean over training seeds.
+
+    Args:
+        spec: A planner with a `gradient`.
+        directories: Weights of each training seed.
+        groups: Features and rows by cluster id (rows of synthetic scenes) and for None (rows of dev scenes).
+        cluster_ids: The K clusters.
+
+    Returns:
+        ``gradient_alignment_K`` and ``gradient_gram_KK`` as lists; None = unknown.
+    """
+    compute = spec.gradient
+    assert compute is not None, "the caller has refused planners without gradients"
+
+    def of(weights: Any, name: str | None) -> np.ndarray | None:
+        features, rows = groups[name]
+        return compute(weights, features, rows) if len(rows) else None
+
+    found = [
+        measure_alignment(partial(of, spec.load_weights(directory)), cluster_ids) for directory in directories
+    ]
+    names = ("gradient_alignment_K", "gradient_gram_KK")
+    means = {name: np.mean([getattr(one, name) for one in found], axis=0) for name in names}
+    return {name: [_numbers(row) for row in value] for name, value in means.items()}
+
+
+def gradient_rows(
+    seed: int, labels: Path, cluster_ids: Sequence[str], dev_weights_N: np.ndarray
+) -> dict[str | None, np.ndarray]:
+    """Draw the scenes of a gradient probe: some synthetic ones of each cluster; dev scenes by weight, for None."""
+    clusters_N = _strings(read_parquet(labels)["cluster"])
+    rng = np.random.default_rng(seed)
+    rows: dict[str | None, np.ndarray] = {}
+    for name in cluster_ids:
+        members = np.flatnonzero(clusters_N == name)
+        rows[name] = np.sort(rng.permutation(members)[:PROBE_SCENES])
+    shares_N = dev_weights_N / dev_weights_N.sum()
+    rows[None] = np.sort(rng.choice(len(shares_N), PROBE_DEV_SCENES, p=shares_N))
+    return rows
+
+
 def _objective_by_seed(scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """Return the objective (S, N) and the scene weights (N,) of a score file, scenes in pool order."""
     num_seeds = len(np.unique(scores["seed"].to_numpy()))
@@ -361,6 +424,10 @@ def _strings(column: pa.ChunkedArray) -> np.ndarray:
 
 def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
+
+
+def _numbers(value: np.ndarray) -> Any:
+    return [_number(one) for one in value] if np.ndim(value) else _number(float(value))
 
 
 def stage_identity(section: Any) -> dict[str, Any]:

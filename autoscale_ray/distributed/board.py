@@ -33,6 +33,8 @@ class Task:
     rows: np.ndarray
     """int64 rows to train on."""
     seed: int
+    start: str | None = None
+    """Folder of the weights to begin with; None begins anew."""
 
 
 class TaskBoard:

@@ -12,26 +12,22 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
-from autoscale_ray import loop
-from autoscale_ray.artifacts import RunStore, fingerprint
-from autoscale_ray.config import RunConfig, dump_config, identity
+from autoscale_ray.artifacts import fingerprint
+from autoscale_ray.config import RunConfig
 from autoscale_ray.distributed.board import Task, TaskBoard
 from autoscale_ray.distributed.observe import Observer
 from autoscale_ray.distributed.resources import NAMESPACE
 from autoscale_ray.distributed.stages import RayStages
 from autoscale_ray.distributed.train import make_trainer
 from autoscale_ray.errors import AutoScaleError
-from autoscale_ray.inputs import open_inputs
-from autoscale_ray.records import Clusters, Round
-from autoscale_ray.reporting.embedding_map import write_embedding_map
-from autoscale_ray.reporting.summary import summarise
-from autoscale_ray.session import render, write_summary
+from autoscale_ray.session import open_run, play
 
 ENDED = ("finished", "stopped", "failed")
 
@@ -93,8 +89,7 @@ class Driver:
 
     def _run(self) -> None:
         try:
-            self._status["summary"] = self._play()
-            self._status["state"] = "finished"
+            self._status |= {"summary": self._play(), "state": "finished"}
         except StoppedError:
             self._status["state"] = "stopped"
         except AutoScaleError as error:
@@ -106,34 +101,27 @@ class Driver:
 
     def _play(self) -> dict[str, Any]:
         config, run_dir = self._config, Path(self._config.placement.run_dir)
-        inputs = open_inputs(config, run_dir / "pools")
-        store = RunStore.open(str(run_dir), {"config": identity(config), "pools": inputs.identity()})
-        (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        inputs, store = open_run(config)
         threading.Thread(target=self._train, name="train", daemon=True).start()
-        stages = RayStages(config, inputs, store, self._board, watch=self._watch)
-        observer = Observer(run_dir.name, run_dir / "tensorboard")
+        settings = {"seed": config.seed, "budget": config.loop.budget}
+        observer = Observer(run_dir.name, run_dir, store.log, settings, config.loop.num_rounds)
+        stages = RayStages(config, inputs, store, self._board, watch=partial(self._watch, observer))
 
-        def summary(clusters: Clusters, history: tuple[Round, ...], **more: Any) -> dict[str, Any]:
-            num_real = len(inputs.pools["real"])
-            made = summarise(config, clusters, history, seconds=stages.seconds, num_real=num_real, **more)
-            write_summary(made, run_dir)
-            return made
+        def show(summary: Mapping[str, Any]) -> None:
+            self._status["summary"] = summary
+            observer.show(summary)
+            if self._stop and len(summary["rounds"]) <= config.loop.num_rounds:
+                raise StoppedError(f"stopped after round {len(summary['rounds']) - 1}")
 
-        def show(clusters: Clusters, history: tuple[Round, ...]) -> None:
-            self._status["summary"] = summary(clusters, history)
-            observer.show(self._status["summary"])
-            if self._stop and len(history) <= config.loop.num_rounds:
-                raise StoppedError(f"stopped after round {len(history) - 1}")
-
-        stages.observe = show
+        ended = "failed"
         try:
-            clusters, history, final_counts = loop.run(config, stages)
-            arms = loop.compare(config, stages, clusters, history, final_counts)
+            made = play(stages, show)
+            ended = "finished"
+        except StoppedError:
+            ended = "stopped"
+            raise
         finally:
-            stages.close()
-        made = summary(clusters, history, final_counts=final_counts, arms=arms)
-        write_embedding_map(clusters, inputs.pools, run_dir / "plots" / "embedding_map.png")
-        render(run_dir)
+            observer.close(ended)
         return made
 
     def _train(self) -> None:
@@ -145,13 +133,14 @@ class Driver:
             self._board.fail(RunFailedError(f"the training run failed: {error}"))
 
     @contextmanager
-    def _watch(self, stage: str) -> Iterator[None]:
+    def _watch(self, observer: Observer, stage: str) -> Iterator[None]:
+        outer, self._status["stage"] = self._status["stage"], stage
         if not self._go_on.is_set():
             self._status["state"] = "paused"
             self._go_on.wait()
             self._status["state"] = "running"
-        outer, self._status["stage"] = self._status["stage"], stage
-        yield
+        with observer.watch(stage):
+            yield
         self._status["stage"] = outer
 
 

@@ -6,6 +6,7 @@ A scene needs the one half a second earlier, which lies in the same log, so whol
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,63 +45,81 @@ class PoolRows:
         return self._pool.table(self._rows[rows])
 
 
-class Scorer:
-    """Actor that scores one share of a dev or test pool with planner after planner."""
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A dev or test pool with what scoring needs beside it; paths that every node sees."""
 
-    def __init__(
-        self, planner: PlannerConfig, pool: str, references: str, features: str, rows: np.ndarray
-    ) -> None:
+    pool: Path
+    features: Path
+    references: Path
+
+
+class Scorer:
+    """Actor that scores shares of dev and test pools with planner after planner."""
+
+    def __init__(self, planner: PlannerConfig) -> None:
         torch.set_num_threads(1)
         self._spec = load_planner_spec(planner.factory, planner)
-        self._rows = rows
-        self._features = self._spec.load_features(Path(features))
-        self._prepared = prepare_rows(open_pool(pool), Path(references), rows)
+        self._ready: dict[Side, tuple[Any, PreparedPool]] = {}
 
-    def score(self, weights: str) -> pa.Table:
-        """Return scene_id, sub-scores, epdms, pdms and miou of this share, as `tasks.score_planner` does."""
-        planner = self._spec.load_weights(Path(weights))
-        poses = self._spec.predict(planner, self._features, self._rows).astype(np.float64)
-        value_N, valid_N = self._spec.miou(planner, self._features, self._rows)
+    def score(self, side: Side, rows: np.ndarray, weights: Path) -> pa.Table:
+        """Return scene_id, sub-scores, epdms, pdms and miou of this scorer's rows, as `tasks.score_planner`."""
+        if side not in self._ready:
+            prepared = prepare_rows(open_pool(side.pool), side.references, rows)
+            self._ready[side] = self._spec.load_features(side.features), prepared
+        features, prepared = self._ready[side]
+        planner = self._spec.load_weights(weights)
+        poses = self._spec.predict(planner, features, rows).astype(np.float64)
+        value_N, valid_N = self._spec.miou(planner, features, rows)
         miou = pa.array(np.where(valid_N, value_N, np.nan), from_pandas=True)
-        return score_pool(self._prepared, poses).append_column("miou", miou)
+        return score_pool(prepared, poses).append_column("miou", miou)
 
 
 class ScorerPool:
-    """The scorers of one pool.
+    """Scorers that are started with the first planner to score and kept for all others.
 
     Args:
         planner: The planner they load.
-        pool: Dev or test pool.
-        references: Folder of the reference drives.
-        features: Folder of the pool's planner features.
-        num_scorers: How many share the pool at most.
+        num_scorers: How many share a pool at most.
     """
 
-    def __init__(
-        self, planner: PlannerConfig, pool: ScenePool, references: Path, features: Path, num_scorers: int
-    ) -> None:
-        self._scene_ids = pool.scene_ids
+    def __init__(self, planner: PlannerConfig, num_scorers: int) -> None:
+        self._planner, self._num_scorers = planner, num_scorers
+        self._scorers: list[Any] = []
+        self._dealt: dict[Side, tuple[np.ndarray, Sequence[np.ndarray]]] = {}
+
+    def score(self, side: Side, weights: Path) -> pa.Table:
+        """Return the scores of every scene of a side, in pool order."""
+        if not self._scorers:
+            self._start()
+        if side not in self._dealt:
+            pool = open_pool(side.pool)
+            self._dealt[side] = pool.scene_ids, shares(pool.log_ids, self._num_scorers)
+        scene_ids, dealt = self._dealt[side]
+        calls = [
+            scorer.score.remote(side, rows, weights)
+            for scorer, rows in zip(self._scorers, dealt, strict=False)  # a pool of few logs needs fewer
+        ]
+        return in_order(pa.concat_tables(ray.get(calls), promote_options="default"), scene_ids)
+
+    def _start(self) -> None:
         # Scoring is a function of its arguments, so a call that a dying actor lost can simply be made again.
         actor = ray.remote(Scorer).options(num_cpus=1, max_restarts=-1, max_task_retries=8)
-        self._scorers: list[Any] = [
-            actor.remote(planner, str(pool.path), str(references), str(features), rows)
-            for rows in shares(pool.log_ids, num_scorers)
-        ]
-
-    def score(self, weights: Path) -> pa.Table:
-        """Return the scores of every scene, in pool order."""
-        parts = ray.get([scorer.score.remote(str(weights)) for scorer in self._scorers])
-        table = pa.concat_tables(parts, promote_options="default")
-        row_of = {scene_id: row for row, scene_id in enumerate(table["scene_id"].to_pylist())}
-        names = [name for name in sorted(table.column_names) if name not in ("scene_id", "miou")]
-        return table.select(["scene_id", *names, "miou"]).take(
-            pa.array([row_of[scene_id] for scene_id in self._scene_ids.tolist()])
-        )
+        self._scorers = [actor.remote(self._planner) for _ in range(self._num_scorers)]
 
     def close(self) -> None:
         """End the actors."""
         for scorer in self._scorers:
             ray.kill(scorer)
+        self._scorers = []
+
+
+def in_order(table: pa.Table, scene_ids: np.ndarray) -> pa.Table:
+    """Return the scores of all shares in pool order, columns in the order of `tasks.score_planner`."""
+    row_of = {scene_id: row for row, scene_id in enumerate(table["scene_id"].to_pylist())}
+    names = [name for name in sorted(table.column_names) if name not in ("scene_id", "miou")]
+    rows = pa.array([row_of[scene_id] for scene_id in scene_ids.tolist()])
+    return table.select(["scene_id", *names, "miou"]).take(rows)
 
 
 def prepare_rows(pool: ScenePool, references: Path, rows: np.ndarray) -> PreparedPool:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from autoscale_ray.artifacts import RunStore
-from autoscale_ray.config import RunConfig, identity, load_config
+from autoscale_ray.config import RunConfig, load_config
 from autoscale_ray.distributed.board import TaskBoard
 from autoscale_ray.distributed.resources import connect, wait_for_room
 from autoscale_ray.distributed.session import run_on_ray, with_absolute_paths
@@ -18,6 +17,7 @@ from autoscale_ray.distributed.sweep import sweep
 from autoscale_ray.errors import AutoScaleError, ConfigError, InvalidInputError
 from autoscale_ray.inputs import open_inputs
 from autoscale_ray.reporting.tables import cluster_table
+from autoscale_ray.session import open_run
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 
@@ -66,8 +66,7 @@ def _embed(arguments: Sequence[str], console: Console) -> str:
     connect(config.placement.ray)
     wait_for_room(config.placement.ray)
     run_dir = Path(config.placement.run_dir)
-    inputs = open_inputs(config, run_dir / "pools")
-    store = RunStore.open(str(run_dir), {"config": identity(config), "pools": inputs.identity()})
+    inputs, store = open_run(config)
     stages = RayStages(config, inputs, store, TaskBoard())
     console.print(cluster_table(stages.cluster(stages.embed())))
     return f"embedded: everything lies in {run_dir}"

@@ -1,113 +1,84 @@
-"""The stages on Ray: the same stages and identities as in one process, with four pieces of work handed out.
+"""The work of a run on Ray: embedding to Ray Data, training to the Train run, scoring to the scorers.
 
-What `LocalStages` computes itself for embedding, training and scoring goes to Ray Data, to the Train run and to the
-scorers here; identities, records and everything else are inherited, so a run may go on in either place.
+Identities and records stay with `RecordedStages`, so a run may go on in one process or on a cluster.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
 from autoscale_ray import tasks
-from autoscale_ray.artifacts import Artifact, RunStore, fingerprint
+from autoscale_ray.artifacts import RunStore, fingerprint
 from autoscale_ray.config import RunConfig
 from autoscale_ray.distributed.board import Task, TaskBoard
-from autoscale_ray.distributed.embed import embed_pools
-from autoscale_ray.distributed.evaluate import ScorerPool
+from autoscale_ray.distributed.evaluate import ScorerPool, Side
 from autoscale_ray.inputs import Inputs
-from autoscale_ray.local import LocalStages
-from autoscale_ray.planning.spec import PlannerSpec
-from autoscale_ray.records import Clusters, Round
+from autoscale_ray.recorded import RecordedStages
 
 
-class RayStages(LocalStages):
-    """The stages of one run on a Ray cluster.
+class RayWork:
+    """Hands the work of one run to a cluster.
 
     Args:
         config: The run.
         inputs: Its pools, on storage that every node sees.
-        store: Where finished stages and rounds are kept, on storage that every node sees.
         board: Where training tasks are posted for the Train run.
-        observe: Called with the history after every published round.
-        watch: Makes the context in which a stage runs, from its name.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        inputs: Inputs,
-        store: RunStore,
-        board: TaskBoard,
-        observe: Callable[[Clusters, tuple[Round, ...]], None] = lambda clusters, history: None,
-        watch: Callable[[str], AbstractContextManager[Any]] = lambda stage: nullcontext(),
-    ) -> None:
-        super().__init__(config, inputs, store, observe, watch)
-        self._board = board
-        self._encoder: Path | None = None
-        self._scorers: dict[str, ScorerPool] = {}
+    def __init__(self, config: RunConfig, inputs: Inputs, board: TaskBoard) -> None:
+        self._config, self._inputs, self._board = config, inputs, board
+        self._scorers = ScorerPool(config.planner, config.placement.ray.num_scorers)
+        self._parts = Path(config.placement.run_dir).absolute() / "parts"
+
+    def train_encoder(self, folder: Path) -> Mapping[str, Any]:
+        """Train Graph-RAE on the real and synthetic pools."""
+        return tasks.train_encoder(self._config, self._inputs, folder)
+
+    def embed_pools(self, encoder: Path, mark: str, folder: Path) -> Mapping[str, Any]:
+        """Embed the four pools; parts of an attempt that was killed are used again."""
+        # Imported here: Ray Data and torch_geometric take seconds that a run with embeddings does not need.
+        from autoscale_ray.distributed.embed import embed_pools
+
+        pools, placement = dict(self._inputs.pools), self._config.placement
+        return embed_pools(encoder, pools, self._parts / mark[:16], folder, placement.ray)
+
+    def train_planner(
+        self, features: Mapping[str, Path], selection: Path, seed: int, start: Path | None, folder: Path
+    ) -> Mapping[str, Any]:
+        """Train one planner on every real scene and a selection."""
+        planner, pools = self._config.planner, self._inputs.pools
+        rows = tasks.training_rows(len(pools["real"]), pools["synthetic"], selection)
+        folders = tuple(str(features[side]) for side in ("real", "synthetic"))
+        what = [dataclasses.asdict(planner), rows.tolist(), seed, folders, str(start)]
+        begin = None if start is None else str(start)
+        write_files(
+            self._board.post(Task(fingerprint(what)[:16], planner, folders, rows, seed, begin)), folder
+        )
+        return {"num_scenes": len(rows)}
+
+    def score_planner(self, weights: Path, side: str, features: Path, references: Path) -> pa.Table:
+        """Return the scores of every scene of a side, in pool order."""
+        return self._scorers.score(Side(self._inputs.pools[side].path, features, references), weights)
 
     def close(self) -> None:
-        """End the scorers."""
-        for scorers in self._scorers.values():
-            scorers.close()
-        self._scorers.clear()
+        """End the scorers; drop the parts of embeddings, which are whole by now."""
+        self._scorers.close()
+        shutil.rmtree(self._parts, ignore_errors=True)
 
-    def _stage(
-        self, name: str, identity: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
-    ) -> Artifact:
-        if name != "embed":
-            artifact = super()._stage(name, identity, build)
-        else:
-            parts = Path(self.config.placement.run_dir).absolute() / "parts" / fingerprint(identity)[:16]
-            artifact = super()._stage(name, identity, lambda folder: self._embed(parts, folder))
-            shutil.rmtree(parts, ignore_errors=True)
-        if name == "encoder":
-            self._encoder = artifact.folder()
-        return artifact
 
-    def _embed(self, parts: Path, folder: Path) -> dict[str, Any]:
-        assert self._encoder is not None, "embedding follows the encoder"
-        pools = dict(self.inputs.pools)
-        return embed_pools(self._encoder, pools, parts, folder, self.config.placement.ray)
+class RayStages(RecordedStages):
+    """The recorded stages with their work handed to a cluster; see `RecordedStages` for what may be added."""
 
-    @cached_property
-    def _spec(self) -> PlannerSpec:
-        """Return the planner with training handed out; features stay folders and weights stay files."""
-        return dataclasses.replace(
-            super()._spec,
-            load_features=lambda folder: (str(folder),),
-            concatenate=lambda folders: sum(folders, ()),
-            train=self._train_remotely,
-            save_weights=write_files,
-        )
-
-    def _train_remotely(self, features: tuple[str, ...], rows: np.ndarray, seed: int) -> Mapping[str, bytes]:
-        planner = self.config.planner
-        what = [dataclasses.asdict(planner), rows.tolist(), seed, self._marks("real", "synthetic")]
-        return self._board.post(Task(fingerprint(what)[:16], planner, features, rows, seed))
-
-    def _score_one(self, directory: Path, side: str) -> Any:
-        if side not in self._scorers:
-            pool = self.inputs.pools[side]
-            drives = self._stage(
-                "reference_drives",
-                {"pool": self._marks(side)},
-                lambda folder: tasks.reference_drives(pool, folder),
-            )
-            (features,) = self._features(side)
-            num_scorers = self.config.placement.ray.num_scorers
-            self._scorers[side] = ScorerPool(
-                self.config.planner, pool, drives.folder(), Path(features), num_scorers
-            )
-        return self._scorers[side].score(directory)
+    def __init__(
+        self, config: RunConfig, inputs: Inputs, store: RunStore, board: TaskBoard, **more: Any
+    ) -> None:
+        super().__init__(config, inputs, store, RayWork(config, inputs, board), **more)
 
 
 def write_files(files: Mapping[str, bytes], folder: Path) -> None:

@@ -28,6 +28,7 @@ from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
+from autoscale_ray import tasks
 from autoscale_ray.config import PlannerConfig, RayConfig
 from autoscale_ray.distributed.board import Task
 from autoscale_ray.planning.checkpoint import load_state, save_state
@@ -129,7 +130,7 @@ def train_task(task: Task, checkpoint_steps: int) -> Any:
         task.seed,
         rank=context.get_world_rank(),
         num_workers=context.get_world_size(),
-        start=restored_state(task),
+        start=restored_state(task) or first_state(spec, task),
         on_step=keep,
     )
 
@@ -199,6 +200,11 @@ def report_state(task: Task, state: TrainState) -> None:
             checkpoint = ray.train.Checkpoint.from_directory(folder)
         name = f"{task.task_id}-{state.step:07d}"
         ray.train.report({"step": state.step}, checkpoint=checkpoint, checkpoint_dir_name=name)
+
+
+def first_state(spec: PlannerSpec, task: Task) -> TrainState | None:
+    """Return the state that a task begins with; None begins anew."""
+    return None if task.start is None else tasks.warm_state(spec.load_weights(Path(task.start)))
 
 
 def restored_state(task: Task) -> TrainState | None:

@@ -1,0 +1,311 @@
+"""The stages of a run, each recorded once under its identity; the heavy work in them is handed to a `Work`.
+
+Shape legend: K clusters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from autoscale_ray import __version__, tasks
+from autoscale_ray.artifacts import Artifact, RunStore, fingerprint
+from autoscale_ray.config import RunConfig, derive_seed
+from autoscale_ray.errors import ConfigError
+from autoscale_ray.inputs import Inputs
+from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
+from autoscale_ray.records import SIDES, Clusters, Embeddings, Planners, Round, Scores, Selection
+from autoscale_ray.stages import Work
+
+
+class RecordedStages:
+    """The stages of one run, one after another.
+
+    Identities and records are made here, the same whoever does the work, so a run may go on anywhere.
+
+    Args:
+        config: The run.
+        inputs: Its pools.
+        store: Where finished stages and rounds are kept.
+        work: Does what is worth handing out.
+        observe: Called with the history after every published round.
+        watch: Makes the context in which a stage runs, from its name; a progress line for example.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        inputs: Inputs,
+        store: RunStore,
+        work: Work,
+        observe: Callable[[Clusters, tuple[Round, ...]], None] = lambda clusters, history: None,
+        watch: Callable[[str], AbstractContextManager[Any]] = lambda stage: nullcontext(),
+    ) -> None:
+        self.config, self.inputs, self.store, self.work = config, inputs, store, work
+        self.observe, self.watch = observe, watch
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._pool_marks = inputs.identity()
+        self._ready: dict[tuple[str, str], Path] = {}
+
+    def embed(self) -> Embeddings:
+        """Train the encoder and embed all four pools."""
+        section = tasks.stage_identity(self.config.representation)
+        encoder = self._stage(
+            "encoder",
+            {"config": section, "seed": self.config.seed, "pools": self._marks("real", "synthetic")},
+            self.work.train_encoder,
+        )
+        identity = {"encoder": encoder.fingerprint, "pools": self._marks(*SIDES)}
+        artifact = self._stage(
+            "embed",
+            identity,
+            lambda folder: self.work.embed_pools(encoder.folder(), fingerprint(identity), folder),
+        )
+        return Embeddings(fingerprint=artifact.fingerprint, files=_by_side(artifact))
+
+    def cluster(self, embeddings: Embeddings) -> Clusters:
+        """Group real and synthetic scenes; assign dev and test scenes."""
+        artifact = self._stage(
+            "cluster",
+            {
+                "config": tasks.stage_identity(self.config.clusters),
+                "embeddings": embeddings.fingerprint,
+                "seed": self.config.seed,
+                "weights": self._pool_marks["dev_weights"],
+            },
+            lambda folder: tasks.cluster_scenes(self.config, embeddings.files, self.inputs, folder),
+        )
+        values: Mapping[str, Any] = artifact.values
+        labels = {f"labels_{side}": path for side, path in _by_side(artifact).items()}
+        vectors = {f"embeddings_{side}": path for side, path in embeddings.files.items()}
+        return Clusters(
+            fingerprint=artifact.fingerprint,
+            cluster_ids=tuple(values["cluster_ids"]),
+            pool_sizes_K=np.array(values["pool_sizes"], dtype=np.int64),
+            real_counts_K=np.array(values["real_counts"], dtype=np.int64),
+            dev_counts_K=np.array(values["dev_counts"], dtype=np.int64),
+            dev_weights_K=np.array(values["dev_weights"]),
+            descriptors_KD=np.array(values["descriptors"]),
+            files={**labels, **vectors, "model": artifact.path(tasks.MODEL_FILE)},
+        )
+
+    def retrieve(
+        self, clusters: Clusters, counts: Mapping[str, int], guide: Scores | None, *, how: str | None = None
+    ) -> Selection:
+        """Choose that many synthetic scenes in each cluster."""
+        section = tasks.retrieval_rule(self.config.retrieval, how)
+        wanted = {name: int(counts.get(name, 0)) for name in clusters.cluster_ids}
+        guided = guide if section.method != "random" else None
+        artifact = self._stage(
+            "retrieve",
+            {
+                "config": tasks.stage_identity(section),
+                "clusters": clusters.fingerprint,
+                "counts": wanted,
+                "guide": guided.fingerprint if guided else None,
+                "seed": self.config.seed,
+            },
+            lambda folder: tasks.choose_scenes(
+                section,
+                derive_seed(self.config.seed, "retrieve"),
+                wanted,
+                self.inputs.pools["synthetic"],
+                clusters.files,
+                guided.file if guided else None,
+                folder,
+            ),
+        )
+        delivered: Mapping[str, Any] = artifact.values["counts"]  # type: ignore[assignment]
+        return Selection(
+            fingerprint=artifact.fingerprint,
+            counts={name: delivered[name] for name in clusters.cluster_ids},
+            file=artifact.path(tasks.SELECTION_FILE),
+        )
+
+    def train(
+        self, selection: Selection, seeds: tuple[int, ...], *, start: Planners | None = None
+    ) -> Planners:
+        """Train one planner for each seed at the fixed number of steps."""
+        starts: list[tuple[str, Path] | None] = [None] * len(seeds)
+        if start is not None:
+            starts = list(zip(start.fingerprint.split("+"), start.directories, strict=True))
+        artifacts = [
+            self._train_one(selection, seed, before) for seed, before in zip(seeds, starts, strict=True)
+        ]
+        return Planners(
+            fingerprint="+".join(artifact.fingerprint for artifact in artifacts),
+            seeds=seeds,
+            directories=tuple(artifact.folder() for artifact in artifacts),
+        )
+
+    def evaluate(self, planners: Planners, clusters: Clusters, side: str) -> Scores:
+        """Score planners on the dev or test scenes."""
+        objective = self.config.evaluation.objective
+        artifact = self._stage(
+            f"evaluate_{side}",
+            {
+                "planners": planners.fingerprint,
+                "clusters": clusters.fingerprint,
+                "objective": objective,
+                "pool": self._marks(side, f"{side}_weights"),
+            },
+            lambda folder: tasks.gather_scores(
+                [self._score_one(directory, side) for directory in planners.directories],
+                planners.seeds,
+                objective,
+                self.inputs.pools[side],
+                self.inputs.weights[side],
+                clusters.files[f"labels_{side}"],
+                clusters.cluster_ids,
+                folder,
+            ),
+        )
+        return scores_record(artifact, side, planners.seeds)
+
+    def probe(self, planners: Planners, clusters: Clusters) -> Mapping[str, np.ndarray]:
+        """Measure how the planners' training gradients on each cluster agree with dev."""
+        spec = load_planner_spec(self.config.planner.factory, self.config.planner)
+        if spec.gradient is None:
+            method, factory = self.config.ascent.method, self.config.planner.factory
+            raise ConfigError(
+                "ascent.method", f"{method} needs gradients, which {factory} does not offer", method
+            )
+        artifact = self._stage(
+            "gradients",
+            {
+                "planners": planners.fingerprint,
+                "clusters": clusters.fingerprint,
+                "pools": self._marks("synthetic", "dev", "dev_weights"),
+                "seed": self.config.seed,
+            },
+            lambda folder: tasks.probe_gradients(
+                spec, planners.directories, self._probe_groups(spec, clusters), clusters.cluster_ids
+            ),
+        )
+        return {name: np.array(value, dtype=np.float64) for name, value in artifact.values.items()}  # type: ignore[arg-type]
+
+    def _probe_groups(
+        self, spec: PlannerSpec, clusters: Clusters
+    ) -> dict[str | None, tuple[Any, np.ndarray]]:
+        rows = tasks.gradient_rows(
+            derive_seed(self.config.seed, "gradients"),
+            clusters.files["labels_synthetic"],
+            clusters.cluster_ids,
+            self.inputs.weights["dev"],
+        )
+        features = {side: spec.load_features(self._features(side)) for side in ("synthetic", "dev")}
+        return {
+            name: (features["dev" if name is None else "synthetic"], chosen) for name, chosen in rows.items()
+        }
+
+    def publish(self, clusters: Clusters, history: tuple[Round, ...]) -> None:
+        """Make the newest round durable and visible."""
+        self.store.commit_round(history[-1].index, round_payload(history[-1]))
+        self.observe(clusters, history)
+
+    def _train_one(self, selection: Selection, seed: int, start: tuple[str, Path] | None) -> Artifact:
+        identity = {
+            "config": tasks.stage_identity(self.config.planner),
+            "selection": selection.fingerprint,
+            "pools": self._marks("real", "synthetic"),
+            "seed": seed,
+            **({"start": start[0]} if start else {}),
+        }
+        return self._stage(
+            "train",
+            identity,
+            lambda folder: self.work.train_planner(
+                {side: self._features(side) for side in ("real", "synthetic")},
+                selection.file,
+                seed,
+                start[1] if start else None,
+                folder,
+            ),
+        )
+
+    def _score_one(self, weights: Path, side: str) -> pa.Table:
+        return self.work.score_planner(weights, side, self._features(side), self._references(side))
+
+    def _features(self, side: str) -> Path:
+        identity = {"pool": self._marks(side), "config": tasks.stage_identity(self.config.planner)}
+        pool = self.inputs.pools[side]
+        return self._once(
+            "features", side, identity, lambda folder: tasks.pool_features(self.config.planner, pool, folder)
+        )
+
+    def _references(self, side: str) -> Path:
+        pool = self.inputs.pools[side]
+        return self._once(
+            "reference_drives",
+            side,
+            {"pool": self._marks(side)},
+            lambda folder: tasks.reference_drives(pool, folder),
+        )
+
+    def _once(
+        self, name: str, side: str, identity: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
+    ) -> Path:
+        """Return the folder of a stage that belongs to a pool; its files are checked once in a run."""
+        if (name, side) not in self._ready:
+            self._ready[name, side] = self._stage(name, identity, build).folder()
+        return self._ready[name, side]
+
+    def _marks(self, *names: str) -> dict[str, str]:
+        return {name: self._pool_marks[name] for name in names}
+
+    def _stage(
+        self, name: str, identity: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
+    ) -> Artifact:
+        started = time.perf_counter()
+        with self.watch(name.replace("_", " ")):
+            artifact = self.store.stage(name, {"version": __version__, **identity}, build)
+        self.seconds[name] += time.perf_counter() - started
+        return artifact
+
+
+def scores_record(artifact: Artifact, side: str, seeds: tuple[int, ...]) -> Scores:
+    """Return the record of a finished evaluation; missing values become NaN."""
+    values: Mapping[str, Any] = artifact.values
+    return Scores(
+        fingerprint=artifact.fingerprint,
+        side=side,
+        seeds=seeds,
+        cluster_scores_K=np.array(values["cluster_scores"], dtype=np.float64),
+        cluster_se_K=np.array(values["cluster_se"], dtype=np.float64),
+        totals={name: _float(value) for name, value in values["totals"].items()},
+        total_se=_float(values["total_se"]),
+        seed_totals={name: tuple(map(_float, row)) for name, row in values["seed_totals"].items()},
+        file=artifact.path(tasks.SCORES_FILE),
+    )
+
+
+def round_payload(finished: Round) -> dict[str, Any]:
+    """Return what the manifest of a round says: the mixture, and the stages that hold its parts."""
+    scores = finished.scores
+    return {
+        "weights": dict(finished.weights),
+        "counts": dict(finished.selection.counts),
+        "selection": finished.selection.fingerprint,
+        "scores": scores.fingerprint,
+        "seeds": list(scores.seeds),
+        "totals": {name: _plain(value) for name, value in scores.totals.items()},
+    }
+
+
+def _by_side(artifact: Artifact) -> dict[str, Path]:
+    return {side: artifact.path(tasks.table_file(side)) for side in SIDES}
+
+
+def _float(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
