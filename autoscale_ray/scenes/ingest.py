@@ -178,25 +178,27 @@ def run_part(job: PartJob) -> None:
     scratch = stem.with_name(f"{stem.name}.{os.getpid()}")
     quarantined, prints = [QUARANTINE_SCHEMA.empty_table()], [_PRINTS_SCHEMA.empty_table()]
     with pq.ParquetWriter(f"{scratch}.scenes", SCENE_SCHEMA, compression="none") as writer:
-        for unit in job.units:
-            _read_unit(job, unit, writer, quarantined, prints)
+        counts = [_read_unit(job, unit, writer, quarantined, prints) for unit in job.units]
+    pq.write_table(pa.table({"unit": list(job.units), "num_scenes": counts}), f"{scratch}.units")
     pq.write_table(pa.concat_tables(quarantined), f"{scratch}.bad")
     pq.write_table(pa.concat_tables(prints), f"{scratch}.prints")
     # The scenes file comes last: a part counts as finished when it is there.
-    for suffix in ("bad", "prints", "scenes"):
+    for suffix in ("units", "bad", "prints", "scenes"):
         os.replace(f"{scratch}.{suffix}", f"{stem}.{suffix}")
 
 
 def _read_unit(
     job: PartJob, unit: str, writer: pq.ParquetWriter, quarantined: list[pa.Table], prints: list[pa.Table]
-) -> None:
-    reader = _reader(job.format, job.files)
+) -> int:
+    """Write the scenes of a unit that keep every rule; return their number."""
+    reader, count = _reader(job.format, job.files), 0
     try:
         for table, left_out in _scenes(reader, job, unit, prints):
             good, bad = gate(table, unit) if len(table) else (table, left_out[:0])
             quarantined += [left_out, bad]
             if len(good):
                 writer.write_table(good)
+                count += len(good)
     except MemoryError:
         raise
     except Exception as error:
@@ -207,6 +209,7 @@ def _read_unit(
             raise SourceReadError(f"{job.path}: {unit}", problem) from error
         refused = isinstance(error, InvalidInputError)
         quarantined.append(_refusal(unit, error) if refused else _fault(job.format, unit, error))
+    return count
 
 
 def _scenes(reader: Reader, job: PartJob, unit: str, prints: list[pa.Table]) -> SceneTables:
@@ -263,21 +266,38 @@ def merge_parts(
     stems = [Path(job.staging) / job.stem for job in jobs]
     groups = _log_groups(stems, known_groups or {})
     with PoolWriter(out) as writer:
-        for table in _part_tables(stems):
-            writer.add(_with_logs(table, groups))
-        bad = pa.concat_tables([_read_part(stem, "bad") for stem in stems])
-        writer.add_side_table("quarantine", bad)
+        bad = [_read_part(stem, "bad") for stem in stems]
+        for table, units in _part_tables(stems):
+            twice = writer.repeated(table["scene_id"].to_pylist())
+            if twice.any():
+                bad.append(_duplicates(table.filter(pa.array(twice)), units[twice]))
+                table = table.filter(pa.array(~twice)).combine_chunks()
+            if len(table):
+                writer.add(_with_logs(table, groups))
+        writer.add_side_table("quarantine", pa.concat_tables(bad))
     return writer.manifest
 
 
-def _part_tables(stems: Iterable[Path]) -> Iterator[pa.Table]:
+def _duplicates(table: pa.Table, units: np.ndarray) -> pa.Table:
+    """Return quarantine rows for scenes whose id an earlier one has: two files hold the same recording."""
+    ids = table["scene_id"].to_pylist()
+    rules = ["scene_id must be unique in a pool"] * len(ids)
+    return pa.table([units.tolist(), ids, rules, [""] * len(ids)], schema=QUARANTINE_SCHEMA)
+
+
+def _part_tables(stems: Iterable[Path]) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    """Yield the scenes of finished parts in order, with the unit of each."""
     for stem in stems:
         # Both windows of a pair lie in one part, so a link can be checked against the part alone.
         ids = read_parquet(f"{stem}.scenes", ["scene_id"])["scene_id"].combine_chunks()
+        parts = _read_part(stem, "units")
+        units = np.repeat(np.array(parts["unit"].to_pylist(), dtype=object), parts["num_scenes"].to_numpy())
+        start = 0
         with open_parquet(f"{stem}.scenes") as file:
             for batch in file.iter_batches(batch_size=1024):
                 table = pa.Table.from_batches([batch]).cast(SCENE_SCHEMA)
-                yield _linked(table, ids)
+                yield _linked(table, ids), units[start : start + len(table)]
+                start += len(table)
 
 
 def _read_part(stem: Path, suffix: str) -> pa.Table:

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -111,6 +112,11 @@ class PoolWriter:
             counts={key: dict(sorted(counter.items())) for key, counter in self._counts.items()},
             num_quarantined=self._num_quarantined,
         )
+
+    def repeated(self, ids: list[str]) -> np.ndarray:
+        """Tell of each id (bool) whether the pool has it already, or it stands earlier in the list."""
+        seen: set[str] = set()
+        return np.array([key in self._ids or key in seen or bool(seen.add(key)) for key in ids], dtype=bool)
 
     def _add_ids(self, ids: list[str]) -> None:
         fresh = set(ids)

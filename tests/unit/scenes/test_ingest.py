@@ -49,6 +49,19 @@ def test_files_and_scenes_are_all_accounted_for(source, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name != "pool"]
 
 
+def test_a_recording_that_stands_in_two_files_counts_once(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / "source" / folder).mkdir(parents=True)
+        (tmp_path / "source" / folder / "USA_One-1_1_T-1.xml").write_bytes(straight_drive())
+    manifest = ingest("commonroad", tmp_path / "source", tmp_path / "pool", "real")
+    pool = open_pool(tmp_path / "pool")
+    rows = pool.side_table("quarantine").to_pylist()
+    assert manifest.num_scenes == len(set(pool.scene_ids)) == 2
+    assert {row["file"] for row in rows} == {"b/USA_One-1_1_T-1.xml"}
+    assert [row["element"] for row in rows] == list(pool.scene_ids)
+    assert {row["rule"] for row in rows} == {"scene_id must be unique in a pool"}
+
+
 def test_shared_motion_gives_one_log(source, tmp_path):
     ingest("commonroad", source, tmp_path / "pool", "real")
     logs = dict(open_pool(tmp_path / "pool").manifest.counts["log"])
