@@ -13,7 +13,7 @@ import numpy as np
 from autoscale_ray.config import AscentConfig, RunConfig, derive_seed
 from autoscale_ray.mixture import METHODS
 from autoscale_ray.mixture.allocation import allocate
-from autoscale_ray.mixture.problem import ClusterInfo, Observation
+from autoscale_ray.mixture.problem import ClusterInfo, Feedback, Observation
 from autoscale_ray.records import Arm, Clusters, Round
 from autoscale_ray.stages import Stages
 
@@ -57,6 +57,7 @@ def play(
         weights=weights,
         selection=selection,
         scores=stages.evaluate(planners, clusters, "dev"),
+        probed=stages.probe(planners, clusters) if reads_gradients(config.ascent.method) else {},
     )
     stages.publish(clusters, (*history, finished))
     return finished
@@ -90,6 +91,11 @@ def compare(
     return tuple(arms)
 
 
+def reads_gradients(method: str) -> bool:
+    """Say whether a mixture method reads the planner's gradients, which cost a probe after every round."""
+    return any(name.startswith("gradient_") for name in METHODS[method].feedback)
+
+
 def cluster_info(clusters: Clusters, budget: int) -> ClusterInfo:
     """Return the clusters as the mixture methods see them."""
     return ClusterInfo(
@@ -113,6 +119,7 @@ def observations(history: tuple[Round, ...]) -> tuple[Observation, ...]:
             score_se_K=done.scores.cluster_se_K,
             num_seeds=len(done.scores.seeds),
             is_real_only=done.selection.num_scenes == 0,
+            feedback=Feedback(**done.probed),
         )
         for done in history
     )

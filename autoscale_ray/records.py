@@ -6,7 +6,7 @@ Shape legend: N scenes, K clusters, S training seeds, D embedding.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -108,6 +108,8 @@ class Round:
     """Proposed share per cluster id; empty for the real-only run."""
     selection: Selection
     scores: Scores
+    probed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What the mixture method reads beyond scores, by field of its feedback; empty for methods that read none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

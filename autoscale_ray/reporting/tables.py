@@ -10,6 +10,7 @@ from rich.table import Table
 from autoscale_ray.records import Clusters
 
 Summary = Mapping[str, Any]
+OBJECTIVE_LINE = "W: the objective, a mean of scene scores by their weights; SE: its standard error over scenes"
 
 
 def round_table(summary: Summary, index: int) -> Table:
@@ -37,19 +38,10 @@ def round_table(summary: Summary, index: int) -> Table:
 def arm_table(summary: Summary) -> Table:
     """Return the final comparison: one row an arm, scored on test scenes nobody chose by."""
     table = Table(
-        title=f"Test x100, {summary['steps']} optimiser steps each (non-reactive pseudo-simulation)",
-        caption=spent_line(summary),
+        title=f"Test scores x 100, {summary['steps']} optimiser steps each (non-reactive pseudo-simulation)",
+        caption=f"{OBJECTIVE_LINE}\n{spent_line(summary)}",
     )
-    for name in (
-        "arm",
-        "synthetic scenes",
-        "epochs",
-        "W x100",
-        "SE",
-        "EPDMS x100",
-        "PDMS x100",
-        "BEV mIoU x100",
-    ):
+    for name in ("arm", "synthetic", "epochs", "W", "SE", "EPDMS", "PDMS", "BEV mIoU"):
         table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=name == "arm")
     for arm in summary["arms"]:
         totals = arm["totals"]

@@ -182,6 +182,21 @@ def test_bad_configuration(override, pools, tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("method", ["fused", "doge"])
+def test_methods_that_read_gradients_get_them(method, pools, tmp_path, capsys, monkeypatch):
+    """Two rounds of a run that probes gradients; a planner that offers none is refused before any work."""
+    given = arguments(pools, tmp_path / "run", f"ascent.method={method}", "loop.baselines=[]")
+    run_local(load_config(None, given), Console(quiet=True))
+    (probe, *_) = sorted((tmp_path / "run").glob("stages/gradients-*.json"))
+    values = json.loads(probe.read_text())["body"]["values"]
+    assert len(values["gradient_alignment_K"]) == len(values["gradient_gram_KK"]) >= 2
+    assert all(row[k] > 0 for k, row in enumerate(values["gradient_gram_KK"]))
+    refused = [f"placement.run_dir={tmp_path / 'no'}", "planner.factory=straight_planner:make_planner"]
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "fixtures" / "external_planner"))
+    fails(["run", *given, *refused], capsys, ["ascent.method", method, "straight_planner"])
+    assert not (tmp_path / "no").exists()
+
+
 def test_without_faiss(pools, tmp_path):
     code = "import sys; sys.modules['faiss'] = None; from autoscale_ray.cli import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", code, "run", *arguments(pools, tmp_path / "run")]
