@@ -84,6 +84,8 @@ class EmbeddingLossConfig:
     """Two views of a scene are alike, other scenes are not."""
     metric: NonNegative = 1.0
     """Embedding distances follow the scenario distance."""
+    neighbours: NonNegative = 1.0
+    """The nearest scenes of a batch are those of the least scenario distance."""
     pairs: NonNegative = 0.0
     """A perturbed scene stays near its source, the less the more it differs."""
     variance: NonNegative = 0.1

@@ -26,6 +26,9 @@ DISTANCE_FLOOR = 0.02
 """Added to both distances before the logarithm, so that near-copies do not dominate the ratios."""
 PAIR_SCALE = 0.25
 """Scenario distance at which the pull between a perturbed scene and its source has fallen to 1/e."""
+NEIGHBOUR_SCALE = 0.05
+"""Scenario distance at which a scene's share as a neighbour has fallen to 1/e: a handful of scenes of a batch."""
+NEIGHBOUR_TEMPERATURE = 0.05
 
 
 def scene_loss(found: SceneReconstruction, raster_N4C: Tensor, drive_NT2: Tensor, valid_NT: Tensor,
@@ -94,7 +97,7 @@ def contrastive_loss(z_ND: Tensor, view_ND: Tensor) -> Tensor:
         view_ND: Embeddings of a second view, same order.
     """
     logits = normalize(z_ND, dim=1) @ normalize(view_ND, dim=1).T / TEMPERATURE
-    label = torch.arange(len(z_ND))
+    label = torch.arange(len(z_ND), device=z_ND.device)
     return (cross_entropy(logits, label) + cross_entropy(logits.T, label)) / 2
 
 
@@ -115,9 +118,28 @@ def metric_loss(z_ND: Tensor, delta_NN: Tensor) -> Tensor:
         delta_NN: Scenario distances in [0, 1].
     """
     ratio = torch.log(cosine_distance(z_ND) + DISTANCE_FLOOR) - torch.log(delta_NN + DISTANCE_FLOOR)
-    other = ~torch.eye(len(z_ND), dtype=torch.bool)
+    other = ~torch.eye(len(z_ND), dtype=torch.bool, device=z_ND.device)
     ratio = ratio[other].reshape(len(z_ND), -1)
     return 2 * ratio.var(dim=1, correction=0).mean()
+
+
+def neighbour_loss(z_ND: Tensor, delta_NN: Tensor) -> Tensor:
+    """Make the scenes of a batch that look nearest be those that are nearest: mean_a KL(P_a || Q_a).
+
+    P_ai ~ exp(-delta_ai / 0.05), Q_ai ~ exp(cos(z_a, z_i) / 0.05), i != a: stochastic neighbour embedding (Hinton and
+    Roweis 2002, eqs. 1-3) with the scenario distance as the given one. Where the log-ratio loss weighs all distances
+    alike, this one sees the near ones, which are what retrieval and clusters use.
+
+    Args:
+        z_ND: Embeddings, at least two.
+        delta_NN: Scenario distances in [0, 1].
+    """
+    own = torch.eye(len(z_ND), dtype=torch.bool, device=z_ND.device)
+    unit = normalize(z_ND, dim=1)
+    wanted = (-delta_NN / NEIGHBOUR_SCALE).masked_fill(own, -torch.inf).log_softmax(1).masked_fill(own, 0.0)
+    found = (unit @ unit.T / NEIGHBOUR_TEMPERATURE).masked_fill(own, -torch.inf).log_softmax(1)
+    share = wanted.exp().masked_fill(own, 0.0)
+    return (share * (wanted - found.masked_fill(own, 0.0))).sum(dim=1).mean()
 
 
 def pair_loss(z_ND: Tensor, source_P: Tensor, copy_P: Tensor, delta_P: Tensor) -> Tensor:
@@ -160,7 +182,7 @@ def laplacian_loss(z_ND: Tensor, delta_NN: Tensor) -> Tensor:
         z_ND: Embeddings.
         delta_NN: Scenario distances.
     """
-    weight = torch.exp(-delta_NN / PAIR_SCALE) * (1 - torch.eye(len(z_ND)))
+    weight = torch.exp(-delta_NN / PAIR_SCALE) * (1 - torch.eye(len(z_ND), device=z_ND.device))
     return (weight * (2 * cosine_distance(z_ND)).square()).sum() / weight.sum().clamp(min=1e-9)
 
 

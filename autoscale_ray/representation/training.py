@@ -281,7 +281,7 @@ def batch_terms(
     encoding = model.encoder(scenes.graph)
     z_ND = encoding.z_ND
     delta_NN = torch.zeros(0, 0)
-    if weights["metric"] or weights["pairs"] or weights["laplacian"]:
+    if any(weights[name] for name in ("metric", "neighbours", "pairs", "laplacian")):
         delta_NN = distance(scenes.signature, scenes.signature)
     copies = torch.arange(num_copies)
     makers: dict[str, Callable[[], Tensor]] = {
@@ -292,6 +292,7 @@ def batch_terms(
             z_ND, model.encoder(semantic_view(scenes.graph, generator)).z_ND
         ),
         "metric": lambda: objectives.metric_loss(z_ND, delta_NN),
+        "neighbours": lambda: objectives.neighbour_loss(z_ND, delta_NN),
         "pairs": lambda: objectives.pair_loss(
             z_ND, copies + num_copies, copies, delta_NN[copies, copies + num_copies]
         ),

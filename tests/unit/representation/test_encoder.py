@@ -1,5 +1,6 @@
 """What the embedding must not depend on, and equality of the fast path with the PyG layers."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from autoscale_ray.config import RepresentationConfig
+from autoscale_ray.representation import fused
 from autoscale_ray.representation.scene_graph import graph_from_batch
 from autoscale_ray.representation.training import embed_batch, feature_sizes_of, new_model
 from autoscale_ray.scenes.batch import row_of
@@ -25,9 +27,13 @@ def assert_close(found, expected):
     torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
 
 
-def test_fast_path_equals_pyg_layers(model):
-    graph = graph_from_batch(random_batch(100, 1))
-    fast, slow = model.encoder(graph, "fast"), model.encoder(graph, "pyg")
+@pytest.mark.parametrize("gradients", [False, True], ids=["kernels", "segment sums"])
+@pytest.mark.parametrize("num_agents", [None, 1, 40], ids=["some agents", "few agents", "many agents"])
+def test_fast_path_equals_pyg_layers(model, gradients, num_agents):
+    """Few and many agents beside the same lanes take both orders of a relation's mean and product."""
+    graph = graph_from_batch(random_batch(60, 1, num_agents=num_agents))
+    with torch.set_grad_enabled(gradients):
+        fast, slow = model.encoder(graph, "fast"), model.encoder(graph, "pyg")
     assert_close(fast.z_ND, slow.z_ND)
     for name, states in fast.nodes.items():
         assert_close(states, slow.nodes[name])
@@ -50,13 +56,25 @@ def test_fast_path_has_the_gradients_of_pyg_layers(model):
         torch.testing.assert_close(gradients["fast"][name], expected, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_bfloat16_points_the_same_way(model):
+def test_fast_path_does_not_need_numba(model, monkeypatch):
+    graph = graph_from_batch(random_batch(20, 1))
+    with torch.no_grad():
+        compiled = model.encoder(graph, "fast").z_ND
+        monkeypatch.setattr(fused, "has_numba", lambda: False)
+        assert_close(model.encoder(graph, "fast").z_ND, compiled)
+
+
+@pytest.mark.parametrize("way", ["autocast", "weights"])
+def test_bfloat16_points_the_same_way(model, way):
     graph = graph_from_batch(random_batch(200, 2))
     with torch.no_grad():
-        full = model.encoder(graph).z_ND
-        with torch.autocast("cpu", torch.bfloat16):
-            half = model.encoder(graph).z_ND.float()
-    assert float(torch.cosine_similarity(full, half).min()) >= 0.999
+        full = model.encoder(graph, "pyg").z_ND
+        if way == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                half = model.encoder(graph).z_ND
+        else:
+            half = copy.deepcopy(model.encoder).bfloat16()(graph).z_ND
+    assert float(torch.cosine_similarity(full, half.float()).min()) >= 0.999
 
 
 def _shuffled_inside(offsets, seed):

@@ -40,6 +40,31 @@ def test_metric_loss_is_zero_for_proportional_distances():
     assert float(objectives.metric_loss(z, delta)) == pytest.approx(0, abs=1e-9)
 
 
+def test_neighbour_loss_against_plain_sums():
+    z = vectors(6, 4, 13)
+    delta = np.random.default_rng(14).uniform(0.01, 0.3, (6, 6))
+    unit = (z / z.norm(dim=1, keepdim=True)).numpy()
+    total = 0.0
+    for a in range(6):
+        others = [i for i in range(6) if i != a]
+        wanted = np.exp(-delta[a, others] / objectives.NEIGHBOUR_SCALE)
+        found = np.exp(unit[others] @ unit[a] / objectives.NEIGHBOUR_TEMPERATURE)
+        wanted, found = wanted / wanted.sum(), found / found.sum()
+        total += (wanted * np.log(wanted / found)).sum() / 6
+    value = objectives.neighbour_loss(z, torch.from_numpy(delta))
+    assert float(value) == pytest.approx(total, rel=1e-6)
+
+
+def test_neighbour_loss_is_zero_where_the_neighbours_are_the_wanted_ones():
+    z = vectors(5, 3, 15).requires_grad_()
+    unit = torch.nn.functional.normalize(z.detach(), dim=1)
+    scale = objectives.NEIGHBOUR_SCALE / objectives.NEIGHBOUR_TEMPERATURE
+    value = objectives.neighbour_loss(z, (1 - unit @ unit.T) * scale)
+    value.backward()
+    assert float(value.detach()) == pytest.approx(0, abs=1e-9)
+    assert z.grad.isfinite().all()
+
+
 def test_contrastive_loss_against_plain_sums():
     z, view = vectors(5, 3, 3), vectors(5, 3, 4)
     a, b = (t.numpy() / np.linalg.norm(t.numpy(), axis=1, keepdims=True) for t in (z, view))
