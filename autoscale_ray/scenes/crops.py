@@ -96,7 +96,7 @@ def crop_road(
         "lane_points": _per_window(
             to_scene_frame(road.center_V2[vertex], origins_M3[window_V]), window_V, count_M
         ),
-        "lane_offsets": _local_offsets(cut.window_J, cut.count_J, len(count_M)),
+        "lane_offsets": local_offsets(cut.window_J, cut.count_J, len(count_M)),
         "lane_width_m": (road.width_L[cut.lane_J], count_M),
         "lane_speed_limit_mps": (road.speed_limit_L[cut.lane_J], count_M),
         "lane_on_route": (on_route_ML[cut.window_J, cut.lane_J], count_M),
@@ -128,7 +128,7 @@ def _per_window(values: np.ndarray, window: np.ndarray, count_M: np.ndarray) -> 
     return values, np.bincount(window, minlength=len(count_M))
 
 
-def _local_offsets(window_J: np.ndarray, count_J: np.ndarray, num_windows: int) -> Flat:
+def local_offsets(window_J: np.ndarray, count_J: np.ndarray, num_windows: int) -> Flat:
     """Return, for each window, 0 and the running sum of its counts."""
     items_M = np.bincount(window_J, minlength=num_windows)
     total = np.concatenate([[0], np.cumsum(count_J)])
@@ -192,7 +192,7 @@ def _polygons(
         "polygon_points": _per_window(
             to_scene_frame(points_W2[vertex], origins_M3[window_W]), window_W, num_M
         ),
-        "polygon_offsets": _local_offsets(window_Q, count_Q, len(num_M)),
+        "polygon_offsets": local_offsets(window_Q, count_Q, len(num_M)),
         "polygon_layer": (layer_Q, num_M),
         "polygon_lane": (local_Q, num_M),
         "polygon_on_route": (

@@ -1,9 +1,20 @@
 """One module for each data format; `READERS` lists them by the name used on the command line."""
 
-from autoscale_ray.scenes.readers import argoverse2, commonroad, interaction, kitti, scenarionet, sumo
+from autoscale_ray.scenes.readers import (
+    argoverse2,
+    commonroad,
+    interaction,
+    kitti,
+    navsim,
+    scenarionet,
+    simscale,
+    sumo,
+)
 from autoscale_ray.scenes.readers.reader import Reader
 
 READERS: dict[str, Reader] = {
+    "navsim": navsim.READER,
+    "simscale": simscale.READER,
     "commonroad": commonroad.READER,
     "sumo": sumo.READER,
     "scenarionet": scenarionet.READER,
