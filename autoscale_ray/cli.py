@@ -82,6 +82,10 @@ def ingest(
     out: Path,
     domain: Domain,
     num_processes: int = 1,
+    maps: Path | None = None,
+    filter: Path | None = None,
+    rewards: Path | None = None,
+    vocabulary: Path | None = None,
 ) -> None:
     """Make a scene pool of recordings or simulations in another format.
 
@@ -93,10 +97,15 @@ def ingest(
         out: Folder of the new pool; must not exist or be empty.
         domain: Whether the scenes count as real or synthetic.
         num_processes: Files read side by side.
+        maps: Folder with nuPlan maps (navsim, simscale).
+        filter: NAVSIM scene filter, YAML (navsim, simscale).
+        rewards: Reward file, or folder with one for each token (simscale).
+        vocabulary: Trajectories that the rewards score, .npy (simscale).
     """
     from autoscale_ray.scenes.ingest import ingest as ingest_files
     from autoscale_ray.scenes.ingest import num_reader_faults
 
+    beside = {"maps": maps, "filter": filter, "rewards": rewards, "vocabulary": vocabulary}
     console = Console()
     with console.status(f"reading {path}") as status:
         manifest = ingest_files(
@@ -104,6 +113,7 @@ def ingest(
             path,
             out,
             domain,
+            files={name: file for name, file in beside.items() if file is not None},
             num_processes=num_processes,
             progress=lambda done, total: status.update(f"reading {path}: {done} of {total} parts"),
         )
