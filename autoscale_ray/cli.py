@@ -254,25 +254,47 @@ def embed(arguments: Positional[tuple[str, ...]] = (), out: Path | None = None, 
 
 def score(
     trajectories: Positional[Path],
-    pool: Positional[Path],
+    pool: Positional[Path | None] = None,
+    *,
     out: Path,
+    metric_cache: Path | None = None,
+    two_stage: Path | None = None,
 ) -> None:
-    """Score planned trajectories on the scenes of a pool by PDMS (v1) and EPDMS (v2), all sub-scores.
+    """Score planned trajectories by PDMS (v1) and EPDMS (v2), all sub-scores, on a pool or on NAVSIM's metric caches.
 
     Args:
         trajectories: .npz or .parquet with scene_id and poses in the scene frame, P x 8 x 3 (2 Hz) or
-            P x 40 x 3 (10 Hz).
+            P x 40 x 3 (10 Hz), or a NAVSIM submission .pkl; with metric caches scene_id is the token.
         pool: Folder of the pool.
         out: Parquet file to write.
+        metric_cache: Folder of metric caches, in place of a pool; each gives the version it was made for.
+        two_stage: With metric caches: NAVSIM's split YAML whose mapping gives the two-stage score, for example
+            navhard_two_stage.yaml.
     """
-    from autoscale_ray.evaluation.score_pool import score_trajectory_file
-
+    if (pool is None) == (metric_cache is None):
+        raise ConfigError("score", "needs either a pool or --metric-cache")
+    if two_stage is not None and metric_cache is None:
+        raise ConfigError("score", "--two-stage needs --metric-cache")
     console = Console()
     with console.status("scoring"):
-        counts = score_trajectory_file(trajectories, pool, out)
-    console.print(
-        f"{out}: {counts['scored']} trajectories scored, {counts['invalid']} reported invalid with a reason"
-    )
+        counts = _score(trajectories, pool, metric_cache, two_stage, out)
+    scored, invalid = counts.pop("scored"), counts.pop("invalid")
+    console.print(f"{out}: {scored} trajectories scored, {invalid} reported invalid with a reason")
+    for title, values in counts.items():
+        console.print(_tree(title, values) if isinstance(values, Mapping) else f"{title}: {values}")
+
+
+def _score(
+    trajectories: Path, pool: Path | None, metric_cache: Path | None, two_stage: Path | None, out: Path
+) -> dict[str, Any]:
+    if metric_cache is not None:
+        from autoscale_ray.evaluation.score_cache import score_cache_file
+
+        return score_cache_file(trajectories, metric_cache, out, two_stage)
+    from autoscale_ray.evaluation.score_pool import score_trajectory_file
+
+    assert pool is not None
+    return dict(score_trajectory_file(trajectories, pool, out))
 
 
 def _config(arguments: Sequence[str], out: Path | None) -> RunConfig:

@@ -68,8 +68,26 @@ def prepare(
             f"must have {rules.num_frames} frames for {rules.version}",
             scene.num_frames,
         )
+    return prepare_arena(scene, build_arena(scene, rules.num_frames), rules, reference_poses, backend)
+
+
+def prepare_arena(
+    scene: ScoringScene,
+    arena: Arena,
+    rules: Rules,
+    reference_poses: Floats | None = None,
+    backend: str = "auto",
+) -> PreparedScene:
+    """Prepare a scene whose arena is known; see `prepare`.
+
+    Args:
+        scene: Gives times, the human's future and, without `reference_poses`, what PDM-Closed needs.
+        arena: Tracks, rings and lights, whose origin is the ego's rear axle at t = 0.
+        rules: RULES_V1 or RULES_V2.
+        reference_poses: (41, 3) PDM-Closed poses every 0.1 s in the scene's frame; None runs PDM-Closed.
+        backend: "auto", "torch" or "numba".
+    """
     backend = choose_backend(backend)
-    arena = build_arena(scene, rules.num_frames)
     if backend == "numba":
         from autoscale_ray.evaluation.compiled import with_grid
 

@@ -26,10 +26,10 @@ SUB_SCORES = {"v1": COLUMNS_V1, "v2": COLUMNS_V2}
 
 
 def read_trajectories(path: Path | str) -> dict[str, Floats]:
-    """Read trajectories by scene from an npz or Parquet file.
+    """Read trajectories by scene from an npz or Parquet file, or a NAVSIM submission pickle.
 
     npz: `scene_id` (S,) and `trajectories` (S, P, 8 or 40, 3). Parquet: columns `scene_id` and `trajectories`, nested
-    lists P x 8 x 3 or P x 40 x 3.
+    lists P x 8 x 3 or P x 40 x 3. Submission (.pkl): one trajectory a token.
 
     Args:
         path: The file.
@@ -41,6 +41,10 @@ def read_trajectories(path: Path | str) -> dict[str, Floats]:
         InvalidInputError: Naming the file and the rule.
     """
     path = Path(path)
+    if path.suffix == ".pkl":
+        from autoscale_ray.scenes.readers.metric_cache import read_submission
+
+        return {token: poses[None] for token, poses in read_submission(path).items()}
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
             if not {"scene_id", "trajectories"} <= set(archive.files):
@@ -89,7 +93,7 @@ def score_file(
     for scene_id, value in trajectories.items():
         if scene_id not in seen:
             reason = (refused or {}).get(scene_id, f"{scene_id}: trajectory: must have a scene")
-            rows += _refuse(scene_id, len(value), reason)
+            rows += refused_rows(scene_id, len(value), reason)
     return pa.Table.from_pylist(rows, schema=score_schema(version))
 
 
@@ -114,11 +118,12 @@ def _score_scene(
     try:
         result = SCORERS[version]([scene], np.asarray(waypoints)[None], backend=backend)
     except InvalidSceneError as error:
-        return _refuse(scene.scene_id, len(waypoints), str(error))
-    return [_row(scene.scene_id, index, result) for index in range(len(waypoints))]
+        return refused_rows(scene.scene_id, len(waypoints), str(error))
+    return [result_row(scene.scene_id, index, result) for index in range(len(waypoints))]
 
 
-def _row(scene_id: str, index: int, result: ScoreResult) -> dict[str, object]:
+def result_row(scene_id: str, index: int, result: ScoreResult) -> dict[str, object]:
+    """Return the row of `score_file` of one trajectory of a result of one scene."""
     row: dict[str, object] = {
         "scene_id": scene_id,
         "trajectory": index,
@@ -135,7 +140,8 @@ def _row(scene_id: str, index: int, result: ScoreResult) -> dict[str, object]:
     }
 
 
-def _refuse(scene_id: str, num_trajectories: int, reason: str) -> list[dict[str, object]]:
+def refused_rows(scene_id: str, num_trajectories: int, reason: str) -> list[dict[str, object]]:
+    """Return the rows of `score_file` of trajectories that cannot be scored."""
     row = {"scene_id": scene_id, "valid": False, "reason": reason, "traffic": TRAFFIC}
     return [{**row, "trajectory": index} for index in range(num_trajectories)]
 

@@ -38,7 +38,7 @@ def waypoint_grid(start_us: int, num_waypoints: int) -> TimeGrid:
     """
     interval_s = 4.0 / num_waypoints
     node_s = np.arange(0.0, 4.0, interval_s) + interval_s + start_us * 1e-6
-    return _grid(start_us, np.concatenate([[start_us], (node_s * 1e6).astype(np.int64)]))
+    return node_grid(start_us, np.concatenate([[start_us], (node_s * 1e6).astype(np.int64)]))
 
 
 def step_grid(start_us: int) -> TimeGrid:
@@ -50,7 +50,7 @@ def step_grid(start_us: int) -> TimeGrid:
     Returns:
         Grid over 41 nodes at exact multiples of 0.1 s.
     """
-    return _grid(start_us, start_us + STEP_US * np.arange(NUM_STEPS, dtype=np.int64))
+    return node_grid(start_us, start_us + STEP_US * np.arange(NUM_STEPS, dtype=np.int64))
 
 
 def history_samples(
@@ -77,7 +77,13 @@ def history_samples(
     return sampled
 
 
-def _grid(start_us: int, node_us: npt.NDArray[np.int64]) -> TimeGrid:
+def node_grid(start_us: int, node_us: npt.NDArray[np.int64]) -> TimeGrid:
+    """Place the 41 samples between nodes at given times, clipped to the last one.
+
+    Args:
+        start_us: Timestamp of t = 0 in microseconds, the first node.
+        node_us: (k,) increasing times, k >= 2.
+    """
     sample_s = np.arange(0.0, 4.0 + STEP_S, STEP_S)[:NUM_STEPS] + start_us * 1e-6
     sample_us = np.clip((sample_s * 1e6).astype(np.int64), start_us, node_us[-1])
     return TimeGrid(*_locate(node_us, sample_us))
