@@ -261,6 +261,9 @@ class PlannerConfig:
     """Weight of lateral against longitudinal error in the imitation loss."""
     occupancy_weight: NonNegative = 0.2
     """Weight of the auxiliary BEV occupancy loss; 0 switches the head off."""
+    deterministic: bool = True
+    """Whether trainers on Ray share every step as 4 logical shards, to the bits of one process; false trains with
+    plain DDP, whose last bits depend on the number of trainers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -281,6 +284,8 @@ class LoopConfig:
     """Mixture rounds after the real-only round 0, >= 0."""
     budget: Count = 700
     """Synthetic scenes a round, >= 1; larger than the pool means the whole pool."""
+    warm_start: bool = False
+    """Whether a round's planners begin with the weights of the round before; the final comparison never does."""
     seeds_per_round: Count = 1
     """Training seeds averaged in one evaluation, >= 1; every one is charged."""
     final_seeds: Count = 2
@@ -300,6 +305,8 @@ class RayConfig:
 
     num_trainers: Annotated[int, Field(ge=1, le=4)] = 1
     """Workers that share every training step, 1 to 4: they share its 4 logical shards."""
+    min_trainers: Annotated[int, Field(ge=0, le=4)] = 0
+    """Fewest trainers to go on with while the cluster has no room for more, 0 to 4; 0 waits for `num_trainers`."""
     num_embedders: Count = 1
     """Actors that embed pools, >= 1."""
     num_scorers: Count = 1
@@ -308,6 +315,8 @@ class RayConfig:
     """GPUs that each trainer and embedder reserves; 0 runs on CPU."""
     checkpoint_steps: Count = 200
     """Training steps between two checkpoints, >= 1: what a killed worker loses at most."""
+    stall_timeout_s: Count = 300
+    """How long a training step or a scoring may take before its process is ended and started again, >= 1."""
     start_timeout_s: Count = 30
     """How long workers may take to get their CPUs and GPUs before the run stops with a clear line, >= 1."""
 

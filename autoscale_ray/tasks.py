@@ -27,6 +27,7 @@ from autoscale_ray.mixture.alignment import measure_alignment
 from autoscale_ray.mixture.clusters import ClusterModel, cluster_names, fit_clusters, random_labels
 from autoscale_ray.mixture.retrieval import Candidates, Queries, make_candidates, query_weights, retrieve
 from autoscale_ray.mixture.similarity import fit_domain_probe
+from autoscale_ray.planning.planner import empty_planner, parameter_shapes
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
 from autoscale_ray.planning.training import PlannerWeights, TrainState, new_state
 from autoscale_ray.records import SIDES
@@ -271,8 +272,8 @@ def train_planner(
 def warm_state(weights: PlannerWeights) -> TrainState:
     """Return a state before its first step that begins with the averaged weights of a trained planner."""
     fresh = new_state(weights.config, 0)
-    flat_W = torch.cat([tensor.flatten() for tensor in weights.average.values()])
-    assert flat_W.shape == fresh.weights_W.shape
+    names = parameter_shapes(empty_planner(weights.config, 1))
+    flat_W = torch.cat([weights.average[name].flatten() for name in names])
     return dataclasses.replace(fresh, weights_W=flat_W)
 
 

@@ -67,11 +67,11 @@ class TaskBoard:
             self._task = None
             return self._files
 
-    def fetch(self, wait_s: float) -> Task | str:
-        """Return the open task, ``wait`` when there is none yet, or ``end`` when there will be no more."""
+    def fetch(self, last: str | None, wait_s: float) -> Task | str:
+        """Return the open task that is not the worker's last, ``wait`` while there is none, ``end`` at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._open or self._closed, wait_s)
-            if self._open:
+            self._changed.wait_for(lambda: self._is_open(last) or self._closed, wait_s)
+            if self._is_open(last):
                 assert self._task is not None
                 if self._posted_s:
                     self.hand_over_s.append(time.perf_counter() - self._posted_s)
@@ -79,9 +79,8 @@ class TaskBoard:
                 return self._task
             return "end" if self._closed else "wait"
 
-    @property
-    def _open(self) -> bool:
-        return self._task is not None and self._files is None
+    def _is_open(self, last: str | None) -> bool:
+        return self._task is not None and self._files is None and self._task.task_id != last
 
     def deliver(self, task_id: str, files: Mapping[str, bytes]) -> None:
         """Take the files of a task; those of any other task come from a worker that was late."""

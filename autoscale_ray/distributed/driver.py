@@ -20,13 +20,13 @@ import ray
 import torch
 
 from autoscale_ray.artifacts import fingerprint
-from autoscale_ray.config import RunConfig
+from autoscale_ray.config import RunConfig, identity
 from autoscale_ray.distributed.board import Task, TaskBoard
 from autoscale_ray.distributed.observe import Observer
 from autoscale_ray.distributed.resources import NAMESPACE
 from autoscale_ray.distributed.stages import RayStages
 from autoscale_ray.distributed.train import make_trainer
-from autoscale_ray.errors import AutoScaleError
+from autoscale_ray.errors import AutoScaleError, ConfigError
 from autoscale_ray.session import open_run, play
 
 ENDED = ("finished", "stopped", "failed")
@@ -59,8 +59,10 @@ class Driver:
         threading.Thread(target=self._run, name="loop", daemon=True).start()
 
     def status(self) -> dict[str, Any]:
-        """Return state (running, paused, finished, stopped, failed), stage, summary, error and process id."""
-        return {**self._status, "pid": os.getpid(), "hand_over_s": list(self._board.hand_over_s)}
+        """Return state (running, paused, finished, stopped, failed), stage, summary, error, process, identity."""
+        mark = fingerprint(identity(self._config))
+        hand_over_s = list(self._board.hand_over_s)
+        return {**self._status, "pid": os.getpid(), "identity": mark, "hand_over_s": hand_over_s}
 
     def pause(self) -> None:
         """Hold the loop before its next stage."""
@@ -75,9 +77,9 @@ class Driver:
         self._stop = True
         self._go_on.set()
 
-    def fetch_task(self, wait_s: float) -> Task | str:
+    def fetch_task(self, last: str | None, wait_s: float) -> Task | str:
         """Return the open training task, ``wait`` or ``end``; see `TaskBoard.fetch`."""
-        return self._board.fetch(wait_s)
+        return self._board.fetch(last, wait_s)
 
     def deliver_task(self, task_id: str, files: Mapping[str, bytes]) -> None:
         """Take the files of a trained planner; see `TaskBoard.deliver`."""
@@ -155,11 +157,18 @@ def start_driver(config: RunConfig, lifetime: str | None = "detached") -> Any:
     Args:
         config: The run, with absolute paths.
         lifetime: ``detached`` outlives whoever starts it; None ends with them.
+
+    Raises:
+        ConfigError: A driver is running another configuration in the same folder.
     """
-    name = driver_name(config.placement.run_dir)
-    ended = find_driver(config.placement.run_dir)
-    if ended is not None and ray.get(ended.status.remote())["state"] in ENDED:
-        end_driver(config.placement.run_dir)
+    run_dir = config.placement.run_dir
+    name, found = driver_name(run_dir), find_driver(run_dir)
+    if found is not None:
+        status = ray.get(found.status.remote())
+        if status["state"] in ENDED:
+            end_driver(run_dir)
+        elif status["identity"] != fingerprint(identity(config)):
+            raise ConfigError(run_dir, "a driver is running another configuration in this folder")
     return (
         ray.remote(Driver)
         .options(
@@ -171,6 +180,7 @@ def start_driver(config: RunConfig, lifetime: str | None = "detached") -> Any:
             max_restarts=-1,
             max_task_retries=-1,
             max_concurrency=16,
+            scheduling_strategy="DEFAULT",  # a trial's placement group has no CPUs, and children stay in it
         )
         .remote(config, name)
     )

@@ -1,10 +1,10 @@
-"""A run small enough for every test: two rounds, 50 steps."""
+"""A run small enough for every test: two rounds, 50 steps, on embeddings that are made once."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from autoscale_ray.artifacts import read_rounds
+from autoscale_ray.artifacts import read_rounds, share_stages
 from autoscale_ray.config import RunConfig, load_config
 from autoscale_ray.distributed.session import with_absolute_paths
 
@@ -26,18 +26,29 @@ SMALL = [
     "loop.budget=60",
     "loop.final_seeds=1",
     "loop.baselines=[real_only]",
+    "placement.ray.checkpoint_steps=10",
 ]
+CHANGING = ("train", "retrieve", "evaluate")
+"""Stages that a round makes; all others are made before the first."""
 
 
 def config_of(run_dir: Path, *more: str) -> RunConfig:
-    placement = [f"placement.run_dir={run_dir}", "placement.ray.checkpoint_steps=10"]
-    return with_absolute_paths(load_config(None, [*SMALL, *placement, *more]))
+    return with_absolute_paths(load_config(None, [*SMALL, f"placement.run_dir={run_dir}", *more]))
 
 
 def with_shared_pools(run_dir: Path, reference: Path) -> Path:
     """Give a run the pools of the reference, so that it does not draw them again."""
     run_dir.mkdir(parents=True)
     (run_dir / "pools").symlink_to(reference / "pools")
+    return run_dir
+
+
+def with_cached_stages(run_dir: Path, reference: Path) -> Path:
+    """Give a run the pools of the reference and its stages up to the first round."""
+    share_stages(reference, with_shared_pools(run_dir, reference))
+    for record in (run_dir / "stages").iterdir():
+        if record.name.startswith(CHANGING):
+            record.unlink()
     return run_dir
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -14,30 +15,50 @@ import ray
 from rich.console import Console
 
 from autoscale_ray.artifacts import read_rounds
-from autoscale_ray.config import RunConfig
-from autoscale_ray.distributed.driver import driver_name, find_driver, follow, start_driver
+from autoscale_ray.distributed.driver import driver_name, end_driver, find_driver, follow, start_driver
 from autoscale_ray.distributed.session import run_on_ray
-from tests.ray.small_run import check_same_run, config_of, with_shared_pools
+from autoscale_ray.errors import AutoScaleError
+from autoscale_ray.session import run_local
+from tests.ray.small_run import check_same_run, config_of, with_cached_stages, with_shared_pools
 
-pytestmark = pytest.mark.slow  # minutes each, and not yet shown to pass on an idle machine
+WAIT_S = 120
 
 
-def run_with_fault(config: RunConfig, fault: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """Run a driver to its end; call the fault with every status until it says that it struck."""
-    driver = start_driver(config)
-    struck = False
-    status: dict[str, Any] = {}
-    for status in follow(driver, poll_s=0.02):
-        struck = struck or fault(status)
-    ray.kill(driver)
-    assert struck, "the fault never found its moment"
-    if status["error"]:
-        raise status["error"]
-    assert status["state"] == "finished"
+def wait_for(holds: Callable[[], Any], timeout_s: float = WAIT_S) -> Any:
+    """Ask again and again; what a fault waits for lasts some milliseconds, so there is hardly a pause."""
+    give_up = time.monotonic() + timeout_s
+    while not (found := holds()):
+        assert time.monotonic() < give_up, "the moment never came"
+        time.sleep(0.001)
+    return found
+
+
+def hold(driver: Any) -> dict[str, Any]:
+    """Hold a driver before its next stage, whichever that is."""
+    ray.get(driver.pause.remote())
+    return wait_for(lambda: (status := ask(driver))["state"] == "paused" and status)
+
+
+def hold_before(driver: Any, stage: str) -> None:
+    """Let a driver go from stage to stage until it is held before the one that is wanted."""
+    while hold(driver)["stage"] != stage:
+        ray.get(driver.resume.remote())
+
+
+def ask(driver: Any) -> dict[str, Any]:
+    status = ray.get(driver.status.remote())
+    assert status["state"] in ("running", "paused"), status
     return status
 
 
-@pytest.mark.timeout(900)
+def end_of(driver: Any) -> dict[str, Any]:
+    *_, last = follow(driver, poll_s=0.1)
+    if last["error"]:
+        raise last["error"]
+    return last
+
+
+@pytest.mark.timeout(300)
 def test_two_workers_and_two_scorers_give_the_run_of_one_process(cluster, reference, tmp_path) -> None:
     run_dir = with_shared_pools(tmp_path / "run", reference)
     more = ("placement.ray.num_trainers=2", "placement.ray.num_scorers=2", "placement.ray.num_embedders=2")
@@ -45,39 +66,50 @@ def test_two_workers_and_two_scorers_give_the_run_of_one_process(cluster, refere
     assert status["state"] == "finished"
     check_same_run(run_dir, reference)
     assert (run_dir / "report.html").is_file()
+    assert not (run_dir / "parts").exists()
     assert find_driver(str(run_dir)) is None
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("stage", ["train", "evaluate dev", "retrieve"])
-def test_a_driver_killed_in_a_stage_ends_with_the_same_run(stage: str, cluster, reference, tmp_path) -> None:
-    run_dir = with_shared_pools(tmp_path / "run", reference)
-    published: list[int] = []
-
-    def kill_driver(status: dict[str, Any]) -> bool:
-        if status["stage"] != stage or not (run_dir / "journal").exists():
-            return False
-        published.append(len(read_rounds(str(run_dir))))
-        os.kill(status["pid"], signal.SIGKILL)
-        return True
-
-    run_with_fault(config_of(run_dir), kill_driver)
+@pytest.mark.timeout(400)
+def test_a_driver_killed_in_training_evaluation_and_retrieval_ends_with_the_same_run(
+    cluster, reference, tmp_path
+) -> None:
+    run_dir = with_cached_stages(tmp_path / "run", reference)
+    driver = start_driver(config_of(run_dir))
+    pids = []
+    for stage in ("train", "evaluate dev", "retrieve"):
+        hold_before(driver, stage)
+        finished = read_rounds(str(run_dir))
+        before = checkpoints(run_dir)
+        pids.append(ask(driver)["pid"])
+        ray.get(driver.resume.remote())
+        wait_for(lambda: any((run_dir / "scratch").iterdir()))
+        if stage == "train":
+            wait_for(lambda before=before: checkpoints(run_dir) - before)
+        os.kill(pids[-1], signal.SIGKILL)
+        wait_for(lambda: ray.get(driver.status.remote())["pid"] != pids[-1])
+        assert read_rounds(str(run_dir))[: len(finished)] == finished, "no finished round is lost"
+    assert end_of(driver)["state"] == "finished"
+    end_driver(str(run_dir))
+    assert len(set(pids)) == 3
     check_same_run(run_dir, reference)
 
 
-@pytest.mark.timeout(900)
+def checkpoints(run_dir: Path) -> set[str]:
+    return {path.name for path in (run_dir / "train" / "trainers").glob("*-*") if path.is_dir()}
+
+
+@pytest.mark.timeout(300)
 def test_a_killed_training_worker_ends_with_the_same_run(cluster, reference, tmp_path) -> None:
-    run_dir = with_shared_pools(tmp_path / "run", reference)
-
-    def kill_worker(status: dict[str, Any]) -> bool:
-        checkpoints = [path for path in (run_dir / "train" / "trainers").glob("*-*") if path.is_dir()]
-        workers = train_workers(cluster["pid"])
-        if status["stage"] != "train" or not checkpoints or not workers:
-            return False
-        workers[0].kill()
-        return True
-
-    run_with_fault(config_of(run_dir), kill_worker)
+    run_dir = with_cached_stages(tmp_path / "run", reference)
+    driver = start_driver(config_of(run_dir, "placement.ray.num_trainers=4"))
+    wait_for(lambda: checkpoints(run_dir))
+    assert ask(driver)["stage"] == "train"
+    workers = train_workers(cluster["pid"])
+    assert len(workers) == 4
+    workers[0].kill()
+    assert end_of(driver)["state"] == "finished"
+    end_driver(str(run_dir))
     check_same_run(run_dir, reference)
 
 
@@ -94,33 +126,20 @@ def command_of(process: psutil.Process) -> list[str]:
         return []
 
 
-@pytest.mark.timeout(900)
-def test_stop_and_start_again_and_one_driver_for_a_run(cluster, reference, tmp_path) -> None:
-    run_dir = with_shared_pools(tmp_path / "run", reference)
+@pytest.mark.timeout(120)
+def test_a_second_driver_is_refused_and_the_first_is_not_disturbed(cluster, reference, tmp_path) -> None:
+    run_dir = with_cached_stages(tmp_path / "run", reference)
     config = config_of(run_dir)
     driver = start_driver(config)
-    assert start_driver(config)._actor_id == driver._actor_id
-    ray.get(driver.stop.remote())
-    last = list(follow(driver, poll_s=0.1))[-1]
-    ray.kill(driver)
-    assert last["state"] == "stopped"
-    assert len(read_rounds(str(run_dir))) == 1
-    assert run_on_ray(config, Console(quiet=True))["state"] == "finished"
-    check_same_run(run_dir, reference)
-
-
-@pytest.mark.timeout(200)
-def test_pause_holds_the_loop_and_resume_lets_it_go(cluster, reference, tmp_path) -> None:
-    run_dir = with_shared_pools(tmp_path / "run", reference)
-    driver = start_driver(config_of(run_dir))
-    ray.get(driver.pause.remote())
-    give_up = time.monotonic() + 60
-    while ray.get(driver.status.remote())["state"] != "paused":
-        assert time.monotonic() < give_up
-    ray.get(driver.resume.remote())
-    while ray.get(driver.status.remote())["state"] == "paused":
-        assert time.monotonic() < give_up
-    ray.kill(driver)
+    hold(driver)
+    assert start_driver(config)._actor_id == driver._actor_id, "the same run is joined"
+    with pytest.raises(AutoScaleError, match="another configuration"):
+        start_driver(config_of(run_dir, "loop.budget=61"))
+    with pytest.raises(AutoScaleError, match="another process"):
+        run_local(config, Console(quiet=True))
+    assert ask(driver)["state"] == "paused"
+    end_driver(str(run_dir))
+    assert find_driver(str(run_dir)) is None
 
 
 def test_the_name_of_a_driver_depends_on_the_run_directory_alone(tmp_path, monkeypatch) -> None:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,9 +19,7 @@ from autoscale_ray.distributed.board import Task, TaskBoard, TrainingFailedError
 from autoscale_ray.distributed.evaluate import shares
 from autoscale_ray.distributed.observe import GAUGES, samples
 from autoscale_ray.distributed.resources import ResourcesError, connect, needs_of, shortage
-from autoscale_ray.distributed.sweep import read_space, trial_name
-from autoscale_ray.distributed.sweep_report import write_sweep
-from autoscale_ray.distributed.train import shards_of
+from autoscale_ray.distributed.steps import shards_of
 from autoscale_ray.errors import ConfigError
 from tests.ray.small_run import SUMMARY
 
@@ -44,19 +40,22 @@ def test_a_task_goes_to_a_worker_and_its_files_come_back() -> None:
     board, got = TaskBoard(), []
     loop = threading.Thread(target=lambda: got.append(board.post(task("a"))))
     loop.start()
-    fetched = board.fetch(10)
+    fetched = board.fetch(None, 10)
     assert isinstance(fetched, Task)
     assert fetched.task_id == "a"
-    assert isinstance(board.fetch(10), Task), "a worker group that was started again gets the open task again"
+    assert board.fetch("a", 0.0) == "wait", "a worker does not get its last task again"
+    assert isinstance(board.fetch(None, 10), Task), (
+        "a worker group that was started again gets the open task again"
+    )
     board.deliver("late task of a dead worker", {"w": b"no"})
     board.deliver("a", {"w": b"yes"})
     board.deliver("a", {"w": b"told twice"})
     loop.join(10)
     assert got == [{"w": b"yes"}]
-    assert board.fetch(0.0) == "wait"
+    assert board.fetch(None, 0.0) == "wait"
     assert len(board.hand_over_s) == 1
     board.close()
-    assert board.fetch(10) == "end"
+    assert board.fetch(None, 10) == "end"
 
 
 def test_a_failed_training_run_wakes_the_loop() -> None:
@@ -77,10 +76,10 @@ def test_an_error_that_comes_back_ends_the_run() -> None:
 
     thread = threading.Thread(target=loop)
     thread.start()
-    board.fetch(10)
+    board.fetch(None, 10)
     board.report_failure("a", "a worker was lost")
     board.report_failure("a", "TypeError: no such argument")
-    assert isinstance(board.fetch(10), Task)
+    assert isinstance(board.fetch(None, 10), Task)
     board.report_failure("a", "TypeError: no such argument")
     thread.join(10)
     assert raised == ["TypeError: no such argument"]
@@ -138,32 +137,6 @@ def test_more_trainers_than_shards_are_refused(override: str) -> None:
         load_config(None, [override])
 
 
-def test_a_sweep_splits_its_fields_from_the_rest() -> None:
-    space, rest = read_space(["run.yaml", "sweep.loop.budget=10,20", "seed=3", "sweep.retrieval.method=mmr"])
-    assert space == {"loop.budget": [10, 20], "retrieval.method": ["mmr"]}
-    assert rest == ["run.yaml", "seed=3"]
-    names = {trial_name({"loop.budget": budget}) for budget in (10, 20)}
-    assert len(names) == 2
-    assert all(re.fullmatch(r"[\w=.-]+", name) for name in names)
-
-
-@pytest.mark.parametrize("arguments", [["run.yaml"], ["sweep.loop.budget="]])
-def test_a_sweep_of_nothing_is_refused(arguments: list[str]) -> None:
-    with pytest.raises(ConfigError):
-        read_space(arguments)
-
-
-def test_a_sweep_leaves_a_table_and_a_curve(tmp_path: Path) -> None:
-    rows = [
-        {"loop.budget": budget, "objective": score, "se": 0.01, "round": 2, "run_dir": "x"}
-        for budget, score in ((100, 0.6), (20, 0.5), (50, None))
-    ]
-    write_sweep(rows, ["loop.budget"], tmp_path)
-    lines = (tmp_path / "sweep.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in lines] == ["loop.budget", "20", "50", "100"]
-    assert (tmp_path / "sweep.png").read_bytes()[:4] == b"\x89PNG"
-
-
 def test_samples_leave_out_what_is_missing() -> None:
     found = {(name, tuple(tags.values())): value for name, tags, value in samples(SUMMARY)}
     assert found["autoscale_cluster_score", ("c0",)] == 0.4
@@ -184,24 +157,3 @@ def test_every_expression_of_the_dashboard_is_exported_with_its_labels() -> None
         labels = re.findall(r"(\w+)=", expression) + re.findall(r"\{\{(\w+)\}\}", legend)
         assert set(labels) <= set(GAUGES[name][1])
     assert used == set(GAUGES)
-
-
-def _gather(rank: int, num_workers: int, port: int, out: str) -> None:
-    from autoscale_ray.distributed.train import gather_shards
-
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_workers
-    )
-    rows = torch.arange(8.0).reshape(4, 2)[shards_of(rank, num_workers)]
-    torch.save(gather_shards(rows, num_workers), f"{out}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("num_workers", [2, 3])
-def test_gathered_shards_come_in_shard_order_on_every_worker(num_workers: int, tmp_path: Path) -> None:
-    from tests.ray.conftest import free_port
-
-    torch.multiprocessing.spawn(_gather, (num_workers, free_port(), str(tmp_path)), num_workers)
-    for rank in range(num_workers):
-        gathered = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert gathered.tolist() == torch.arange(8.0).reshape(4, 2).tolist()
