@@ -82,8 +82,10 @@ class EmbeddingLossConfig:
     """Prediction of the edges of the graph."""
     contrastive: NonNegative = 0.0
     """Two views of a scene are alike, other scenes are not."""
-    metric: NonNegative = 1.0
-    """Embedding distances follow the scenario distance."""
+    time_shift: NonNegative = 0.0
+    """A scene and itself half a second later are alike, other scenes are not."""
+    metric: NonNegative = 0.0
+    """Ratios of embedding distances follow ratios of scenario distances, near and far alike."""
     neighbours: NonNegative = 1.0
     """The nearest scenes of a batch are those of the least scenario distance."""
     pairs: NonNegative = 0.0
@@ -130,7 +132,7 @@ class RepresentationConfig:
     """Optimiser steps of the autoencoder training, >= 0 (0 leaves the encoder untrained)."""
     batch_size: Count = 128
     """Scenes a step."""
-    learning_rate: Positive = 2e-3
+    learning_rate: Positive = 4e-3
     """Peak AdamW learning rate."""
     max_training_scenes: Count = 20_000
     """Largest seeded sample of real and synthetic scenes used for training."""

@@ -30,6 +30,8 @@ from autoscale_ray.world.pools import make_pool
 
 PLAN_END = CURRENT_FRAME + 8
 MIN_CLASS_SCENES = 8
+NUM_PLANNERS = 3
+"""Training seeds that scores are averaged over: one pair of planners differs by chance more than by its data."""
 TEST_LOG_SHARE = 0.3
 
 
@@ -65,6 +67,8 @@ class DataSet:
     """Class of every test scene; the empty string leaves it out."""
     responses: dict[str, np.ndarray]
     """Per-scene scores of the test scenes, NaN where missing; empty without planners."""
+    tag_N: np.ndarray
+    """Tag of motion and map of every test scene, see `motion_tags`."""
 
 
 def whole(pools: Sequence[ScenePool]) -> Side:
@@ -80,7 +84,7 @@ def built_in_world(folder: Path, seed: int, *, quick: bool) -> DataSet:
         quick: A small pool.
     """
     per_family = 12 if quick else 60
-    config = WorldConfig(seed=seed, num_real=200 if quick else 700, num_synthetic=800 if quick else 10_000,
+    config = WorldConfig(seed=seed, num_real=200 if quick else 700, num_synthetic=800 if quick else 5000,
                          num_dev_per_family=per_family, num_test_per_family=per_family,
                          test_seed=2_000_003 + seed)  # fmt: skip
     pools = {}
@@ -91,8 +95,9 @@ def built_in_world(folder: Path, seed: int, *, quick: bool) -> DataSet:
         pools[side] = open_pool(path)
     family_N = truth_column(pools["test"], "family")
     responses = _cached_responses(pools, path.parent / "responses.npz", seed, quick=quick)
+    test = whole([pools["test"]])
     return DataSet(
-        "world", whole([pools["real"], pools["synthetic"]]), whole([pools["test"]]), family_N, responses
+        "world", whole([pools["real"], pools["synthetic"]]), test, family_N, responses, tags_of(test)
     )
 
 
@@ -105,24 +110,22 @@ def truth_column(pool: ScenePool, name: str) -> np.ndarray:
 def _cached_responses(
     pools: dict[str, ScenePool], file: Path, seed: int, *, quick: bool
 ) -> dict[str, np.ndarray]:
-    """Score a planner trained on real scenes and one trained on the family-blind union, on the test scenes."""
+    """Score planners trained on real scenes, and on these and a family-blind draw of 700, on the test scenes."""
     if not file.is_file():
         config = PlannerConfig(num_steps=60) if quick else PlannerConfig()
         features = {name: features_of_pool(pool, config) for name, pool in pools.items()}
         num_real, num_pool = len(pools["real"]), len(pools["synthetic"])
-        drawn = np.random.default_rng(seed).choice(num_pool, min(700, num_pool), replace=False)
         data, prepared = concatenate([features["real"], features["synthetic"]]), prepare_pool(pools["test"])
-        arms = {
-            "real_only": np.arange(num_real),
-            "vanilla": np.concatenate([np.arange(num_real), num_real + drawn]),
-        }
         everything = np.arange(len(pools["test"]))
-        scores = {}
-        for arm, rows in arms.items():
-            weights = train_planner(data, rows, config, seed)
-            table = score_pool(prepared, predict(weights, features["test"], everything))
-            scores[arm] = table["epdms"].to_numpy().astype(float)
-        np.savez(file, **scores)  # type: ignore[arg-type]
+        scores: dict[str, list[np.ndarray]] = {"real_only": [], "vanilla": []}
+        for turn in range(1 if quick else NUM_PLANNERS):
+            drawn = np.random.default_rng([seed, turn]).choice(num_pool, min(700, num_pool), replace=False)
+            for arm, added in {"real_only": drawn[:0], "vanilla": num_real + drawn}.items():
+                rows = np.concatenate([np.arange(num_real), added])
+                weights = train_planner(data, rows, config, NUM_PLANNERS * seed + turn)
+                table = score_pool(prepared, predict(weights, features["test"], everything))
+                scores[arm].append(table["epdms"].to_numpy().astype(float))
+        np.savez(file, **{arm: np.mean(columns, axis=0) for arm, columns in scores.items()})  # type: ignore[arg-type]
     loaded = dict(np.load(file))
     return {"score": loaded["vanilla"], "difference": loaded["vanilla"] - loaded["real_only"]}
 
@@ -145,7 +148,14 @@ def recordings(folder: Path, seed: int, *, quick: bool) -> DataSet:
         train_rows.append(_thinned(np.flatnonzero(~in_test), 600 if quick else 8000, seed))
         test_rows.append(_thinned(np.flatnonzero(in_test), 200 if quick else 600, seed))
     test = Side(tuple(pools), tuple(test_rows))
-    return DataSet("recordings", Side(tuple(pools), tuple(train_rows)), test, _class_of_tags(test), {})
+    return DataSet(
+        "recordings",
+        Side(tuple(pools), tuple(train_rows)),
+        test,
+        _class_of_tags(tags_of(test)),
+        {},
+        tags_of(test),
+    )
 
 
 def _thinned(rows: NDArray[np.int64], limit: int, seed: int) -> NDArray[np.int64]:
@@ -154,8 +164,11 @@ def _thinned(rows: NDArray[np.int64], limit: int, seed: int) -> NDArray[np.int64
     return np.sort(np.random.default_rng(seed + 1).choice(rows, limit, replace=False))
 
 
-def _class_of_tags(side: Side) -> np.ndarray:
-    tags = np.concatenate([np.array(motion_tags(batch)) for batch in side.batches()])
+def tags_of(side: Side) -> np.ndarray:
+    return np.concatenate([np.array(motion_tags(batch)) for batch in side.batches()])
+
+
+def _class_of_tags(tags: np.ndarray) -> np.ndarray:
     names, count = np.unique(tags, return_counts=True)
     return np.where(np.isin(tags, names[count >= MIN_CLASS_SCENES]), tags, "")
 

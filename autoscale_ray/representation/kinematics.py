@@ -39,18 +39,19 @@ def relative_motion(observer_M5: Tensor, other_M5: Tensor) -> Tensor:
     distance_M = offset_M2.norm(dim=1).clamp(min=0.1)
     closing_M = -(offset_M2 * velocity_M2).sum(1) / distance_M
     speed_M = observer_M5[:, 3:5].norm(dim=1)
-    local_M4 = torch.cat([_rotated(offset_M2, observer_M5[:, 2]) / POSITION_SCALE_M,
-                          _rotated(velocity_M2, observer_M5[:, 2]) / SPEED_SCALE_MPS], dim=1)  # fmt: skip
+    local_M4 = torch.cat([rotated(offset_M2, observer_M5[:, 2]) / POSITION_SCALE_M,
+                          rotated(velocity_M2, observer_M5[:, 2]) / SPEED_SCALE_MPS], dim=1)  # fmt: skip
     nearness_M = torch.exp(-distance_M / POSITION_SCALE_M)
     inverse_ttc_M = (closing_M / distance_M).clamp(0, INVERSE_TTC_LIMIT_PER_S)
     headway_M = (distance_M / speed_M.clamp(min=0.1)).clamp(max=HEADWAY_LIMIT_S) / HEADWAY_LIMIT_S
     return torch.cat([local_M4, torch.stack([nearness_M, inverse_ttc_M, headway_M], dim=1)], dim=1)
 
 
-def _rotated(vector_M2: Tensor, yaw_M: Tensor) -> Tensor:
+def rotated(vector_M2: Tensor, yaw_M: Tensor) -> Tensor:
+    """Express vectors (last axis) in frames turned by `yaw_M` (rad); leading axes broadcast."""
     cos_M, sin_M = yaw_M.cos(), yaw_M.sin()
-    x_M, y_M = vector_M2.unbind(1)
-    return torch.stack([cos_M * x_M + sin_M * y_M, cos_M * y_M - sin_M * x_M], dim=1)
+    x_M, y_M = vector_M2.unbind(-1)
+    return torch.stack([cos_M * x_M + sin_M * y_M, cos_M * y_M - sin_M * x_M], dim=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def _project(points_M2: Tensor, owner_M: Tensor, route: Route) -> Tensor:
     cost_MR = square_NR[owner_M] - 2 * torch.einsum("mrc,mc->mr", vertices_MR2, points_M2)
     nearest_M = cost_MR.argmin(dim=1)
     vertex_M3 = route.points_NR3[owner_M, nearest_M]
-    along_M2 = _rotated(points_M2 - vertex_M3[:, :2], vertex_M3[:, 2])
+    along_M2 = rotated(points_M2 - vertex_M3[:, :2], vertex_M3[:, 2])
     s_M = route.arclength_NR[owner_M, nearest_M] + along_M2[:, 0]
     return torch.stack([s_M, along_M2[:, 1], vertex_M3[:, 2]], dim=1)
 

@@ -43,7 +43,12 @@ from autoscale_ray.representation.scene_graph import (
     join_graphs,
     select_scenes,
 )
-from autoscale_ray.representation.views import draw_node_masks, masked_graph, semantic_view
+from autoscale_ray.representation.views import (
+    draw_node_masks,
+    half_a_second_later,
+    masked_graph,
+    semantic_view,
+)
 from autoscale_ray.scenes.batch import SceneBatch, row_of
 from autoscale_ray.scenes.pool import ScenePool
 
@@ -84,6 +89,8 @@ class TrainingSet:
     """Row of the real source of a perturbed scene, -1 without one (int64)."""
     responses_NR: Tensor | None = None
     """Sub-scores of a frozen planner, NaN where unknown."""
+    later: SceneGraph | None = None
+    """The same scenes half a second later, where the term `time_shift` is on."""
 
 
 def training_set(
@@ -92,6 +99,7 @@ def training_set(
     responses_NR: np.ndarray | None = None,
     *,
     use_future: bool = False,
+    with_later: bool = False,
 ) -> TrainingSet:
     """Turn batches into a training set.
 
@@ -100,11 +108,23 @@ def training_set(
         source_N: Row of each scene's source, -1 without one; None for no pairs.
         responses_NR: Sub-scores of a frozen planner, NaN where unknown.
         use_future: See `scene_graph.graph_from_batch`.
+        with_later: Also build the graphs half a second later.
     """
-    graph = join_graphs([graph_from_batch(batch, use_future=use_future) for batch in batches])
+    graphs, later = [], []
+    for batch in batches:
+        graphs.append(graph_from_batch(batch, use_future=use_future))
+        if with_later:
+            later.append(graph_from_batch(half_a_second_later(batch), use_future=use_future))
+    graph = join_graphs(graphs)
     source = np.full(len(graph), -1, np.int64) if source_N is None else np.asarray(source_N, np.int64)
     responses = None if responses_NR is None else torch.as_tensor(responses_NR, dtype=torch.float32)
-    return TrainingSet(graph, scenario_signature(graph), torch.from_numpy(source), responses)
+    return TrainingSet(
+        graph,
+        scenario_signature(graph),
+        torch.from_numpy(source),
+        responses,
+        join_graphs(later) if with_later else None,
+    )
 
 
 def train(
@@ -134,7 +154,9 @@ def train(
     batches = (
         batch for pool, chosen in zip(pools, rows, strict=True) for batch in _pool_batches(pool, chosen)
     )
-    return fit(training_set(batches, source_N, use_future=config.use_future), config, seed, report)
+    with_later = config.loss.time_shift > 0
+    scenes = training_set(batches, source_N, use_future=config.use_future, with_later=with_later)
+    return fit(scenes, config, seed, report)
 
 
 def _sampled_rows(sizes: Sequence[int], limit: int, seed: int) -> list[np.ndarray]:
@@ -249,6 +271,7 @@ def _take(scenes: TrainingSet, rows: Tensor) -> TrainingSet:
         select_signature(scenes.signature, rows),
         scenes.source_N[rows],
         responses,
+        None if scenes.later is None else select_scenes(scenes.later, rows),
     )
 
 
@@ -300,6 +323,9 @@ def batch_terms(
         "norm": lambda: z_ND.square().sum(1).mean(),
         "laplacian": lambda: objectives.laplacian_loss(z_ND, delta_NN),
     }
+    later = scenes.later
+    if later is not None:
+        makers["time_shift"] = lambda: objectives.contrastive_loss(z_ND, model.encoder(later).z_ND)
     response_head, responses_NR = model.decoder.responses, scenes.responses_NR
     if response_head is not None and responses_NR is not None:
         makers["response"] = lambda: objectives.response_loss(response_head(z_ND), responses_NR)

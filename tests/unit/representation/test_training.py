@@ -25,7 +25,8 @@ def scenes():
     source_N[100:] = np.arange(20)
     responses = np.random.default_rng(0).random((120, 3))
     responses[::7, 1] = np.nan
-    return training.training_set([random_batch(60, 0), random_batch(60, 1)], source_N, responses)
+    batches = [random_batch(60, 0), random_batch(60, 1)]
+    return training.training_set(batches, source_N, responses, with_later=True)
 
 
 def test_every_term_falls(scenes):
