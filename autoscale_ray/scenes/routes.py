@@ -29,6 +29,7 @@ LANE_CHANGE_START_M = 10.0
 LANE_CHANGE_LENGTH_M = 30.0
 EXTENSION_M = 150.0
 DETOUR_M = 100.0
+_POSES_AT_ONCE = 50_000
 
 
 class LaneMatcher:
@@ -47,41 +48,73 @@ class LaneMatcher:
         self._headings = [_headings(road.center_of(k)) for k in range(count)]
         self._costs_LL = _transition_costs(road)
 
-    def match(self, poses_S3: np.ndarray) -> np.ndarray:
-        """Return the lane of each pose of one track (S, int64), -1 off the lanes.
+    def match(self, tracks: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the lane of each pose of every track (S, int64), -1 off the lanes.
 
         Args:
-            poses_S3: x, y, yaw in map coordinates, in time order.
+            tracks: (S, 3) x, y, yaw in map coordinates, in time order; tracks do not influence one another.
         """
-        sample_P, lane_P, cost_P = self._candidates(poses_S3)
-        bounds = np.searchsorted(sample_P, np.arange(len(poses_S3) + 1))
-        states, origins, totals = [], [], np.zeros(1)
-        before = np.array([-1])
-        for number in range(len(poses_S3)):
-            run = slice(bounds[number], bounds[number + 1])
-            lanes = np.append(lane_P[run], -1)
-            reach = totals[:, None] + self._steps(before, lanes)
-            origin = reach.argmin(axis=0)
-            totals = reach[origin, np.arange(len(lanes))] + np.append(cost_P[run], NO_LANE_COST)
-            states.append(lanes)
-            origins.append(origin)
-            before = lanes
-        return _traced_back(states, origins, totals)
+        lanes: list[np.ndarray] = []
+        bounds = np.cumsum([0, *map(len, tracks)])
+        low = 0
+        while low < len(tracks):
+            high = max(low + 1, int(np.searchsorted(bounds, bounds[low] + _POSES_AT_ONCE, side="right")) - 1)
+            lanes += self._match(list(tracks[low:high]))
+            low = high
+        return lanes
 
-    def _steps(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-        costs = self._costs_LL[np.ix_(before, after)]
-        return np.where((before[:, None] < 0) | (after[None] < 0), 0.0, costs)
+    def _match(self, tracks: list[np.ndarray]) -> list[np.ndarray]:
+        """Run one Viterbi search over all tracks side by side; tracks that ended wait at the back."""
+        lengths = np.array([len(track) for track in tracks])
+        starts = np.cumsum(lengths) - lengths
+        lane_SC, cost_SC = self._options(np.concatenate(tracks))
+        order = np.argsort(-lengths, kind="stable")
+        num_options, num_steps = lane_SC.shape[1], int(lengths.max(initial=0))
+        origin_SC = np.zeros(lane_SC.shape, dtype=np.int64)
+        total_KC = np.zeros((len(tracks), num_options))
+        for step in range(num_steps):
+            rows = starts[order[: int((lengths > step).sum())]] + step
+            if step:
+                costs_KBC = self._costs_LL[lane_SC[rows - 1][:, :, None], lane_SC[rows][:, None, :]]
+                reach_KBC = total_KC[: len(rows), :, None] + costs_KBC
+                origin_SC[rows] = reach_KBC.argmin(axis=1)
+                total_KC[: len(rows)] = reach_KBC.min(axis=1)
+            total_KC[: len(rows)] += cost_SC[rows]
+        position_K = total_KC.argmin(axis=1)
+        chains = np.full(len(lane_SC), -1, dtype=np.int64)
+        for step in range(num_steps - 1, -1, -1):
+            num_active = int((lengths > step).sum())
+            rows, here = starts[order[:num_active]] + step, position_K[:num_active]
+            chains[rows] = lane_SC[rows, here]
+            position_K[:num_active] = origin_SC[rows, here]
+        return np.split(chains, starts[1:])
+
+    def _options(self, poses_S3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the lanes that each pose may lie on (S, C), last -1 for none, and what they cost; inf fills up."""
+        sample_P, lane_P, cost_P = self._candidates(poses_S3)
+        counts = np.bincount(sample_P, minlength=len(poses_S3))
+        lane_SC = np.full((len(poses_S3), int(counts.max(initial=0)) + 1), -1, dtype=np.int64)
+        cost_SC = np.full(lane_SC.shape, np.inf)
+        rank_P = np.arange(len(sample_P)) - np.repeat(np.cumsum(counts) - counts, counts)
+        lane_SC[sample_P, rank_P], cost_SC[sample_P, rank_P] = lane_P, cost_P
+        cost_SC[:, -1] = NO_LANE_COST
+        return lane_SC, cost_SC
 
     def _candidates(self, poses_S3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         points = shapely.points(poses_S3[:, :2])
         sample_P, lane_P = self._tree.query(points, predicate="dwithin", distance=MATCH_DISTANCE_M)
-        along_P = shapely.line_locate_point(self._lines[lane_P], points[sample_P])  # pyright: ignore
-        heading_P = np.array([_at(self._headings[lane], s) for lane, s in zip(lane_P, along_P, strict=True)])
+        order = np.lexsort((lane_P, sample_P))
+        sample_P, lane_P = sample_P[order], lane_P[order]
+        along_P = shapely.line_locate_point(self._lines[lane_P], points[sample_P])  # pyright: ignore[reportCallIssue]
+        heading_P = np.zeros(len(lane_P))
+        for lane in np.unique(lane_P):
+            here = lane_P == lane
+            heading_P[here] = _at(self._headings[lane], along_P[here])
         angle_P = wrap_angle(heading_P - poses_S3[sample_P, 2])
-        cost_P = (shapely.distance(self._lines[lane_P], points[sample_P]) / 1.5) ** 2 + (angle_P / 0.35) ** 2  # pyright: ignore
         keep_P = np.abs(angle_P) <= MATCH_ANGLE_RAD
-        order = np.lexsort((lane_P[keep_P], sample_P[keep_P]))
-        return sample_P[keep_P][order], lane_P[keep_P][order], cost_P[keep_P][order]
+        sample_P, lane_P, angle_P = sample_P[keep_P], lane_P[keep_P], angle_P[keep_P]
+        distance_P = shapely.distance(self._lines[lane_P], points[sample_P])  # pyright: ignore[reportCallIssue]
+        return sample_P, lane_P, (distance_P / 1.5) ** 2 + (angle_P / 0.35) ** 2
 
 
 def _headings(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,9 +122,9 @@ def _headings(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.cumsum(np.linalg.norm(steps, axis=1)), np.arctan2(steps[:, 1], steps[:, 0])
 
 
-def _at(headings: tuple[np.ndarray, np.ndarray], along: float) -> float:
+def _at(headings: tuple[np.ndarray, np.ndarray], along: np.ndarray) -> np.ndarray:
     ends, values = headings
-    return values[min(int(np.searchsorted(ends, along)), len(values) - 1)]
+    return values[np.minimum(np.searchsorted(ends, along), len(values) - 1)]
 
 
 def _transition_costs(road: RoadMap) -> np.ndarray:
@@ -106,15 +139,6 @@ def _transition_costs(road: RoadMap) -> np.ndarray:
     costs[follows] = 0.0
     np.fill_diagonal(costs, 0.0)
     return np.pad(costs, ((0, 1), (0, 1)))
-
-
-def _traced_back(states: list[np.ndarray], origins: list[np.ndarray], totals: np.ndarray) -> np.ndarray:
-    chain = np.full(len(states), -1, dtype=np.int64)
-    position = int(totals.argmin()) if len(states) else 0
-    for number in range(len(states) - 1, -1, -1):
-        chain[number] = states[number][position]
-        position = int(origins[number][position])
-    return chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +272,16 @@ def _along(line: np.ndarray) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
 
 
+def _foot(line: np.ndarray, along: np.ndarray, position: np.ndarray) -> float:
+    """Return the arc length of the line's point nearest to a position."""
+    steps, offset = np.diff(line, axis=0), position - line[:-1]
+    share = (offset * steps).sum(1) / np.maximum((steps * steps).sum(1), 1e-18)
+    share = np.minimum(np.maximum(share, 0.0), 1.0)
+    gap = offset - share[:, None] * steps
+    nearest = int((gap * gap).sum(1).argmin())
+    return float(along[nearest] + share[nearest] * (along[nearest + 1] - along[nearest]))
+
+
 def _length(line: np.ndarray) -> float:
     return float(_along(line)[-1])
 
@@ -275,7 +309,7 @@ def cut_line(line_C2: np.ndarray, position: np.ndarray, behind_m: float, ahead_m
         (C, 3) x, y and yaw of the segment that starts there.
     """
     along = _along(line_C2)
-    foot = float(shapely.line_locate_point(shapely.LineString(line_C2), shapely.Point(position)))
+    foot = _foot(line_C2, along, position)
     low, high = max(0.0, foot - behind_m), foot + ahead_m
     if high > along[-1]:
         unit = (line_C2[-1] - line_C2[-2]) / max(along[-1] - along[-2], 1e-9)

@@ -139,12 +139,14 @@ class _Cutter:
         has_road = recording.road.num_lanes > 0
         self._matcher = LaneMatcher(recording.road) if has_road else None
         self._planner = RoutePlanner(recording.road)
+        self._run_starts = gapless_runs(tracks)[1]
         self._lanes_by_track: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def table(self, anchors: _Anchors, options: WindowOptions) -> pa.Table:
         """Return the windows `anchors` as one table."""
         row_MT, valid_MT = self._rows(anchors.track_M[:, None], anchors.frame_M[:, None] + self._shift_T())
         origins_M3 = self._ego_R7[row_MT[:, CURRENT_FRAME], :3]
+        self._match_lanes(anchors)
         routes = [
             self._route(track, frame) for track, frame in zip(anchors.track_M, anchors.frame_M, strict=True)
         ]
@@ -229,25 +231,25 @@ class _Cutter:
         order = np.lexsort((track_A, window_A))
         return window_A[order], track_A[order]
 
-    def _lanes_of(self, track: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the 2 Hz frames of a track and the lane it drives in each."""
-        if track not in self._lanes_by_track:
-            tracks, step = self._recording.tracks, self._recording.frames_per_step
+    def _match_lanes(self, anchors: _Anchors) -> None:
+        """Note the 2 Hz frames of the egos' tracks and the lane each drives in then."""
+        tracks, step = self._recording.tracks, self._recording.frames_per_step
+        new = [track for track in np.unique(anchors.track_M).tolist() if track not in self._lanes_by_track]
+        sampled = []
+        for track in new:
             rows = np.arange(tracks.offsets[track], tracks.offsets[track + 1])
             # Anchors of every window, also the earlier ones of pairs, lie a multiple of 0.5 s after a run's
             # start.
+            starts = self._run_starts[np.searchsorted(self._run_starts, rows, side="right") - 1]
+            sampled.append(rows[tracks.valid_R[rows] & ((rows - starts) % step == 0)])
+        poses = [tracks.poses_R3[rows] for rows in sampled]
+        lanes = self._matcher.match(poses) if self._matcher else [np.full(len(rows), -1) for rows in sampled]
+        for track, rows, driven in zip(new, sampled, lanes, strict=True):
             frames = tracks.first_frame_K[track] + rows - tracks.offsets[track]
-            _, first, _ = gapless_runs(tracks)
-            starts = first[np.searchsorted(first, rows, side="right") - 1]
-            sampled = rows[tracks.valid_R[rows] & ((rows - starts) % step == 0)]
-            lanes = (
-                self._matcher.match(tracks.poses_R3[sampled]) if self._matcher else np.full(len(sampled), -1)
-            )
-            self._lanes_by_track[track] = frames[sampled - rows[0]], lanes
-        return self._lanes_by_track[track]
+            self._lanes_by_track[track] = frames, driven
 
     def _route(self, track: int, frame: int) -> Route | None:
-        frames, lanes = self._lanes_of(track)
+        frames, lanes = self._lanes_by_track[track]
         last = frame + round(ROUTE_HORIZON_S / self._recording.frame_interval_s)
         low, high = np.searchsorted(frames, [frame, last + 1])
         row, _ = self._rows(np.array(track), np.array(frame))

@@ -1,7 +1,9 @@
+import itertools
 import math
 
 import numpy as np
 import pytest
+import shapely
 
 from autoscale_ray.scenes.kinematics import rear_axle_states
 from autoscale_ray.scenes.recording import Track, gather_tracks
@@ -61,11 +63,48 @@ def _poses(points, yaw=0.7):
 def test_matching_keeps_the_lane_through_noise_and_sees_a_lane_change():
     matcher = LaneMatcher(_two_lanes())
     noisy = [(float(x), 1.4 * (-1) ** n) for n, x in enumerate(range(0, 60, 5))]
-    assert matcher.match(_poses(noisy)).tolist() == [0] * 12
+    assert matcher.match([_poses(noisy)])[0].tolist() == [0] * 12
     change = [(float(x), -4.0 * (x >= 30)) for x in range(0, 60, 5)]
-    assert matcher.match(_poses(change)).tolist() == [0] * 6 + [1] * 6
-    assert matcher.match(_poses(change, yaw=0.7 + math.pi)).tolist() == [-1] * 12
-    assert matcher.match(_poses([(10.0, 40.0)])).tolist() == [-1]
+    assert matcher.match([_poses(change)])[0].tolist() == [0] * 6 + [1] * 6
+    assert matcher.match([_poses(change, yaw=0.7 + math.pi)])[0].tolist() == [-1] * 12
+    assert matcher.match([_poses([(10.0, 40.0)])])[0].tolist() == [-1]
+
+
+def test_matched_chains_are_the_cheapest_of_all_and_tracks_do_not_mix():
+    """Every chain of lanes is tried and priced by the rule of `LaneMatcher`, written out."""
+    road, generator = _two_lanes(), np.random.default_rng(3)
+    follows, beside = set(), set()
+    for start, end, kind in road.links_E3.tolist():
+        (follows if kind == 0 else beside).add((start, end))
+    lines = [shapely.LineString(road.center_of(lane)) for lane in range(road.num_lanes)]
+    rings = [shapely.Polygon(road.ring_of(lane)) for lane in range(road.num_lanes)]
+
+    def pose_cost(lane, pose):
+        if lane < 0:
+            return 12.0
+        point = shapely.Point(*pose[:2])
+        if rings[lane].distance(point) > 0.75:
+            return math.inf
+        return (lines[lane].distance(point) / 1.5) ** 2 + ((pose[2] - 0.7) / 0.35) ** 2
+
+    def step_cost(one, two):
+        if one < 0 or two < 0 or one == two or (one, two) in follows:
+            return 0.0
+        skips = any((one, k) in follows and (k, two) in follows for k in range(road.num_lanes))
+        return 3.0 if (one, two) in beside else 0.5 if skips else 8.0
+
+    tracks = [
+        _poses(np.column_stack([np.sort(generator.uniform(0, 120, n)), generator.uniform(-6, 3, n)]))
+        for n in (4, 1, 5)
+    ]
+    for track, found in zip(tracks, LaneMatcher(road).match(tracks), strict=True):
+
+        def price(chain, track=track):
+            steps = sum(step_cost(*pair) for pair in itertools.pairwise(chain))
+            return steps + sum(pose_cost(lane, pose) for lane, pose in zip(chain, track, strict=True))
+
+        best = min(price(chain) for chain in itertools.product(range(-1, road.num_lanes), repeat=len(track)))
+        assert price(found.tolist()) == pytest.approx(best, abs=1e-6)
 
 
 def test_route_changes_lanes_only_where_successors_do_not_lead_on():
