@@ -90,7 +90,7 @@ class EmbeddingLossConfig:
     """The nearest scenes of a batch are those of the least scenario distance."""
     pairs: NonNegative = 0.0
     """A perturbed scene stays near its source, the less the more it differs."""
-    variance: NonNegative = 0.1
+    variance: NonNegative = 0.0
     """Every dimension varies and no two are correlated (VICReg)."""
     norm: NonNegative = 0.0
     """Squared length of z."""
