@@ -156,6 +156,9 @@ class ClusterConfig:
     """A coarse cluster with fewer dev scenes is merged into its nearest neighbour."""
     max_sample: Count = 100_000
     """Largest seeded sample that centroids are fitted on."""
+    dev_share: Share = 0.9
+    """Say of the dev weights, beside the scene counts, in which fine clusters join to coarse ones, in [0, 1]: the
+    mixture can only be fine where its clusters are, and should be where the objective has weight."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -321,6 +324,11 @@ class RayConfig:
     """How long a training step or a scoring may take before its process is ended and started again, >= 1."""
     start_timeout_s: Count = 30
     """How long workers may take to get their CPUs and GPUs before the run stops with a clear line, >= 1."""
+
+    def __post_init__(self) -> None:
+        if self.min_trainers > self.num_trainers:
+            rule = f"must be at most num_trainers, {self.num_trainers}"
+            raise ConfigError("placement.ray.min_trainers", rule, self.min_trainers)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

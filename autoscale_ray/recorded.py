@@ -280,7 +280,8 @@ def scores_record(artifact: Artifact, side: str, seeds: tuple[int, ...]) -> Scor
         cluster_scores_K=np.array(values["cluster_scores"], dtype=np.float64),
         cluster_se_K=np.array(values["cluster_se"], dtype=np.float64),
         totals={name: _float(value) for name, value in values["totals"].items()},
-        total_se=_float(values["total_se"]),
+        error_unit=values["error_unit"],
+        total_se={name: _float(value) for name, value in values["total_se"].items()},
         seed_totals={name: tuple(map(_float, row)) for name, row in values["seed_totals"].items()},
         file=artifact.path(tasks.SCORES_FILE),
     )

@@ -90,8 +90,11 @@ class Scores:
     """Standard error of the above from scenes alone, clustered by log."""
     totals: Mapping[str, float]
     """Means over scenes and seeds: objective (weighted), epdms, pdms, miou (plain); NaN when missing."""
-    total_se: float
-    """Standard error of the objective from scenes alone, clustered by log."""
+    total_se: Mapping[str, float]
+    """Standard errors of the totals from scenes alone, clustered by log."""
+    error_unit: Literal["log", "scene"]
+    """What the errors count as independent: logs, or the scenes of a side that is one log (then they are too
+    small)."""
     seed_totals: Mapping[str, tuple[float, ...]]
     """The same for each training seed."""
     file: Path
@@ -108,6 +111,8 @@ class Round:
     """Proposed share per cluster id; empty for the real-only run."""
     selection: Selection
     scores: Scores
+    planners: Planners | None = None
+    """What the next round may begin with; None where a history was put together from elsewhere."""
     probed: Mapping[str, np.ndarray] = field(default_factory=dict)
     """What the mixture method reads beyond scores, by field of its feedback; empty for methods that read none."""
 

@@ -104,7 +104,7 @@ def cluster_scenes(
     by_side = {side: read_embeddings(embeddings[side]) for side in SIDES}
     seed = derive_seed(config.seed, "clusters")
     train_ND = np.concatenate([by_side["real"][1], by_side["synthetic"][1]])
-    model = fit_clusters(train_ND, by_side["dev"][1], config.clusters, seed)
+    model = fit_clusters(train_ND, by_side["dev"][1], config.clusters, seed, inputs.weights["dev"])
     model.save(folder / MODEL_FILE)
     names, labels = _labels(config.clusters, model, {side: z for side, (_, z) in by_side.items()}, seed)
     for side, (scene_ids, _) in by_side.items():
@@ -313,7 +313,8 @@ def gather_scores(
 ) -> dict[str, Any]:
     """Write the scene scores of all training seeds and return cluster feedback and totals.
 
-    The objective is a weighted mean over scenes; EPDMS, PDMS and mIoU beside it are plain means.
+    The objective is a weighted mean over scenes; EPDMS, PDMS and mIoU beside it are plain means. Errors are
+    clustered by log; of a side that is one log they are over its scenes, and said to be.
 
     Args:
         tables: One table of `score_planner` for each seed.
@@ -337,6 +338,9 @@ def gather_scores(
     place = {name: k for k, name in enumerate(cluster_ids)}
     clusters_N = np.array([place[name] for name in read_parquet(labels)["cluster"].to_pylist()])
     logs_N = np.unique(pool.log_ids, return_inverse=True)[1]
+    one_log = int(logs_N.max(initial=0)) == 0
+    if one_log:
+        logs_N = np.arange(len(logs_N))
     scores_SN = _column(tables, objective)
     means_K, errors_K = cluster_feedback(scores_SN, weights_N, logs_N, clusters_N, len(cluster_ids))
     names = {"objective": objective, "epdms": "epdms", "pdms": "pdms", "miou": "miou"}
@@ -349,7 +353,8 @@ def gather_scores(
         "cluster_scores": [_number(value) for value in means_K],
         "cluster_se": [_number(value) for value in errors_K],
         "totals": {name: _number(mean) for name, (mean, _) in totals.items()},
-        "total_se": _number(totals["objective"][1]),
+        "error_unit": "scene" if one_log else "log",
+        "total_se": {name: _number(error) for name, (_, error) in totals.items()},
         "seed_totals": {
             name: [_number(weighted_mean(row_N, shares[name], logs_N)[0]) for row_N in column]
             for name, column in columns.items()

@@ -117,19 +117,25 @@ def cluster_names(num_coarse: int) -> tuple[str, ...]:
 
 
 def fit_clusters(
-    train_ND: NDArray[Any], dev_MD: NDArray[Any], config: ClusterConfig, seed: int
+    train_ND: NDArray[Any],
+    dev_MD: NDArray[Any],
+    config: ClusterConfig,
+    seed: int,
+    dev_weights_M: NDArray[Any] | None = None,
 ) -> ClusterModel:
     """Fit fine and coarse clusters on training scenes; dev scenes are only assigned.
 
-    Spherical k-means for the fine level on a seeded sample, size-weighted Ward agglomeration of the fine
-    centroids for the coarse one, then coarse clusters with too few dev scenes join their nearest
-    (specification, clusters).
+    Spherical k-means for the fine level on a seeded sample; Ward agglomeration of the fine centroids for the
+    coarse one, each with weight (1 - s) share of training scenes + s share of dev weight, s = `dev_share`; then
+    coarse clusters with too few dev scenes join their nearest (specification, clusters). With s = 0 the large
+    families are cut into many clusters and the rare ones, where the objective has its weight, share one.
 
     Args:
         train_ND: Raw embeddings of real and synthetic training scenes, N >= 1.
         dev_MD: Raw embeddings of dev scenes; they move no centroid, they only decide which clusters merge.
         config: Numbers of clusters, sample and dev floor.
         seed: Seed of the sample and of k-means, >= 0.
+        dev_weights_M: Weight of each dev scene in the objective, >= 0; equal weights without it.
 
     Raises:
         InvalidInputError: No training scene, wrong width, or a value that is not finite.
@@ -145,9 +151,14 @@ def fit_clusters(
     num_fine = min(config.num_fine, max(1, len(unit_ND) // SCENES_PER_FINE))
     centroids_FD = fit_kmeans(unit_ND, num_fine, seed)
     sizes_F = np.bincount(nearest_centroid(unit_ND, centroids_FD), minlength=num_fine)
-    coarse_F = ward_labels(centroids_FD, sizes_F, config.num_coarse)
-    if len(dev_MD):
-        dev_F = np.bincount(nearest_centroid(whitening.apply(dev_MD), centroids_FD), minlength=num_fine)
+    dev_M = nearest_centroid(whitening.apply(dev_MD), centroids_FD) if len(dev_MD) else np.empty(0, np.int64)
+    shares_F = _shares(sizes_F)
+    if len(dev_M):
+        dev_shares_F = _shares(np.bincount(dev_M, weights=dev_weights_M, minlength=num_fine))
+        shares_F = (1 - config.dev_share) * shares_F + config.dev_share * dev_shares_F
+    coarse_F = ward_labels(centroids_FD, shares_F * len(unit_ND), config.num_coarse)
+    if len(dev_M):
+        dev_F = np.bincount(dev_M, minlength=num_fine)
         coarse_F = merge_below_floor(coarse_F, centroids_FD, sizes_F, dev_F, config.min_dev_scenes)
     return ClusterModel(
         whitening=whitening,
@@ -302,6 +313,10 @@ def random_labels(num_scenes: int, shares_K: NDArray[Any], seed: int) -> Int64:
     quantiles_N = (np.arange(num_scenes) + 0.5) / max(num_scenes, 1) * edges_K[-1]
     labels_N = np.searchsorted(edges_K, quantiles_N, side="right")
     return np.random.default_rng(seed).permutation(labels_N).astype(np.int64)
+
+
+def _shares(counts_F: NDArray[Any]) -> Float64:
+    return np.asarray(counts_F, dtype=np.float64) / max(float(np.sum(counts_F)), 1e-12)
 
 
 def _sample(embeddings_ND: Float32, limit: int, seed: int) -> Float32:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from autoscale_ray.reporting.plots import arms_figure, score_figure, weights_figure
-from autoscale_ray.reporting.tables import points, spent_line
+from autoscale_ray.reporting.tables import error_line, points, spent_line
 
 Summary = Mapping[str, Any]
 
@@ -44,6 +44,7 @@ def write_report(summary: Summary, path: Path, pictures: Sequence[tuple[str, Pat
         figures=_figures(summary),
         pictures=[(title, _png(picture)) for title, picture in pictures if picture.is_file()],
         gains=_gains(summary),
+        errors=error_line(summary["arms"]),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")

@@ -72,7 +72,7 @@ def score_figure(summary: Summary) -> Figure:
     axes.errorbar(
         [done["index"] for done in rounds],
         [100 * done["totals"]["objective"] for done in rounds],
-        yerr=[100 * (done["total_se"] or 0.0) for done in rounds],
+        yerr=[100 * (done["total_se"]["objective"] or 0.0) for done in rounds],
         marker="o",
         capsize=3,
     )
@@ -98,7 +98,7 @@ def arms_figure(summary: Summary) -> Figure:
         colour = "tab:orange" if arm["name"] == "autoscale" else "tab:blue"
         seeds = [100 * value for value in arm["seed_totals"]["objective"] if value is not None]
         axes.plot([position + 0.12] * len(seeds), seeds, ".", color="grey", markersize=7)
-        error = 100 * (arm["total_se"] or 0.0)
+        error = 100 * (arm["total_se"]["objective"] or 0.0)
         mean = 100 * arm["totals"]["objective"]
         axes.errorbar(position, mean, yerr=error, fmt="o", color=colour, capsize=4, markersize=8)
     axes.set_xticks(range(len(arms)), labels, fontsize=8)

@@ -94,7 +94,8 @@ def _score_fields(clusters: Clusters, scores: Scores) -> dict[str, Any]:
         "cluster_scores": _by_cluster(clusters, scores.cluster_scores_K),
         "cluster_se": _by_cluster(clusters, scores.cluster_se_K),
         "totals": {name: _number(scores.totals[name]) for name in TOTAL_NAMES},
-        "total_se": _number(scores.total_se),
+        "error_unit": scores.error_unit,
+        "total_se": {name: _number(scores.total_se[name]) for name in TOTAL_NAMES},
         "seed_totals": {name: [_number(value) for value in scores.seed_totals[name]] for name in TOTAL_NAMES},
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -10,7 +10,10 @@ from rich.table import Table
 from autoscale_ray.records import Clusters
 
 Summary = Mapping[str, Any]
-OBJECTIVE_LINE = "W: the objective, a mean of scene scores by their weights; SE: its standard error over scenes"
+ERRORS = {
+    "log": "\u00b1 standard error over logs",
+    "scene": "\u00b1 standard error over the scenes of one log, which is too small",
+}
 
 
 def round_table(summary: Summary, index: int) -> Table:
@@ -39,23 +42,19 @@ def arm_table(summary: Summary) -> Table:
     """Return the final comparison: one row an arm, scored on test scenes nobody chose by."""
     table = Table(
         title=f"Test scores x 100, {summary['steps']} optimiser steps each (non-reactive pseudo-simulation)",
-        caption=f"{OBJECTIVE_LINE}\n{spent_line(summary)}",
+        caption=f"W: the objective, scene scores by weight; {error_line(summary['arms'])}\n{spent_line(summary)}",
     )
-    for name in ("arm", "synthetic", "epochs", "W", "SE", "EPDMS", "PDMS", "BEV mIoU"):
+    for name in ("arm", "synthetic", "epochs", "W", "EPDMS", "PDMS", "BEV mIoU"):
         table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=name == "arm")
     for arm in summary["arms"]:
-        totals = arm["totals"]
-        table.add_row(
-            arm["name"],
-            f"{arm['num_scenes']}",
-            f"{arm['epochs']:.1f}",
-            points(totals["objective"]),
-            points(arm["total_se"]),
-            points(totals["epdms"]),
-            points(totals["pdms"]),
-            points(totals["miou"]),
-        )
+        scores = (_with_error(arm, name) for name in ("objective", "epdms", "pdms", "miou"))
+        table.add_row(arm["name"], f"{arm['num_scenes']}", f"{arm['epochs']:.1f}", *scores)
     return table
+
+
+def error_line(scored: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the standard errors are over."""
+    return "; ".join(sorted({ERRORS[one["error_unit"]] for one in scored}))
 
 
 def cluster_table(clusters: Clusters) -> Table:
@@ -85,8 +84,10 @@ def points(value: float | None) -> str:
 
 
 def _totals_line(done: Mapping[str, Any], side: str) -> str:
-    totals = done["totals"]
-    return (
-        f"{side}: W {points(totals['objective'])} +- {points(done['total_se'])}, "
-        f"EPDMS {points(totals['epdms'])}, PDMS {points(totals['pdms'])}, BEV mIoU {points(totals['miou'])}"
-    )
+    names = {"W": "objective", "EPDMS": "epdms", "PDMS": "pdms", "BEV mIoU": "miou"}
+    scores = ", ".join(f"{shown} {_with_error(done, name)}" for shown, name in names.items())
+    return f"{side}: {scores} ({error_line([done])})"
+
+
+def _with_error(scored: Mapping[str, Any], name: str) -> str:
+    return f"{points(scored['totals'][name])} \u00b1 {points(scored['total_se'][name])}"

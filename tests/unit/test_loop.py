@@ -45,7 +45,7 @@ class FormulaStages:
         self.counts[key] = full
         return Selection(fingerprint=key, counts=full, file=Path())
 
-    def train(self, selection: Selection, seeds: tuple[int, ...]) -> Planners:
+    def train(self, selection: Selection, seeds: tuple[int, ...], *, start: Planners | None = None) -> Planners:
         self.trained.append((selection.num_scenes, seeds))
         return Planners(fingerprint=selection.fingerprint, seeds=seeds, directories=())
 
@@ -61,7 +61,8 @@ class FormulaStages:
             cluster_scores_K=scores_K,
             cluster_se_K=np.full(4, 0.005),
             totals=totals,
-            total_se=0.0025,
+            error_unit="log",
+            total_se=dict.fromkeys(totals, 0.0025),
             seed_totals={name: (value,) for name, value in totals.items()},
             file=Path(),
         )

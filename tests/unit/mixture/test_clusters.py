@@ -49,10 +49,34 @@ def test_same_seed_same_bits_and_other_seed_other_centroids():
 
 def test_dev_scenes_move_no_centroid():
     train, _ = _blobs(800, 8, seed=0)
-    config = ClusterConfig(num_fine=40, num_coarse=6, min_dev_scenes=0)
+    config = ClusterConfig(num_fine=40, num_coarse=6, min_dev_scenes=0, dev_share=0.0)
     few, many = (module.fit_clusters(train, _blobs(n, 3, seed=n)[0], config, 0) for n in (20, 400))
     assert np.array_equal(few.centroids_fine_FD, many.centroids_fine_FD)
     assert np.array_equal(few.coarse_of_fine_F, many.coarse_of_fine_F)
+
+
+def test_clusters_are_fine_where_the_objective_has_weight():
+    """Two directions with most scenes and little dev weight, six rare ones with most of the weight."""
+    centres = np.linalg.qr(np.random.default_rng(5).standard_normal((16, 16)))[0] * 6
+    labels = np.repeat(np.arange(8), [3000, 3000, *[100] * 6])
+    noise = np.random.default_rng(6).standard_normal((len(labels), 16))
+    train = (centres[labels] + np.where(labels < 2, 1.5, 0.3)[:, None] * noise).astype(np.float32)
+    dev_labels = np.repeat(np.arange(8), 30)
+    dev = (centres[dev_labels] + 0.3 * np.random.default_rng(7).standard_normal((240, 16))).astype(np.float32)
+    weights = np.where(dev_labels < 2, 0.05, 1.0)
+    found = {
+        share: module.fit_clusters(
+            train,
+            dev,
+            ClusterConfig(num_fine=64, num_coarse=8, min_dev_scenes=5, dev_share=share),
+            0,
+            weights,
+        ).assign(dev)[1]
+        for share in (0.0, 0.9)
+    }
+    rare = dev_labels >= 2
+    assert len(set(found[0.0][rare].tolist())) < 6
+    assert _same_partition(found[0.9][rare], dev_labels[rare])
 
 
 def test_coarse_clusters_are_numbered_by_size():
