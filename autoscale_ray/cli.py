@@ -25,7 +25,7 @@ Domain = Literal["real", "synthetic"]
 def run(
     arguments: Positional[tuple[str, ...]] = (),
     out: Path | None = None,
-    backend: Literal["local", "ray"] = "local",
+    backend: Literal["ray", "local"] = "ray",
 ) -> None:
     """Run the data loop, or go on where an earlier start of the same run stopped.
 
@@ -35,7 +35,7 @@ def run(
     Args:
         arguments: [run.yaml] [section.field=value ...]
         out: Folder for everything the run writes (placement.run_dir).
-        backend: One process, or a Ray cluster (early: see CHANGELOG.md).
+        backend: Ray (the cluster at RAY_ADDRESS, or one started on this machine), or this process alone.
     """
     config = _config(arguments, out)
     if backend == "ray":

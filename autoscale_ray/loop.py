@@ -51,11 +51,14 @@ def play(
     index = len(history)
     counts = allocate(weights, cluster_info(clusters, config.loop.budget)) if weights else {}
     selection = stages.retrieve(clusters, counts, history[0].scores if history else None)
-    planners = stages.train(selection, training_seeds(config, f"round {index}", config.loop.seeds_per_round))
+    start = history[-1].planners if config.loop.warm_start and history else None
+    seeds = training_seeds(config, f"round {index}", config.loop.seeds_per_round)
+    planners = stages.train(selection, seeds, start=start)
     finished = Round(
         index=index,
         weights=weights,
         selection=selection,
+        planners=planners,
         scores=stages.evaluate(planners, clusters, "dev"),
         probed=stages.probe(planners, clusters) if reads_gradients(config.ascent.method) else {},
     )

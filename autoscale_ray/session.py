@@ -13,7 +13,7 @@ from rich.console import Console
 
 from autoscale_ray import loop
 from autoscale_ray.artifacts import RunStore
-from autoscale_ray.config import RunConfig, dump_config, identity
+from autoscale_ray.config import PlannerConfig, RunConfig, dump_config, identity
 from autoscale_ray.errors import ArtifactError, ConfigError
 from autoscale_ray.inputs import Inputs, open_inputs
 from autoscale_ray.local import LocalStages
@@ -130,7 +130,8 @@ def check_ready(config: RunConfig) -> None:
     method reads, no faiss.
 
     Raises:
-        ConfigError: Unknown method or planner, or a method that needs gradients with a planner that has none.
+        ConfigError: Unknown method or planner, or a method that needs gradients with a planner that has none, or
+            a warm start of a planner that is not the built-in one.
         MissingExtraError: faiss is not installed.
     """
     if config.ascent.method not in METHODS:
@@ -142,6 +143,8 @@ def check_ready(config: RunConfig) -> None:
             f"needs gradients, which {config.planner.factory} does not offer",
             config.ascent.method,
         )
+    if config.loop.warm_start and config.planner.factory != PlannerConfig().factory:
+        raise ConfigError("loop.warm_start", "is there for the built-in planner only", config.planner.factory)
     require_faiss()
 
 

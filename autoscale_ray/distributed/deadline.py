@@ -24,11 +24,12 @@ class Deadline:
     """
 
     def __init__(self, seconds: float, folder: Path) -> None:
-        self._seconds, self._path = seconds, folder / f"{os.uname().nodename}-{os.getpid()}.txt"
+        self._seconds, self._folder = seconds, folder
         self._renewed_s = 0.0
 
     def __enter__(self) -> Deadline:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._path = self._folder / f"{os.uname().nodename}-{os.getpid()}.txt"
         self._file = self._path.open("w", encoding="utf-8")
         self._arm()
         return self

@@ -69,7 +69,8 @@ class Driver:
         self._go_on.clear()
 
     def resume(self) -> None:
-        """Let a paused loop go on."""
+        """Let a paused loop go on; a stop that was asked for and has not come is taken back."""
+        self._stop = False
         self._go_on.set()
 
     def stop(self) -> None:
@@ -165,6 +166,9 @@ def start_driver(config: RunConfig, lifetime: str | None = "detached") -> Any:
     name, found = driver_name(run_dir), find_driver(run_dir)
     if found is not None:
         status = ray.get(found.status.remote())
+        if status["state"] == "running":  # its last client may have been told to stop
+            ray.get(found.resume.remote())
+            status = ray.get(found.status.remote())
         if status["state"] in ENDED:
             end_driver(run_dir)
         elif status["identity"] != fingerprint(identity(config)):

@@ -17,6 +17,8 @@ import torch
 
 from autoscale_ray import tasks
 from autoscale_ray.config import PlannerConfig
+from autoscale_ray.distributed.deadline import Deadline
+from autoscale_ray.errors import AutoScaleError
 from autoscale_ray.evaluation.from_pool import PreparedPool, prepare_pool, score_pool
 from autoscale_ray.planning.spec import load_planner_spec
 from autoscale_ray.scenes.pool import ScenePool, open_pool
@@ -45,6 +47,14 @@ class PoolRows:
         return self._pool.table(self._rows[rows])
 
 
+MAX_RETRIES = 3
+"""Times a share is scored again after its scorer was lost."""
+
+
+class ScoringFailedError(AutoScaleError, RuntimeError):
+    """Scorers died or stood still again and again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Side:
     """A dev or test pool with what scoring needs beside it; paths that every node sees."""
@@ -57,13 +67,18 @@ class Side:
 class Scorer:
     """Actor that scores shares of dev and test pools with planner after planner."""
 
-    def __init__(self, planner: PlannerConfig) -> None:
+    def __init__(self, planner: PlannerConfig, deadline: Deadline) -> None:
         torch.set_num_threads(1)
+        self._deadline = deadline
         self._spec = load_planner_spec(planner.factory, planner)
         self._ready: dict[Side, tuple[Any, PreparedPool]] = {}
 
     def score(self, side: Side, rows: np.ndarray, weights: Path) -> pa.Table:
         """Return scene_id, sub-scores, epdms, pdms and miou of this scorer's rows, as `tasks.score_planner`."""
+        with self._deadline:
+            return self._score(side, rows, weights)
+
+    def _score(self, side: Side, rows: np.ndarray, weights: Path) -> pa.Table:
         if side not in self._ready:
             prepared = prepare_rows(open_pool(side.pool), side.references, rows)
             self._ready[side] = self._spec.load_features(side.features), prepared
@@ -81,10 +96,11 @@ class ScorerPool:
     Args:
         planner: The planner they load.
         num_scorers: How many share a pool at most.
+        deadline: What ends a scorer that stands still.
     """
 
-    def __init__(self, planner: PlannerConfig, num_scorers: int) -> None:
-        self._planner, self._num_scorers = planner, num_scorers
+    def __init__(self, planner: PlannerConfig, num_scorers: int, deadline: Deadline) -> None:
+        self._planner, self._num_scorers, self._deadline = planner, num_scorers, deadline
         self._scorers: list[Any] = []
         self._dealt: dict[Side, tuple[np.ndarray, Sequence[np.ndarray]]] = {}
 
@@ -100,12 +116,18 @@ class ScorerPool:
             scorer.score.remote(side, rows, weights)
             for scorer, rows in zip(self._scorers, dealt, strict=False)  # a pool of few logs needs fewer
         ]
-        return in_order(pa.concat_tables(ray.get(calls), promote_options="default"), scene_ids)
+        try:
+            parts = ray.get(calls)
+        except ray.exceptions.RayActorError as error:
+            raise ScoringFailedError(
+                f"scoring was lost {MAX_RETRIES + 1} times: {str(error).splitlines()[0]}"
+            ) from error
+        return in_order(pa.concat_tables(parts, promote_options="default"), scene_ids)
 
     def _start(self) -> None:
         # Scoring is a function of its arguments, so a call that a dying actor lost can simply be made again.
-        actor = ray.remote(Scorer).options(num_cpus=1, max_restarts=-1, max_task_retries=8)
-        self._scorers = [actor.remote(self._planner) for _ in range(self._num_scorers)]
+        actor = ray.remote(Scorer).options(num_cpus=1, max_restarts=-1, max_task_retries=MAX_RETRIES)
+        self._scorers = [actor.remote(self._planner, self._deadline) for _ in range(self._num_scorers)]
 
     def close(self) -> None:
         """End the actors."""

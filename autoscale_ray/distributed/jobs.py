@@ -57,8 +57,8 @@ def read_arguments(arguments: Sequence[str]) -> RunConfig:
 
 def _run(arguments: Sequence[str], console: Console) -> str:
     config = read_arguments(arguments)
-    status = run_on_ray(config, console)
-    return f"{status['state']}: everything lies in {config.placement.run_dir}"
+    run_on_ray(config, console)
+    return f"everything lies in {config.placement.run_dir}"
 
 
 def _embed(arguments: Sequence[str], console: Console) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
@@ -41,11 +43,13 @@ class Needs:
 def needs_of(config: RayConfig) -> Needs:
     """Return what a run holds at once: trainers throughout, beside them embedders or scorers.
 
-    One CPU more is for Ray Data, whose reads would otherwise wait for ever behind the trainers.
+    One CPU more is for Ray Data, whose reads would otherwise wait for ever behind the trainers. Elastic trainers count
+    with the fewest that will do.
     """
+    num_trainers = config.min_trainers or config.num_trainers
     return Needs(
-        cpus=config.num_trainers + max(config.num_embedders + 1, config.num_scorers),
-        gpus=config.gpus_per_worker * (config.num_trainers + config.num_embedders),
+        cpus=num_trainers + max(config.num_embedders + 1, config.num_scorers),
+        gpus=config.gpus_per_worker * (num_trainers + config.num_embedders),
     )
 
 
@@ -67,7 +71,7 @@ def connect(config: RayConfig) -> None:
     bookkeeping, and trainers and scorers take turns.
 
     Raises:
-        ResourcesError: A switch that lets Parquet files run code is set.
+        ResourcesError: A switch that lets Parquet files run code is set, or Ray cannot be started or reached.
     """
     for name in UNSAFE_SWITCHES:
         if os.environ.get(name, "0") not in ("", "0", "false"):
@@ -76,19 +80,32 @@ def connect(config: RayConfig) -> None:
         return
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(namespace=NAMESPACE, log_to_driver=False)
-        return
+    options: dict[str, Any] = {
+        "namespace": NAMESPACE,
+        "log_to_driver": False,
+        "logging_level": logging.WARNING,
+    }
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(**options, **({} if address else local_cluster(config)))
+    except (OSError, RuntimeError, ValueError) as error:
+        what = f"the Ray cluster at {address} cannot be reached" if address else "Ray cannot be started here"
+        reason = " ".join(str(error).split())[:300]
+        raise ResourcesError(f"{what} ({reason}); without Ray: autoscale run --backend local") from error
+
+
+def local_cluster(config: RayConfig) -> dict[str, Any]:
+    """Return what a cluster on this machine is started with, on loopback alone."""
+    # Ray asks for a token by itself, which is what we want; it need not warn of that.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     num_cpus = max(os.cpu_count() or 1, int(needs_of(config).cpus))
-    ray.init(
-        namespace=NAMESPACE,
-        address="local",
-        num_cpus=num_cpus,
-        resources={"trial_slot": num_cpus},
-        log_to_driver=False,
-        include_dashboard=True,  # Train and Tune free the workers of a dead run through it
-        dashboard_host="127.0.0.1",
-    )
+    return {
+        "address": "local",
+        "num_cpus": num_cpus,
+        "resources": {"trial_slot": num_cpus},
+        "include_dashboard": True,  # Train and Tune free the workers of a dead run through it
+        "dashboard_host": "127.0.0.1",
+    }
 
 
 def wait_for_room(config: RayConfig) -> None:

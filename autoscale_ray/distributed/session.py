@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
 
-from autoscale_ray.artifacts import read_rounds
 from autoscale_ray.config import RunConfig
 from autoscale_ray.distributed.driver import end_driver, find_driver, follow, start_driver
 from autoscale_ray.distributed.resources import connect, wait_for_room
 from autoscale_ray.reporting.tables import arm_table, round_table
+from autoscale_ray.session import REPORT_FILE, check_ready
 
 
 def run_on_ray(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -36,20 +34,34 @@ def run_on_ray(config: RunConfig, console: Console) -> dict[str, Any]:
         AutoScaleError: One clear line: bad configuration, pools or state, or too small a cluster.
     """
     config = with_absolute_paths(config)
-    connect(config.placement.ray)
-    if find_driver(config.placement.run_dir) is None:
-        wait_for_room(config.placement.ray)
-    driver = start_driver(config)
-    with stop_on_signal(driver, console), console.status("starting") as line:
-        shown = -1
-        for status in follow(driver):
-            line.update(status["stage"])
-            shown = show_rounds(status["summary"], shown, console)
-    end_driver(config.placement.run_dir)
+    check_ready(config)
+    run_dir = config.placement.run_dir
+    with console.status("reaching the cluster, or starting one on this machine"):
+        connect(config.placement.ray)
+        if find_driver(run_dir) is None:
+            wait_for_room(config.placement.ray)
+        driver = start_driver(config)
+    status = follow_to_the_end(driver, console)
+    end_driver(run_dir)
     if status["state"] == "failed":
         raise status["error"]
     if status["state"] == "finished":
         console.print(arm_table(status["summary"]))
+    console.print(
+        f"{status['state']}: report {run_dir}/{REPORT_FILE}, plots {run_dir}/plots, rounds {run_dir}/rounds",
+        soft_wrap=True,
+    )
+    return status
+
+
+def follow_to_the_end(driver: Any, console: Console) -> dict[str, Any]:
+    """Show what a driver does until its run has ended; return its last status."""
+    shown = -1
+    status: dict[str, Any] = {}
+    with stop_on_signal(driver, console), console.status("starting the driver") as line:
+        for status in follow(driver):
+            line.update(status["stage"])
+            shown = show_rounds(status["summary"], shown, console)
     return status
 
 
@@ -90,24 +102,3 @@ def stop_on_signal(driver: Any, console: Console) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def status_lines(run_dir: str) -> list[str]:
-    """Return what there is to say about a run: published rounds, and what its driver is doing if one is found.
-
-    Raises:
-        AutoScaleError: No run there, or its state is damaged.
-    """
-    rounds = read_rounds(run_dir)
-    lines = [f"{run_dir}: {len(rounds)} rounds published"]
-    for record in rounds:
-        totals: Any = record.payload["totals"]
-        value = totals["objective"]
-        lines.append(
-            f"  round {record.index}: objective x100 {'missing' if value is None else f'{100 * value:.2f}'}"
-        )
-    driver = find_driver(os.path.abspath(run_dir)) if ray.is_initialized() else None
-    if driver is not None:
-        status = ray.get(driver.status.remote())
-        lines.append(f"driver: {status['state']}, {status['stage']}, process {status['pid']}")
-    return lines

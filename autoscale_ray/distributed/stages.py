@@ -17,6 +17,7 @@ from autoscale_ray import tasks
 from autoscale_ray.artifacts import RunStore, fingerprint
 from autoscale_ray.config import RunConfig
 from autoscale_ray.distributed.board import Task, TaskBoard
+from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.evaluate import ScorerPool, Side
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.recorded import RecordedStages
@@ -33,8 +34,10 @@ class RayWork:
 
     def __init__(self, config: RunConfig, inputs: Inputs, board: TaskBoard) -> None:
         self._config, self._inputs, self._board = config, inputs, board
-        self._scorers = ScorerPool(config.planner, config.placement.ray.num_scorers)
-        self._parts = Path(config.placement.run_dir).absolute() / "parts"
+        run_dir, placement = Path(config.placement.run_dir).absolute(), config.placement.ray
+        deadline = Deadline(placement.stall_timeout_s, run_dir / "stacks")
+        self._scorers = ScorerPool(config.planner, placement.num_scorers, deadline)
+        self._parts = run_dir / "parts"
 
     def train_encoder(self, folder: Path) -> Mapping[str, Any]:
         """Train Graph-RAE on the real and synthetic pools."""

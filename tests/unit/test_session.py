@@ -122,7 +122,7 @@ def test_a_killed_run_ends_with_the_same_numbers(finished, pools, tmp_path):
 
 
 def start(given: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "autoscale_ray.cli", "run", *given]
+    command = [sys.executable, "-m", "autoscale_ray.cli", "run", "--backend", "local", *given]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -135,7 +135,7 @@ def wait_for(process: subprocess.Popen, run_dir: Path, pattern: str) -> None:
 
 
 def test_another_configuration_in_the_same_folder_is_refused(finished, pools, capsys):
-    assert fails(["run", *arguments(pools, finished, "loop.budget=50")], capsys) == [
+    assert fails(["run", "--backend", "local", *arguments(pools, finished, "loop.budget=50")], capsys) == [
         "loop.budget",
         "40",
         "50",
@@ -163,14 +163,14 @@ def test_bad_pools_give_one_line_and_write_nothing(damage, parts, pools, tmp_pat
     shutil.copytree(pools, broken)
     damage(broken)
     run_dir = tmp_path / "run"
-    for part in fails(["run", *arguments(broken, run_dir)], capsys, parts):
+    for part in fails(["run", "--backend", "local", *arguments(broken, run_dir)], capsys, parts):
         assert part
     assert not run_dir.exists() or not any(run_dir.rglob("*.json"))
 
 
 def test_some_pools_named_and_some_not(pools, tmp_path, capsys):
     given = [*TINY, f"data.real={pools / 'real'}", f"placement.run_dir={tmp_path / 'run'}"]
-    fails(["run", *given], capsys, ["data", "synthetic"])
+    fails(["run", "--backend", "local", *given], capsys, ["data", "synthetic"])
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_some_pools_named_and_some_not(pools, tmp_path, capsys):
 )
 def test_bad_configuration(override, pools, tmp_path, capsys):
     fails(
-        ["run", *arguments(pools, tmp_path / "run", override)], capsys, [override.split("=")[0].split(".")[1]]
+        ["run", "--backend", "local", *arguments(pools, tmp_path / "run", override)], capsys, [override.split("=")[0].split(".")[1]]
     )
 
 
@@ -193,13 +193,13 @@ def test_methods_that_read_gradients_get_them(method, pools, tmp_path, capsys, m
     assert all(row[k] > 0 for k, row in enumerate(values["gradient_gram_KK"]))
     refused = [f"placement.run_dir={tmp_path / 'no'}", "planner.factory=straight_planner:make_planner"]
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "fixtures" / "external_planner"))
-    fails(["run", *given, *refused], capsys, ["ascent.method", method, "straight_planner"])
+    fails(["run", "--backend", "local", *given, *refused], capsys, ["ascent.method", method, "straight_planner"])
     assert not (tmp_path / "no").exists()
 
 
 def test_without_faiss(pools, tmp_path):
     code = "import sys; sys.modules['faiss'] = None; from autoscale_ray.cli import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", code, "run", *arguments(pools, tmp_path / "run")]
+    command = [sys.executable, "-c", code, "run", "--backend", "local", *arguments(pools, tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
     assert "faiss" in done.stderr
@@ -209,7 +209,7 @@ def test_without_faiss(pools, tmp_path):
 
 def test_a_budget_beyond_the_pool_is_allowed_and_said(pools, tmp_path, capsys):
     given = arguments(pools, tmp_path / "run", "loop.budget=5000", "loop.num_rounds=0", "loop.baselines=[]")
-    main(["run", *given])
+    main(["run", "--backend", "local", *given])
     assert "larger than the pool" in capsys.readouterr().out.replace("\n", " ")
 
 
