@@ -62,33 +62,28 @@ def read_geopackage(
         raise InputRejectedError(str(path), "must be a file")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise InputRejectedError(str(path), f"must be at most {MAX_FILE_BYTES} bytes")
-    command = [
-        sys.executable,
-        "-c",
-        _START,
-        str(path.resolve()),
-        json.dumps(dict(layers)),
-        json.dumps(optional),
-    ]
-    try:
-        reply = subprocess.run(
-            command,
-            capture_output=True,
-            timeout=DEADLINE_S,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        ).stdout
-    except subprocess.TimeoutExpired:
-        reply = b""
+    reply = _asked(path, layers, optional)
     if reply[:1] == b"?":
         raise MissingExtraError(reply[1:].decode(), "pip install 'autoscale-ray[navsim]'")
     if reply[:1] != b"+":
         reason = reply[1:].decode(errors="replace") or "not readable within the limits on time and memory"
         raise InputRejectedError(str(path), "must be a sound GeoPackage", reason)
-    return _layers(reply[1:], layers)
+    return decoded(reply[1:], layers)
 
 
-def _layers(content: bytes, layers: Mapping[str, Sequence[str]]) -> dict[str, Layer]:
+def _asked(path: Path, layers: Mapping[str, Sequence[str]], optional: Sequence[str]) -> bytes:
+    """Return the child's answer, empty where it died or was too slow."""
+    question = [str(path.resolve()), json.dumps(dict(layers)), json.dumps(optional)]
+    command, environment = [sys.executable, "-c", _START, *question], {**os.environ, "OMP_NUM_THREADS": "1"}
+    try:
+        run = subprocess.run(command, capture_output=True, timeout=DEADLINE_S, check=False, env=environment)
+    except subprocess.TimeoutExpired:
+        return b""
+    return run.stdout
+
+
+def decoded(content: bytes, layers: Mapping[str, Sequence[str]]) -> dict[str, Layer]:
+    """Return the layers of a child's answer."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         arrays = {
             name.removesuffix(".npy"): np.lib.format.read_array(

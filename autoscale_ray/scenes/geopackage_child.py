@@ -182,21 +182,24 @@ def _geometry_parts(wkb: np.ndarray, layer: str) -> dict[str, np.ndarray]:
     }
 
 
-def main(path: str, layers: str, optional: str) -> None:
-    """Write the arrays of a GeoPackage to standard output, or ``-`` and the reason why it was refused."""
-    for kind, limit in _PROCESS_LIMITS.items():
-        resource.setrlimit(kind, (limit, limit))
+def answer(path: str, layers: Mapping[str, Sequence[str]], optional: Sequence[str]) -> bytes:
+    """Return ``+`` and the arrays of a GeoPackage, ``-`` and why it was refused, or ``?`` and a missing package."""
     body = io.BytesIO()
     try:
         check_database(path)
-        np.savez(body, **read_layers(path, json.loads(layers), json.loads(optional)))  # pyright: ignore
+        np.savez(body, **read_layers(path, layers, optional))  # pyright: ignore[reportArgumentType]
     except Refused as error:
-        reply = b"-" + str(error).encode(errors="replace")[:500]
+        return b"-" + str(error).encode(errors="replace")[:500]
     except ImportError as error:
-        reply = b"?" + str(error.name).encode()
+        return b"?" + str(error.name).encode()
     except (Exception, RecursionError) as error:
-        reply = b"-" + f"damaged: {type(error).__name__}: {error}".encode(errors="replace")[:500]
-    else:
-        reply = b"+" + body.getvalue()
-    sys.stdout.buffer.write(reply)
+        return b"-" + f"damaged: {type(error).__name__}: {error}".encode(errors="replace")[:500]
+    return b"+" + body.getvalue()
+
+
+def main(path: str, layers: str, optional: str) -> None:
+    """Write the answer about a file to standard output, under limits; the arguments are JSON but for the path."""
+    for kind, limit in _PROCESS_LIMITS.items():
+        resource.setrlimit(kind, (limit, limit))
+    sys.stdout.buffer.write(answer(path, json.loads(layers), json.loads(optional)))
     sys.stdout.buffer.flush()

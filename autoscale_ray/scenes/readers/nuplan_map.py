@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -131,7 +131,9 @@ def map_files(folder: Path) -> dict[str, Path]:
     files = {}
     for location, entry in index.items() if isinstance(index, dict) else ():
         version = entry.get("version") if isinstance(entry, dict) else None
-        if not all(re.fullmatch(r"[\w-][\w.-]*", str(name)) for name in (location, version)):
+        if not all(
+            isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*", name) for name in (location, version)
+        ):
             raise InputRejectedError(where, "must give a location and its version", f"{location}: {version}")
         files[location] = folder / location / str(version) / "map.gpkg"
     if not files:
@@ -163,7 +165,7 @@ def open_map(folder: Path, location: str) -> NuplanMap:
 @lru_cache(maxsize=4)
 def _cached_map(path: Path, location: str, size: int, time_ns: int) -> NuplanMap:
     layers = read_geopackage(path, _LAYERS, _OPTIONAL)
-    return _build(_projected(layers, str(path)), location, str(path))
+    return build_map(layers, location, str(path))
 
 
 def _projected(layers: Mapping[str, Layer], where: str) -> dict[str, Layer]:
@@ -247,13 +249,18 @@ def _joined(parts: list[_Rings]) -> _Rings:
     )
 
 
-def _numbers(layer: Layer, column: str, where: str) -> np.ndarray:
-    """Return a column of fids or indexes as int64, -1 for null."""
+def _floats(layer: Layer, column: str, where: str) -> np.ndarray:
+    """Return a column of numbers, also where they are stored as texts; NaN for null."""
     values = layer.columns[column]
     try:
-        numbers = np.where(values == "", "nan", values).astype(float) if values.dtype.kind == "U" else values
+        return np.where(values == "", "nan", values).astype(float) if values.dtype.kind == "U" else values
     except ValueError:
         raise InputRejectedError(where, f"column {column} must hold numbers") from None
+
+
+def _numbers(layer: Layer, column: str, where: str) -> np.ndarray:
+    """Return a column of fids or indexes as int64, -1 for null."""
+    numbers = _floats(layer, column, where)
     valid = np.isfinite(numbers) & (np.abs(numbers) < 1e15)
     return np.where(valid, numbers, -1.0).astype(np.int64)
 
@@ -262,7 +269,18 @@ def _positions(number: Mapping[int, int], fids: np.ndarray) -> np.ndarray:
     return np.array([number.get(fid, -1) for fid in fids.tolist()], dtype=np.int64)
 
 
-def _build(layers: Mapping[str, Layer], location: str, where: str) -> NuplanMap:
+def build_map(layers: Mapping[str, Layer], location: str, where: str) -> NuplanMap:
+    """Lay out the layers of a map file as flat arrays in metres.
+
+    Args:
+        layers: As stored.
+        location: Name of the map.
+        where: File for messages.
+
+    Raises:
+        InputRejectedError: The projection is not known, or a column is malformed.
+    """
+    layers = _projected(layers, where)
     lanes, connectors = layers["lanes_polygons"], layers["lane_connectors"]
     groups, turns = layers["lane_groups_polygons"], layers["lane_group_connectors"]
     lane_number, connector_number = _numbered(lanes, 0), _numbered(connectors, len(lanes))
@@ -278,7 +296,11 @@ def _build(layers: Mapping[str, Layer], location: str, where: str) -> NuplanMap:
     rings.sound_S[lane_S] &= (np.diff(base_offsets) >= 2) & (block_L >= 0)
     is_lane_S = np.zeros(len(rings.shapes_S), dtype=bool)
     is_lane_S[lane_S] = True
-    in_tree = np.flatnonzero(~is_lane_S & ~shapely.is_missing(rings.shapes_S))
+    if shapely.is_missing(rings.shapes_S[~is_lane_S]).any():
+        raise InputRejectedError(
+            where, "every roadblock, intersection, car park and crosswalk must have a polygon"
+        )
+    in_tree = np.flatnonzero(~is_lane_S)
     order = np.argsort(block_L, kind="stable")
     length_L = _lengths(base_offsets, base_V3)
     successors = _successors(connectors, lane_number, ("exit_lane_fid", "entry_lane_fid"), where)
@@ -290,7 +312,7 @@ def _build(layers: Mapping[str, Layer], location: str, where: str) -> NuplanMap:
         block_number=turn_number | group_number,
         num_roadblocks=len(groups),
         lane_block_L=block_L,
-        speed_limit_L=_speed_limits(lanes, connectors),
+        speed_limit_L=_speed_limits((lanes, connectors), where),
         length_L=length_L,
         width_L=np.nan_to_num(shapely.area(rings.shapes_S[lane_S])) / np.maximum(length_L, 1e-9),
         next_lanes=_adjacent(num_lanes, successors),
@@ -383,12 +405,9 @@ def _layer_numbers(layers: Mapping[str, Layer]) -> np.ndarray:
     )
 
 
-def _speed_limits(lanes: Layer, connectors: Layer) -> np.ndarray:
-    limits = [layer.columns["speed_limit_mps"] for layer in (lanes, connectors)]
-    values = np.concatenate(
-        [np.full(len(part), np.nan) if part.dtype.kind == "U" else part for part in limits]
-    )
-    return np.where(values > 0.0, values, np.nan)
+def _speed_limits(layers: Sequence[Layer], where: str) -> np.ndarray:
+    limits = np.concatenate([_floats(layer, "speed_limit_mps", where) for layer in layers])
+    return np.where(limits > 0.0, limits, np.nan)
 
 
 def _successors(links: Layer, number: Mapping[int, int], columns: tuple[str, str], where: str) -> np.ndarray:

@@ -26,6 +26,7 @@ from autoscale_ray.scenes.schema import AGENT_TYPES, DRIVING_COMMANDS
 from autoscale_ray.scenes.trust import read_member
 
 MAX_FRAMES = 20_000
+MAX_NUMBER = 1e9
 _TYPE_OF = {name: number for number, name in enumerate(AGENT_TYPES)}
 _EGO_NAME = "ego"
 
@@ -148,7 +149,7 @@ def _time(value: Any, where: str) -> int:
 
 
 def _numbers(value: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """Return a float64 array of a shape, -1 standing for any length."""
+    """Return a float64 array of a shape, -1 standing for any length; NaN for numbers that are not finite."""
     try:
         array = np.asarray(value)
     except ValueError:
@@ -161,7 +162,10 @@ def _numbers(value: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
     if not fits or array.dtype.kind not in "biuf":
         text = " x ".join("n" if size < 0 else str(size) for size in shape)
         raise InputRejectedError(where, f"must hold {text} numbers", f"{array.dtype} {array.shape}")
-    return array.astype(np.float64)
+    numbers = array.astype(np.float64)
+    # What cannot be a place, speed or size becomes NaN, which the gates refuse, before it overflows on the way there.
+    numbers[~(np.abs(numbers) < MAX_NUMBER)] = np.nan
+    return numbers
 
 
 def _command(value: Any, where: str) -> int:

@@ -236,7 +236,8 @@ def _write_skeleton(database: sqlite3.Connection) -> None:
 
 def _write_layer(database: sqlite3.Connection, layer: str, kind: str, columns: tuple, rows: list) -> None:
     names = "".join(f', "{name}"' for name in columns)
-    database.execute(f'CREATE TABLE "{layer}" (fid INTEGER PRIMARY KEY, geom {kind}{names})')
+    typed = "".join(f', "{name}" {"REAL" if name.endswith("mps") else "INTEGER"}' for name in columns)
+    database.execute(f'CREATE TABLE "{layer}" (fid INTEGER PRIMARY KEY, geom {kind}{typed})')
     database.execute(
         "INSERT INTO gpkg_contents (table_name, data_type, identifier, srs_id) VALUES (?, 'features', ?, 4326)",
         (layer, layer),
