@@ -77,7 +77,7 @@ def main() -> int:
         entry for entry in _SOURCES if not arguments.quick or ("zip" not in entry[1] and entry[0] != "sumo")
     ]
     rows = [_run(*entry, arguments) for entry in sources]
-    result: dict[str, object] = {"sources": rows, "seed": arguments.seed} | _surroundings()
+    result: dict[str, object] = {"sources": rows, "seed": arguments.seed} | surroundings()
     if arguments.rival_python:
         result["commonroad_per_file"] = _against_rival(arguments)
     text = json.dumps(result, indent=1)
@@ -198,7 +198,8 @@ def _against_rival(arguments: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def _surroundings() -> dict[str, object]:
+def surroundings() -> dict[str, object]:
+    """Return commit, processor and versions."""
     names = [
         line.split(":")[1].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
