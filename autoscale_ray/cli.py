@@ -97,7 +97,7 @@ def ingest(
         out: Folder of the new pool; must not exist or be empty.
         domain: Whether the scenes count as real or synthetic.
         num_processes: Files read side by side.
-        maps: Folder with nuPlan maps (navsim, simscale).
+        maps: Folder with nuPlan maps (navsim, simscale, navhard).
         filter: NAVSIM scene filter, YAML (navsim, simscale).
         rewards: Reward file, or folder with one for each token (simscale).
         vocabulary: Trajectories that the rewards score, .npy (simscale).
@@ -258,39 +258,54 @@ def score(
     *,
     out: Path,
     metric_cache: Path | None = None,
+    navhard: Path | None = None,
+    maps: Path | None = None,
     two_stage: Path | None = None,
 ) -> None:
-    """Score planned trajectories by PDMS (v1) and EPDMS (v2), all sub-scores, on a pool or on NAVSIM's metric caches.
+    """Score planned trajectories by PDMS (v1) and EPDMS (v2), all sub-scores: on a pool, or on NAVSIM's own files.
 
     Args:
         trajectories: .npz or .parquet with scene_id and poses in the scene frame, P x 8 x 3 (2 Hz) or
-            P x 40 x 3 (10 Hz), or a NAVSIM submission .pkl; with metric caches scene_id is the token.
+            P x 40 x 3 (10 Hz), or a NAVSIM submission .pkl; with NAVSIM's files scene_id is the token.
         pool: Folder of the pool.
         out: Parquet file to write.
-        metric_cache: Folder of metric caches, in place of a pool; each gives the version it was made for.
-        two_stage: With metric caches: NAVSIM's split YAML whose mapping gives the two-stage score, for example
+        metric_cache: Folder of NAVSIM metric caches; each gives the version it was made for.
+        navhard: Folder navhard_two_stage with its logs and synthetic scenes (EPDMS), with --maps.
+        maps: Folder with nuPlan maps.
+        two_stage: With NAVSIM's files: the split YAML whose mapping gives the two-stage score, for example
             navhard_two_stage.yaml.
     """
-    if (pool is None) == (metric_cache is None):
-        raise ConfigError("score", "needs either a pool or --metric-cache")
-    if two_stage is not None and metric_cache is None:
-        raise ConfigError("score", "--two-stage needs --metric-cache")
+    if sum(source is not None for source in (pool, metric_cache, navhard)) != 1:
+        raise ConfigError("score", "needs one of a pool, --metric-cache and --navhard")
+    if two_stage is not None and pool is not None:
+        raise ConfigError("score", "--two-stage needs --metric-cache or --navhard")
+    if (navhard is None) != (maps is None):
+        raise ConfigError("score", "--navhard and --maps need each other")
     console = Console()
     with console.status("scoring"):
-        counts = _score(trajectories, pool, metric_cache, two_stage, out)
+        counts = _score(trajectories, pool, metric_cache or navhard, maps, two_stage, out)
     scored, invalid = counts.pop("scored"), counts.pop("invalid")
     console.print(f"{out}: {scored} trajectories scored, {invalid} reported invalid with a reason")
     for title, values in counts.items():
-        console.print(_tree(title, values) if isinstance(values, Mapping) else f"{title}: {values}")
+        console.print(_tree(title, values))
 
 
 def _score(
-    trajectories: Path, pool: Path | None, metric_cache: Path | None, two_stage: Path | None, out: Path
+    trajectories: Path,
+    pool: Path | None,
+    navsim: Path | None,
+    maps: Path | None,
+    two_stage: Path | None,
+    out: Path,
 ) -> dict[str, Any]:
-    if metric_cache is not None:
+    if maps is not None and navsim is not None:
+        from autoscale_ray.evaluation.score_navhard import score_navhard_file
+
+        return score_navhard_file(trajectories, navsim, maps, out, two_stage)
+    if navsim is not None:
         from autoscale_ray.evaluation.score_cache import score_cache_file
 
-        return score_cache_file(trajectories, metric_cache, out, two_stage)
+        return score_cache_file(trajectories, navsim, out, two_stage)
     from autoscale_ray.evaluation.score_pool import score_trajectory_file
 
     assert pool is not None

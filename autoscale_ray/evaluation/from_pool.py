@@ -160,11 +160,16 @@ def scoring_scenes(
     for start in range(0, len(rows), CHUNK):
         table = pool.table(rows[start : start + CHUNK])
         for index in range(len(table)):
-            row = {name: _value(table[name][index]) for name in table.column_names}
+            row = row_values(table, index)
             try:
                 yield str(row["scene_id"]), scoring_scene(row)
             except InvalidSceneError as error:
                 yield str(row["scene_id"]), str(error)
+
+
+def row_values(table: pa.Table, index: int) -> dict[str, object]:
+    """Return one row of a table as `scoring_scene` takes it."""
+    return {name: _value(table[name][index]) for name in table.column_names}
 
 
 def _value(scalar: pa.Scalar) -> object:

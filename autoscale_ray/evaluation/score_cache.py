@@ -43,9 +43,12 @@ from autoscale_ray.scenes.readers.metric_cache import (
     open_reader,
     read_metric_cache,
 )
+from autoscale_ray.scenes.trust import read_file
 
 MAPPING_KEY = "reactive_all_mapping"
 SCORE_WITH_COMFORT = "score_with_comfort"
+MAX_REASONS = 20
+_MAX_MAPPING_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,39 +71,61 @@ def score_cache_file(
 ) -> dict[str, object]:
     """Score every trajectory by the version of the score that the caches were made for.
 
-    A v2 scene whose log has another scene at most 0.55 s earlier gets extended comfort against it, where each has one
-    trajectory. A cache that is refused is reported for its trajectories, and the rest is scored.
+    A cache that is refused is reported for its trajectories, and the rest is scored.
 
     Args:
         trajectories: npz, Parquet or submission pickle; scene_id is the token.
         caches: Folder, zip archive or one file.
-        out: Parquet file: version, then the columns of `score_file`, then two_frame_extended_comfort and
-            score_with_comfort. A summary is written beside it as JSON.
+        out: Parquet file; see `write_scores`.
         two_stage: Split YAML of NAVSIM whose mapping gives the two-stage score; see `score_two_stages`.
         backend: "auto", "torch" or "numba".
 
     Returns:
-        Numbers of rows ``scored`` and ``invalid``, means by version, and the two-stage score where asked for.
+        See `write_scores`.
 
     Raises:
         InvalidInputError: The trajectories, the folder or the mapping break a rule.
     """
     wanted = read_trajectories(trajectories)
     mapping = None if two_stage is None else read_mapping(two_stage)
-    scored, reasons = score_caches(wanted, caches, backend)
+    return write_scores(wanted, *score_caches(wanted, caches, backend), out, mapping)
+
+
+def write_scores(
+    wanted: Mapping[str, Floats],
+    scored: Sequence[CacheScore],
+    reasons: Mapping[str, str],
+    out: Path,
+    mapping: Sequence[tuple[str, str, str, str]] | None = None,
+) -> dict[str, object]:
+    """Write the scores of scenes as a table, and a summary beside it as JSON.
+
+    A v2 scene whose log has another scene at most 0.55 s earlier gets extended comfort against it, where each has one
+    trajectory.
+
+    Args:
+        wanted: (P, 8 or 40, 3) relative waypoints by token.
+        scored: Scenes that could be scored.
+        reasons: By token, why the others could not.
+        out: Parquet file: version, then the columns of `score_file`, then two_frame_extended_comfort and
+            score_with_comfort.
+        mapping: Result of `read_mapping`, or None.
+
+    Returns:
+        Numbers of rows ``scored`` and ``invalid``, means by version, and the two-stage score where asked for.
+    """
     scored = with_previous_frames(scored)
     rows = [row for frame in scored for row in _rows(frame)]
+    summary: dict[str, object] = {"scored": len(rows)}
     for token, reason in reasons.items():
         rows += refused_rows(token, len(wanted[token]), reason)
-    table = pa.Table.from_pylist(rows, schema=cache_schema())
-    summary: dict[str, object] = {"scored": len(rows) - table["valid"].to_pylist().count(False)}
-    summary |= {"invalid": len(rows) - int(str(summary["scored"])), "mean": _means(scored)}
+    summary |= {"invalid": len(rows) - int(str(summary["scored"])), **_means(scored)}
     if reasons:
-        summary["reasons"] = list(reasons.values())[:20]
+        summary["reasons"] = dict(itertools.islice(reasons.items(), MAX_REASONS))
     if mapping is not None:
         summary["two_stage"] = two_stage_summary(scored, mapping)
     temporary = out.with_name(f".{out.name}.part")
-    pq.write_table(table, temporary, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, schema=cache_schema()), temporary, compression="zstd")
     temporary.replace(out)
     out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary
@@ -146,18 +171,21 @@ def score_cache(cache: MetricCache, waypoints: Floats, backend: str = "auto") ->
     result = SCORERS[cache.version](
         [prepared], np.asarray(waypoints)[None], backend=backend, keep_states=True
     )
-    x, y, yaw = cache.ego_state[:3]
-    ahead, left = np.asarray(waypoints)[0, -1, :2]
-    turn = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
     return CacheScore(
         token=cache.token,
         log_name=cache.log_name,
         is_synthetic=cache.is_synthetic,
         start_us=cache.start_us,
-        start_point=np.array([x, y]),
-        endpoint=np.array([x, y]) + turn @ np.array([ahead, left]),
+        start_point=cache.ego_state[:2],
+        endpoint=endpoint(cache.ego_state[:3], waypoints),
         result=result,
     )
+
+
+def endpoint(pose: Floats, waypoints: Floats) -> Floats:
+    """Return the last position (2,) of the first of (P, n, 3) relative trajectories, from a pose x, y, yaw."""
+    cos, sin = np.cos(pose[2]), np.sin(pose[2])
+    return pose[:2] + np.array([[cos, -sin], [sin, cos]]) @ np.asarray(waypoints)[0, -1, :2]
 
 
 def with_previous_frames(scored: Sequence[CacheScore]) -> list[CacheScore]:
@@ -198,8 +226,9 @@ def read_mapping(path: Path) -> list[tuple[str, str, str, str]]:
         InvalidInputError: Not such a file.
     """
     try:
-        values = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, yaml.YAMLError, RecursionError) as error:
+        content = read_file(path, _MAX_MAPPING_BYTES)
+        values = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, RecursionError) as error:
         raise InvalidInputError(
             str(path), "must be a readable YAML file", str(error).splitlines()[0]
         ) from None
@@ -290,7 +319,7 @@ def _means(scored: Sequence[CacheScore]) -> dict[str, dict[str, float]]:
         if results:
             columns = {name: _column([result.filtered[name] for result in results]) for name in names}
             columns["score"] = _column([result.score_with_comfort for result in results])
-            means[version] = aggregate_one_stage(columns)
+            means[f"mean_{version}"] = aggregate_one_stage(columns)
     return means
 
 

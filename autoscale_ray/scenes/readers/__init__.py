@@ -5,6 +5,7 @@ from autoscale_ray.scenes.readers import (
     commonroad,
     interaction,
     kitti,
+    navhard,
     navsim,
     scenarionet,
     simscale,
@@ -15,6 +16,7 @@ from autoscale_ray.scenes.readers.reader import Reader
 READERS: dict[str, Reader] = {
     "navsim": navsim.READER,
     "simscale": simscale.READER,
+    "navhard": navhard.READER,
     "commonroad": commonroad.READER,
     "sumo": sumo.READER,
     "scenarionet": scenarionet.READER,

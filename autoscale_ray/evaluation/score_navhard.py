@@ -1,0 +1,131 @@
+"""Score a file of trajectories on navhard's own files: logs for stage one, synthetic scenes for stage two, and maps.
+
+Nothing of NAVSIM need be installed and no metric cache made; PDM-Closed is driven here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from autoscale_ray.errors import InputRejectedError, InvalidInputError, InvalidSceneError
+from autoscale_ray.evaluation.epdms import epdms
+from autoscale_ray.evaluation.from_pool import row_values, scoring_scene
+from autoscale_ray.evaluation.scene import Floats
+from autoscale_ray.evaluation.score_cache import CacheScore, endpoint, read_mapping, write_scores
+from autoscale_ray.evaluation.score_file import read_trajectories
+from autoscale_ray.scenes.readers.navhard import LOG_FOLDER, scoring_tables
+from autoscale_ray.scenes.readers.navsim_scenes import Source, cut_scenes
+from autoscale_ray.scenes.readers.nuplan_map import map_files, open_map
+from autoscale_ray.scenes.readers.openscene import read_log
+from autoscale_ray.scenes.readers.scene_filter import SceneFilter
+from autoscale_ray.scenes.trust import member_names
+
+SCENE_FOLDER = "synthetic_scene_pickles"
+_HISTORY, _FUTURE = 4, 8
+
+
+def score_navhard_file(
+    trajectories: Path,
+    root: Path,
+    maps: Path,
+    out: Path,
+    two_stage: Path | None = None,
+    backend: str = "auto",
+) -> dict[str, object]:
+    """Score a file of trajectories by EPDMS; see `score_navhard` and `write_scores`.
+
+    Args:
+        trajectories: npz, Parquet or submission pickle; scene_id is the token.
+        root: Folder with `openscene_meta_datas` and `synthetic_scene_pickles`, or either of the two.
+        maps: Folder with nuPlan maps.
+        out: Parquet file.
+        two_stage: Split YAML of NAVSIM whose mapping gives the two-stage score.
+        backend: "auto", "torch" or "numba".
+    """
+    wanted = read_trajectories(trajectories)
+    mapping = None if two_stage is None else read_mapping(two_stage)
+    map_files(maps)
+    return write_scores(wanted, *score_navhard(wanted, root, maps, backend), out, mapping)
+
+
+def score_navhard(
+    wanted: Mapping[str, Floats], root: Path, maps: Path, backend: str = "auto"
+) -> tuple[list[CacheScore], dict[str, str]]:
+    """Score trajectories by token on original scenes (logs) and synthetic ones.
+
+    Args:
+        wanted: (P, 8 or 40, 3) relative waypoints by token.
+        root: Folder with `openscene_meta_datas` and `synthetic_scene_pickles`, or either of the two.
+        maps: Folder with nuPlan maps.
+        backend: "auto", "torch" or "numba".
+
+    Returns:
+        What was scored, and reasons by token for the rest.
+
+    Raises:
+        InvalidInputError: Neither folder is there.
+    """
+    scored: dict[str, CacheScore] = {}
+    reasons: dict[str, str] = {}
+    lost: list[str] = []
+    for token, found in _tables(wanted, root, maps):
+        if isinstance(found, str):
+            if token in wanted:
+                reasons[token] = found
+            else:
+                lost.append(found)
+            continue
+        try:
+            scored[token] = _score(found, wanted[token], backend)
+        except InvalidSceneError as error:
+            reasons[token] = str(error)
+    for token in wanted:
+        if token not in scored and token not in reasons:
+            hint = f"; {len(lost)} files were refused, first: {lost[0]}" if lost else ""
+            reasons[token] = f"{token}: trajectory: must have a scene{hint}"
+    return list(scored.values()), {token: reason for token, reason in reasons.items() if token not in scored}
+
+
+def _tables(wanted: Mapping[str, Floats], root: Path, maps: Path) -> Iterator[tuple[str, pa.Table | str]]:
+    logs, synthetic = root / LOG_FOLDER, root / SCENE_FOLDER
+    if not logs.is_dir() and not synthetic.is_dir():
+        raise InvalidInputError(str(root), f"must hold the folder {LOG_FOLDER} or {SCENE_FOLDER}")
+    if logs.is_dir():
+        yield from _log_tables(wanted, logs, maps)
+    if synthetic.is_dir():
+        yield from scoring_tables(synthetic, maps, list(wanted))
+
+
+def _log_tables(wanted: Mapping[str, Floats], logs: Path, maps: Path) -> Iterator[tuple[str, pa.Table | str]]:
+    chosen = SceneFilter(num_history_frames=_HISTORY, num_future_frames=_FUTURE, tokens=frozenset(wanted))
+    for unit in member_names(logs, ".pkl"):
+        try:
+            log = read_log(logs, unit)
+            source = Source(unit=unit, name="navsim", domain="real")
+            for table, refused in cut_scenes(log, open_map(maps, log.location), chosen, source):
+                for row in refused.to_pylist():
+                    yield row["element"], f"{unit}: {row['rule']} (found {row['value']})"
+                for number in range(len(table)):
+                    yield table["scene_id"][number].as_py(), table.slice(number, 1)
+        except InputRejectedError as error:
+            yield unit, str(error) if unit in error.where else f"{unit}: {error}"
+
+
+def _score(table: pa.Table, waypoints: Floats, backend: str) -> CacheScore:
+    row = row_values(table, 0)
+    scene = scoring_scene(row)
+    result = epdms([scene], np.asarray(waypoints)[None], backend=backend, keep_states=True)
+    pose = np.array([row[f"origin_{name}"] for name in ("x_m", "y_m", "yaw_rad")], dtype=np.float64)
+    return CacheScore(
+        token=scene.scene_id,
+        log_name=str(row["log_id"]),
+        is_synthetic=scene.is_synthetic,
+        start_us=int(str(row["timestamp_us"])),
+        start_point=pose[:2],
+        endpoint=endpoint(pose, waypoints),
+        result=result,
+    )

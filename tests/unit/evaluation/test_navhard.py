@@ -1,0 +1,300 @@
+"""navhard's synthetic scenes and logs, fabricated from drives whose truth is known: scores and pools.
+
+All files are fabricated in the documented layout; no file of NAVSIM itself was read.
+"""
+
+import itertools
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from scenes import metric_cache_files, navsim_files
+from scenes.navsim_town import LOCATION, make_town, write_maps
+
+from autoscale_ray.cli import main
+from autoscale_ray.errors import InputRejectedError, InvalidInputError
+from autoscale_ray.evaluation import epdms
+from autoscale_ray.evaluation.combine import COLUMNS_V2
+from autoscale_ray.evaluation.from_pool import scoring_scenes
+from autoscale_ray.evaluation.score_cache import CacheScore
+from autoscale_ray.evaluation.score_navhard import score_navhard
+from autoscale_ray.scenes.ingest import ingest
+from autoscale_ray.scenes.pool import open_pool
+from autoscale_ray.scenes.readers.metric_cache import open_reader
+from autoscale_ray.scenes.readers.navhard import read_scene
+
+NOW, BEFORE = 8, 7
+KINDS = ("vehicle", "pedestrian", "bicycle", "traffic_cone", "barrier", "czone_sign", "generic_object")
+
+
+def synthetic_scene(
+    drive, current: int, token: str, origin: str, num_recorded: int = 4, shift_m: float = 0.0
+):
+    """Return the content of a synthetic scene of a drive: recorded up to a frame, objects and lights of ten more."""
+    frames = navsim_files.frames_of(drive)
+    recorded = range(current - 3, current - 3 + num_recorded)
+    later = range(recorded.stop, current + 11)
+    return {
+        "scene_metadata": {
+            "log_name": drive.name,
+            "scene_token": f"{token[:-1]}s",
+            "map_name": LOCATION,
+            "initial_token": token,
+            "num_history_frames": 4,
+            "num_future_frames": num_recorded - 4,
+            "corresponding_original_scene": "scene",
+            "corresponding_original_initial_token": origin,
+        },
+        "frames": [
+            _frame(drive, frames[n], n, token if n == current else f"{n:017x}", shift_m) for n in recorded
+        ],
+        "extended_traffic_light_data": [_lights(drive, number) for number in later],
+        "extended_detections_tracks": [_objects(drive, number) for number in later],
+    }
+
+
+def _frame(drive, frame: dict, number: int, token: str, shift_m: float) -> dict:
+    """Return a frame; the ego stands some metres to its left, so boxes in its axes lie that much to the right."""
+    x, y, yaw, vx, vy, ax, ay = drive.ego[number]
+    boxes = frame["anns"]["gt_boxes"].copy()
+    boxes[:, 1] -= shift_m
+    anns = frame["anns"]
+    return {
+        "token": token,
+        "timestamp": frame["timestamp"],
+        "roadblock_ids": frame["roadblock_ids"],
+        "traffic_lights": frame["traffic_lights"],
+        "annotations": {
+            "boxes": boxes,
+            "names": anns["gt_names"],
+            "velocity_3d": anns["gt_velocity_3d"],
+            "instance_tokens": anns["instance_tokens"],
+            "track_tokens": anns["track_tokens"],
+        },
+        "ego_status": {
+            "ego_pose": np.array([x - shift_m * np.sin(yaw), y + shift_m * np.cos(yaw), yaw]),
+            "ego_velocity": np.array([vx, vy], dtype=np.float32),
+            "ego_acceleration": np.array([ax, ay], dtype=np.float32),
+            "driving_command": frame["driving_command"],
+            "in_global_frame": True,
+        },
+        "lidar_path": None,
+        "camera_dict": {"cam_f0": {}},
+    }
+
+
+def _lights(drive, number: int):
+    status = metric_cache_files.CLASSES["TrafficLightStatusType"]
+    lights = [
+        metric_cache_files.make("TrafficLightStatusData", status=status(2 if red else 0), lane_connector_id=fid,
+                                timestamp=0)
+        for fid, red in drive.red[number].items()
+    ]  # fmt: skip
+    return metric_cache_files.make("TrafficLightStatuses", traffic_lights=lights)
+
+
+def _objects(drive, number: int):
+    found = [
+        metric_cache_files.tracked(
+            KINDS.index(agent.kind),
+            agent.token,
+            tuple(agent.states[number, :3]),
+            np.array(agent.size),
+            agent.states[number, 3:],
+        )
+        for agent in drive.agents
+        if agent.seen[number]
+    ]
+    return metric_cache_files.make(
+        "DetectionsTracks", tracked_objects=metric_cache_files.make("TrackedObjects", tracked_objects=found)
+    )
+
+
+@dataclass
+class World:
+    folder: Path
+    drive: navsim_files.Drive
+    tokens: dict[str, int]
+    """Frame at 0 s of every synthetic scene."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """One log with its maps, and six synthetic scenes: three pairs half a second apart, shifted sideways."""
+    folder, town = tmp_path_factory.mktemp("navhard"), make_town()
+    write_maps(town, folder / "maps")
+    drive = navsim_files.make_drive(town, num_agents=24)
+    root = folder / "navhard_two_stage"
+    navsim_files.write_log(root / "openscene_meta_datas", navsim_files.frames_of(drive))
+    (root / "synthetic_scene_pickles").mkdir()
+    tokens = {}
+    for pair, current in itertools.product(range(3), (NOW, BEFORE)):
+        token = f"{pair}{current}".ljust(17, "f")
+        tokens[token] = current
+        content = synthetic_scene(drive, current, token, drive.tokens[current], shift_m=0.3 * pair)
+        (root / "synthetic_scene_pickles" / f"{token[:-1]}s.pkl").write_bytes(
+            metric_cache_files.dumps(content)
+        )
+    return World(folder, drive, tokens)
+
+
+@pytest.fixture(scope="module")
+def plans(world):
+    """A plan for every token: onwards at the speed of the moment, half of them slower."""
+    tokens = {**world.tokens, world.drive.tokens[NOW]: NOW, world.drive.tokens[BEFORE]: BEFORE}
+    ahead = np.linspace(0.5, 4.0, 8)
+    return {
+        token: np.stack(
+            [ahead * world.drive.ego[frame, 3] * (1.0 - 0.5 * (number % 2)), 0 * ahead, 0 * ahead], 1
+        )[None]
+        for number, (token, frame) in enumerate(sorted(tokens.items()))
+    }
+
+
+@pytest.fixture(scope="module")
+def scored(world, plans) -> dict[str, CacheScore]:
+    found, reasons = score_navhard(plans, world.folder / "navhard_two_stage", world.folder / "maps")
+    assert reasons == {}
+    return {frame.token: frame for frame in found}
+
+
+def test_a_synthetic_scene_scores_as_the_same_scene_of_a_log_does(world, plans, scored, tmp_path):
+    """Pair 0 stands where the log's ego stands: the log ingested as synthetic gives equal scores, within 1e-6."""
+    ingest("navsim", world.folder / "navhard_two_stage" / "openscene_meta_datas", tmp_path / "pool", "synthetic",
+           files={"maps": world.folder / "maps"})  # fmt: skip
+    scenes = dict(scoring_scenes(open_pool(tmp_path / "pool")))
+    values = set()
+    for token, current in list(world.tokens.items())[:2]:
+        expected = epdms([scenes[world.drive.tokens[current]]], plans[token][None])
+        for name in COLUMNS_V2:
+            found = float(scored[token].result.filtered[name].value[0, 0])
+            assert found == pytest.approx(float(expected.filtered[name].value[0, 0]), abs=1e-6)
+            values.add(round(found, 3))
+        assert scored[token].is_synthetic
+    assert len(values) > 1
+
+
+def test_originals_come_from_the_logs_and_keep_the_human_filter(world, scored):
+    now = scored[world.drive.tokens[NOW]]
+    assert (now.is_synthetic, now.log_name, now.start_us) == (
+        False,
+        world.drive.name,
+        world.drive.times_us[NOW],
+    )
+    np.testing.assert_allclose(now.start_point, world.drive.ego[NOW, :2], rtol=0, atol=1e-6)
+
+
+def test_objects_stand_where_the_drive_has_them(world):
+    """Every box of every frame, recorded and extended, within 1 cm and 0.1 degree, also from a shifted ego."""
+    folder = world.folder / "navhard_two_stage" / "synthetic_scene_pickles"
+    token = "2" + str(NOW) + "f" * 14 + "s"
+    with open_reader() as reader:
+        scene = read_scene(reader, folder, f"{token[:-1]}s.pkl")
+    assert (len(scene.log.tokens), scene.num_recorded, scene.origin_token) == (14, 4, world.drive.tokens[NOW])
+    for number in range(14):
+        frame = NOW - 3 + number
+        boxes = scene.log.box_states_A5[scene.log.box_offsets[number] : scene.log.box_offsets[number + 1]]
+        truth = np.array([agent.states[frame] for agent in world.drive.agents if agent.seen[frame]])
+        assert len(boxes) == len(truth)
+        order, wanted = (values[np.lexsort(np.round(values[:, :2], 3).T)] for values in (boxes, truth))
+        np.testing.assert_allclose(order[:, :2], wanted[:, :2], rtol=0, atol=0.01)
+        np.testing.assert_allclose(order[:, 3:], wanted[:, 3:], rtol=0, atol=0.01)
+        assert np.abs(np.angle(np.exp(1j * (order[:, 2] - wanted[:, 2])))).max() < np.radians(0.1)
+        assert set(scene.log.red[number]) == {fid for fid, red in world.drive.red[frame].items() if red}
+
+
+def test_the_command_gives_the_two_stage_score(world, plans, scored, tmp_path):
+    """Brute force: kernel weights from the planned endpoint to the synthetic starts, stage one times stage two."""
+    now, before = world.drive.tokens[NOW], world.drive.tokens[BEFORE]
+    pairs = [
+        next(token for token in world.tokens if token.startswith(f"{pair}{frame}"))
+        for pair in range(3)
+        for frame in (NOW, BEFORE)
+    ]
+    groups = [[now, before, [pairs[0:2], pairs[2:4], pairs[4:6]]]]
+    (tmp_path / "split.yaml").write_text(yaml.safe_dump({"reactive_all_mapping": groups}))
+    np.savez(tmp_path / "plans.npz", scene_id=list(plans), trajectories=np.stack(list(plans.values())))
+    main(["score", str(tmp_path / "plans.npz"), "--navhard", str(world.folder / "navhard_two_stage"), "--maps",
+          str(world.folder / "maps"), "--two-stage", str(tmp_path / "split.yaml"), "--out",
+          str(tmp_path / "out.parquet")])  # fmt: skip
+    summary = json.loads((tmp_path / "out.json").read_text())
+    assert (summary["scored"], summary["invalid"], summary["two_stage"]["mappings"]) == (8, 0, 1)
+    rows = {row["scene_id"]: row for row in pq.read_table(tmp_path / "out.parquet").to_pylist()}
+    for name in COLUMNS_V2:
+        parts = []
+        for side, first in enumerate((now, before)):
+            second = [pair[side] for pair in groups[0][2]]
+            away = np.array([scored[first].endpoint - scored[token].start_point for token in second])
+            weights = np.exp(-(away**2).sum(axis=1) / 0.2)
+            weights = weights / weights.sum() if weights.sum() > 1e-8 else np.full(3, 1 / 3)
+            values = np.array([rows[token][f"filtered_{name}"] for token in second])
+            parts.append(rows[first][f"filtered_{name}"] * float(weights @ values))
+        assert summary["two_stage"]["combined"][name] == pytest.approx(np.mean(parts), abs=1e-9)
+
+
+def test_a_scene_whose_ego_has_a_future_stands_in_a_pool_and_another_is_refused(world, tmp_path):
+    """The origin is the real scene's token; without a future the quarantine table says where to go instead."""
+    for name, num_recorded in (("long", 12), ("short", 4)):
+        content = synthetic_scene(world.drive, NOW, name.ljust(17, "e"), "origin", num_recorded)
+        (tmp_path / f"{name}.pkl").write_bytes(metric_cache_files.dumps(content))
+    ingest("navhard", tmp_path, tmp_path / "pool", "synthetic", files={"maps": world.folder / "maps"})
+    pool = open_pool(tmp_path / "pool")
+    assert pool.scene_ids.tolist() == ["long".ljust(17, "e")]
+    assert pool.origin_ids.tolist() == ["origin"]
+    assert pool.domains.tolist() == ["synthetic"]
+    (refused,) = pool.side_table("quarantine").to_pylist()
+    assert refused["file"] == "short.pkl"
+    assert "autoscale score --navhard" in refused["rule"]
+
+
+WRONG = {
+    "no frames": lambda scene: scene.update(frames=[]),
+    "short history": lambda scene: scene["scene_metadata"].update(num_history_frames=2),
+    "relative poses": lambda scene: scene["frames"][0]["ego_status"].update(in_global_frame=False),
+    "text for a pose": lambda scene: scene["frames"][1]["ego_status"].update(ego_pose="here"),
+    "no annotations": lambda scene: scene["frames"][2].pop("annotations"),
+    "boxes of six numbers": lambda scene: scene["frames"][2]["annotations"].update(boxes=np.zeros((1, 6))),
+    "unknown type": lambda scene: scene["frames"][2]["annotations"].update(names=np.array(["tank"] * 3)),
+    "another city": lambda scene: scene["scene_metadata"].update(map_name="atlantis"),
+    "few steps": lambda scene: scene.update(extended_detections_tracks=[]),
+    "no time": lambda scene: scene["frames"][3].update(timestamp="now"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_scenes_are_refused_with_one_line_and_the_rest_is_scored(world, plans, name, tmp_path):
+    tokens = list(world.tokens)[:2]
+    (tmp_path / "synthetic_scene_pickles").mkdir()
+    for token in tokens:
+        content = synthetic_scene(world.drive, NOW, token, "origin")
+        if token == tokens[0]:
+            WRONG[name](content)
+        (tmp_path / "synthetic_scene_pickles" / f"{token}.pkl").write_bytes(metric_cache_files.dumps(content))
+    wanted = {token: plans[token] for token in tokens}
+    scored, reasons = score_navhard(wanted, tmp_path, world.folder / "maps")
+    assert [frame.token for frame in scored] == tokens[1:]
+    assert set(reasons) == {tokens[0]}
+    assert tokens[0] in reasons[tokens[0]]
+    assert "\n" not in reasons[tokens[0]]
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return eval, (f"open({str(tmp_path / 'was-run')!r}, 'w')",)
+
+    content = pickle.dumps({"scene_metadata": {}, "frames": [Payload()]})
+    (tmp_path / "bad.pkl").write_bytes(content)
+    with open_reader() as reader, pytest.raises(InputRejectedError, match=r"bad\.pkl.*global builtins\.eval"):
+        read_scene(reader, tmp_path, "bad.pkl")
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_a_folder_without_logs_and_scenes_is_refused(world, plans, tmp_path):
+    with pytest.raises(InvalidInputError, match="openscene_meta_datas or synthetic_scene_pickles"):
+        score_navhard(plans, tmp_path, world.folder / "maps")
