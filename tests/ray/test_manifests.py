@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from jsonschema import Draft202012Validator
 from ray.autoscaler._private.util import fillout_defaults, prepare_config, validate_config
@@ -69,6 +72,18 @@ def test_cloud_clusters_have_gpu_workers_and_an_idle_head(name: str) -> None:
     assert head["resources"]["trial_slot"] >= 1
     assert any(kind["resources"].get("GPU", 0) >= 1 and kind["max_workers"] >= 1 for kind in types.values())
     assert sum(kind["max_workers"] for kind in types.values()) <= config["max_workers"]
+
+
+def test_the_head_of_ones_own_machines_is_idle_and_state_lies_on_shared_storage() -> None:
+    config = load("onprem.yaml")
+    (head,) = [line for line in config["head_start_ray_commands"] if "ray start" in line]
+    assert "--num-cpus=0 --num-gpus=0" in head
+    assert re.search(r"""--resources='\{"trial_slot":[1-9]\d*\}'""", head)
+    for name in ("onprem.yaml", "aws.yaml", "gcp.yaml"):
+        config = load(name)
+        assert any("/data/autoscale" in line for line in config["initialization_commands"]), name
+        assert any("auth_token" in target for target in config["file_mounts"]), name
+        assert any("autoscale-ray[gpu" in line for line in config["setup_commands"]), name
 
 
 def strict(schema: Any) -> Any:
@@ -151,6 +166,33 @@ def test_kuberay_clusters_keep_the_rules_that_no_schema_says(name: str, spec: di
         assert container["image"].rpartition(":")[2] != "latest"
     for group in spec["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_the_image_has_the_ray_and_the_jobs_of_the_manifests() -> None:
+    lines = (CONFIGS / "kuberay" / "Dockerfile").read_text().splitlines()
+    (base,) = [line for line in lines if line.startswith("FROM")]
+    for name, spec in cluster_specs():
+        assert f":{spec['rayVersion']}-" in base
+        (tag,) = {container["image"].rpartition(":")[2] for _, container in containers(spec)}
+        assert tag == version("autoscale-ray")
+        entrypoint = load(f"kuberay/{name}")["spec"].get("entrypoint", "")
+        for script in re.findall(r"jobs/\w+\.py", entrypoint):
+            assert (CONFIGS.parent / script).is_file()
+    assert f"ray=={ray.__version__}" in (CONFIGS.parent / "constraints.txt").read_text().splitlines()
+    assert base.startswith(f"FROM rayproject/ray:{ray.__version__}-")
+
+
+def test_the_readme_names_every_file_and_every_job() -> None:
+    text = (CONFIGS / "README.md").read_text()
+    files = [path for path in CONFIGS.rglob("*") if path.is_file() and path.name != "README.md"]
+    unnamed = [path.name for path in files if path.suffix != ".json" and path.name not in text]
+    jobs = [
+        path.name
+        for path in (CONFIGS.parent / "jobs").glob("*_*.py")
+        if path.stem not in ("__init__", "demo_real")
+    ]
+    assert unnamed == []
+    assert [name for name in jobs if name not in text] == []
 
 
 @pytest.mark.parametrize("name", ["rayjob.yaml", "rayjob-kueue.yaml"])
