@@ -21,6 +21,8 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.openscene_source import NUM_SCENES, write_source
+
 EXPECTED = {
     "commonroad/USA_US101": 2472,
     "commonroad/USA_Lanker": 961,
@@ -33,11 +35,14 @@ EXPECTED = {
     "av2-forecasting": 31,
     "kitti": 299,
     "interaction": 248,
+    "navsim": NUM_SCENES,
 }
 """Windows of moving egos, scenes and quarantined ones together; docs/data.md explains each difference to the source."""
 MAX_WALL_S = 180.0
 MAX_RSS_MIB = 1536.0
 MIN_SPEEDUP = 10.0
+MIN_OPENSCENE_PER_MINUTE = 5000.0
+"""Scenes of fabricated OpenScene logs a minute on two cores, from the processor time of all processes."""
 _SOURCES = (
     ("commonroad", "real/commonroad_ngsim/scenarios.zip", "real"),
     ("commonroad", "synthetic/commonroad_sumo/scenarios.zip", "synthetic"),
@@ -77,6 +82,10 @@ def main() -> int:
         entry for entry in _SOURCES if not arguments.quick or ("zip" not in entry[1] and entry[0] != "sumo")
     ]
     rows = [_run(*entry, arguments) for entry in sources]
+    if not arguments.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            logs = write_source(Path(folder), arguments.seed)
+            rows.append(_run("navsim", str(logs), "real", arguments) | {"path": "fabricated OpenScene logs"})
     result: dict[str, object] = {"sources": rows, "seed": arguments.seed} | surroundings()
     if arguments.rival_python:
         result["commonroad_per_file"] = _against_rival(arguments)
@@ -105,6 +114,10 @@ def _missed(result: dict[str, object], rows: list[dict], *, complete: bool) -> l
     wall = sum(row["wall_s"] for row in rows if row["path"].endswith("zip"))
     if complete and wall > MAX_WALL_S:
         missed.append(f"commonroad_wall_s {wall:.0f} {MAX_WALL_S:.0f}")
+    for row in rows:
+        per_minute = 2 * 60.0 * row["scenes"] / row["cpu_s"]
+        if "navsim" in row["windows"] and per_minute < MIN_OPENSCENE_PER_MINUTE:
+            missed.append(f"openscene_scenes_per_minute {per_minute:.0f} {MIN_OPENSCENE_PER_MINUTE:.0f}")
     rival = result.get("commonroad_per_file")
     if isinstance(rival, dict) and rival["speedup"] < MIN_SPEEDUP:
         missed.append(f"commonroad_speedup {rival['speedup']:.1f} {MIN_SPEEDUP:.0f}")
@@ -131,7 +144,8 @@ def _child(format: str, path: str, out: str, domain: str, *, processes: int) -> 
 
     torch.set_num_threads(1)
     options = replace(READERS[format].options, egos="all" if format == "scenarionet" else "recorder")
-    manifest = ingest(format, path, out, domain, options=options, num_processes=processes)
+    files = {"maps": Path(path).parent / "maps"} if format == "navsim" else None
+    manifest = ingest(format, path, out, domain, options=options, files=files, num_processes=processes)
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     quarantine = open_pool(out, allow_empty=True).side_table("quarantine")
     assert quarantine is not None
