@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from autoscale_ray.mixture.ascent_config import AscentConfig
+from autoscale_ray.config import AscentConfig
 from autoscale_ray.mixture.baselines import BASELINES
 from autoscale_ray.mixture.estimators import METHODS
 from benchmarks.controlled.family import FAMILIES, Family, draw_family

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autoscale_ray.config import AscentConfig
 from autoscale_ray.mixture.allocation import waterfill
-from autoscale_ray.mixture.ascent_config import AscentConfig
 from autoscale_ray.mixture.design import balanced_signs, perturbed
 from autoscale_ray.mixture.optimum import posterior_optimum, predicted_objective
 from autoscale_ray.mixture.problem import (

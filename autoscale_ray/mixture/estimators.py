@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from autoscale_ray.config import AscentConfig
 from autoscale_ray.mixture.ascent import (
     Estimator,
     Gradient,
@@ -28,7 +29,6 @@ from autoscale_ray.mixture.ascent import (
     start_weights,
     uniform_share,
 )
-from autoscale_ray.mixture.ascent_config import AscentConfig
 from autoscale_ray.mixture.laws import law_slopes
 from autoscale_ray.mixture.problem import ClusterInfo, History, Method, align_history
 from autoscale_ray.mixture.response import ResponseFit, Runs, fit_responses

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from autoscale_ray.config import AscentConfig
 from autoscale_ray.mixture.allocation import allocate, largest_remainder, waterfill
 from autoscale_ray.mixture.ascent import extra_visits, noise_priors
-from autoscale_ray.mixture.ascent_config import AscentConfig
 from autoscale_ray.mixture.design import balanced_signs, perturbed
 from autoscale_ray.mixture.estimators import gain_shift
 from autoscale_ray.mixture.optimum import posterior_optimum

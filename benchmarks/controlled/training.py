@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from autoscale_ray.config import AscentConfig
 from autoscale_ray.mixture.allocation import allocate
-from autoscale_ray.mixture.ascent_config import AscentConfig
 from autoscale_ray.mixture.estimators import METHODS
 from autoscale_ray.mixture.problem import ClusterInfo, Observation
 

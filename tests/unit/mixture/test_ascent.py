@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoscale_ray.config import AscentConfig
 from autoscale_ray.errors import ConfigError, InvalidInputError
 from autoscale_ray.mixture.allocation import allocate
 from autoscale_ray.mixture.ascent import (
@@ -19,7 +20,6 @@ from autoscale_ray.mixture.ascent import (
     start_weights,
     stop_reason,
 )
-from autoscale_ray.mixture.ascent_config import AscentConfig
 from autoscale_ray.mixture.estimators import METHODS
 from autoscale_ray.mixture.optimum import GRID_G, best_shares
 from autoscale_ray.mixture.problem import ClusterInfo, Feedback, Observation, align_history, as_array

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from autoscale_ray.mixture.ascent_config import AscentConfig
+from autoscale_ray.config import AscentConfig
 from autoscale_ray.mixture.estimators import METHODS
 from benchmarks.controlled.family import BASE, FAMILIES, draw_family, objective, objective_gradient
 from benchmarks.controlled.oracle import (

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from autoscale_ray.config import AscentConfig
 from autoscale_ray.mixture.ascent import fit_history
-from autoscale_ray.mixture.ascent_config import AscentConfig
 from autoscale_ray.mixture.estimators import (
     ESTIMATORS,
     alignment,
