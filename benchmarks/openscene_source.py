@@ -1,4 +1,4 @@
-"""Fabricate NAVSIM logs and a nuPlan map of realistic size for the ingest benchmark; none of NAVSIM's own files is used.
+"""Fabricate NAVSIM logs and a nuPlan map of realistic size for the ingest benchmark; no file of NAVSIM is used.
 
 Sizes: a town of 169 junctions with 1248 lanes and 2296 lane connectors, a vertex each metre; logs of 30 s at 2 Hz with
 eight cameras' entries and about 50 objects a frame. A log of 60 frames gives 47 scenes.
