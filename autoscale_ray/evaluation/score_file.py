@@ -46,10 +46,10 @@ def read_trajectories(path: Path | str) -> dict[str, Floats]:
 
         return {token: poses[None] for token, poses in read_submission(path).items()}
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            if not {"scene_id", "trajectories"} <= set(archive.files):
-                raise InvalidInputError(str(path), "must hold scene_id and trajectories", archive.files)
-            names, values = archive["scene_id"].tolist(), list(archive["trajectories"])
+        from autoscale_ray.scenes.trust import read_npz
+
+        arrays = read_npz(path, ("scene_id", "trajectories"))
+        names, values = arrays["scene_id"].tolist(), list(arrays["trajectories"])
     else:
         from autoscale_ray.scenes.parquet import read_parquet
 

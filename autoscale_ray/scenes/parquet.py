@@ -9,13 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.trust import raise_storage_failure
 
 MAX_COLUMNS = 10_000
+MAX_FOOTER_BYTES = 16 << 20
+MAX_ROWS = 1 << 30
+MAX_GROUP_BYTES = 2 << 30
+MAX_TABLE_BYTES = 4 << 30
+_MIN_VALUE_BYTES = 8
+_TEXT_TYPES = (pa.string(), pa.binary(), pa.large_string(), pa.large_binary())
 
 
 def open_parquet(path: Path | str) -> pq.ParquetFile:
@@ -28,8 +36,10 @@ def open_parquet(path: Path | str) -> pq.ParquetFile:
         The open file; use it as a context manager.
 
     Raises:
-        InputRejectedError: The file is not Parquet, has an extension type at any depth, or too many columns.
+        InputRejectedError: The file is not Parquet, has an extension type at any depth, too many columns, or row
+            groups that would unpack to more than the limits.
     """
+    _check_footer(Path(path))
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         schema = file.schema_arrow
@@ -37,7 +47,38 @@ def open_parquet(path: Path | str) -> pq.ParquetFile:
         raise_storage_failure(error)
         raise InputRejectedError(str(path), "must be a readable Parquet file", _line(error)) from None
     refuse_extension_types(schema, str(path))
+    _check_sizes(file.metadata, str(path))
     return file
+
+
+def _check_footer(path: Path) -> None:
+    """Refuse a description so long that reading it alone would take too much; the parser comes after."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - 8))
+            tail = file.read(8)
+    except FileNotFoundError:
+        raise InputRejectedError(str(path), "must be a file", "no such path") from None
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] == b"PAR1" and MAX_FOOTER_BYTES < length <= size:
+        raise InputRejectedError(str(path), f"footer must be at most {MAX_FOOTER_BYTES} bytes", length)
+
+
+def _check_sizes(metadata: pq.FileMetaData, where: str) -> None:
+    """Refuse row groups that say, or whose counts imply, more than they may unpack to."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    if not 0 <= metadata.num_rows <= MAX_ROWS or metadata.num_rows != sum(group.num_rows for group in groups):
+        raise InputRejectedError(where, "row groups must add up to the file's rows", metadata.num_rows)
+    for group in groups:
+        chunks = [group.column(number) for number in range(group.num_columns)]
+        size = sum(
+            max(chunk.total_uncompressed_size, chunk.num_values * _MIN_VALUE_BYTES) for chunk in chunks
+        )
+        if group.num_rows < 0 or any(chunk.num_values < 0 for chunk in chunks) or size > MAX_GROUP_BYTES:
+            raise InputRejectedError(
+                where, f"row groups must unpack to at most {MAX_GROUP_BYTES} bytes", size
+            )
 
 
 def read_parquet(path: Path | str, columns: list[str] | None = None) -> pa.Table:
@@ -51,11 +92,31 @@ def read_parquet(path: Path | str, columns: list[str] | None = None) -> pa.Table
         InputRejectedError: As `open_parquet`, or a damaged page.
     """
     with open_parquet(path) as file:
+        schema = file.schema_arrow
+        texts = [field.name for field in schema if field.type in _TEXT_TYPES]
+    # Texts are read as a dictionary first: one long text, named a million times, takes no room in the file.
+    with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=texts) as file:
         try:
-            return file.read(columns=columns)
+            table = file.read(columns=columns)
+            if sum(map(_unpacked_bytes, table.columns)) > MAX_TABLE_BYTES:
+                raise InputRejectedError(str(path), f"must unpack to at most {MAX_TABLE_BYTES} bytes")
+            return table.cast(pa.schema([schema.field(name) for name in table.column_names], schema.metadata))
         except (pa.ArrowException, OSError) as error:
             raise_storage_failure(error)
             raise InputRejectedError(str(path), "holds a damaged page", _line(error)) from None
+
+
+def _unpacked_bytes(column: pa.ChunkedArray) -> int:
+    """Return what a column takes once its dictionary is resolved."""
+    total = 0
+    for chunk in column.chunks:
+        if isinstance(chunk, pa.DictionaryArray) and len(chunk.dictionary):
+            lengths = pc.binary_length(chunk.dictionary).fill_null(0).to_numpy(zero_copy_only=False)  # pyright: ignore[reportAttributeAccessIssue]
+            used = chunk.indices.drop_null().to_numpy()
+            total += int(lengths.astype(np.int64)[used].sum())
+        else:
+            total += chunk.nbytes
+    return total
 
 
 def refuse_extension_types(schema: pa.Schema, where: str) -> None:

@@ -11,10 +11,11 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
+import numpy as np
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
 from autoscale_ray.errors import InputRejectedError
@@ -26,6 +27,7 @@ MAX_MEMBERS = 1_000_000
 MAX_RATIO = 200.0
 _CHUNK_BYTES = 1 << 20
 _RATIO_FLOOR_BYTES = 1 << 20
+_MAX_PROLOG_BYTES = 1 << 18
 
 
 def xml_parser() -> etree.XMLParser:
@@ -53,7 +55,8 @@ def parse_xml(content: bytes, where: str) -> etree._Element:
     """
     if len(content) > MAX_XML_BYTES:
         raise InputRejectedError(where, f"XML must be at most {MAX_XML_BYTES} bytes", len(content))
-    refuse_doctype(content, where)
+    # A DTD stands before the root element; behind it the word makes the document malformed.
+    refuse_doctype(content[:_MAX_PROLOG_BYTES], where)
     try:
         root = etree.fromstring(content, xml_parser())
     except (etree.XMLSyntaxError, ValueError) as error:
@@ -234,12 +237,33 @@ def read_member(path: Path, name: str) -> bytes:
     return read_file(path / name if path.is_dir() else path)
 
 
+def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read arrays of an npz file whose archive is checked as any other; arrays of objects are refused.
+
+    Raises:
+        InputRejectedError: No such archive, an array is missing, damaged, of objects, or larger than its file allows.
+    """
+    found = {}
+    with open_zip(path) as archive:
+        for name in names:
+            where = f"{path}: {name}"
+            if f"{name}.npy" not in archive.namelist():
+                raise InputRejectedError(
+                    str(path), f"must hold {' and '.join(names)}", archive.namelist()[:10]
+                )
+            with archive.open(f"{name}.npy") as stream:
+                content = bounded_read(stream, where)
+            try:
+                found[name] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+            except (ValueError, EOFError, SyntaxError, MemoryError, OverflowError) as error:
+                line = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise InputRejectedError(where, "must be an array of numbers or texts", line) from None
+    return found
+
+
 def byte_stream(content: bytes) -> IO[bytes]:
     """Return a readable stream over bytes."""
     return io.BytesIO(content)
-
-
-_MAX_PROLOG_BYTES = 1 << 20
 
 
 def iterate_xml(stream: IO[bytes], where: str, tags: tuple[str, ...]) -> Iterator[etree._Element]:
@@ -258,7 +282,7 @@ def iterate_xml(stream: IO[bytes], where: str, tags: tuple[str, ...]) -> Iterato
         events=("end",), tag=tags, resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False,
         remove_comments=True, remove_pis=True,
     )  # fmt: skip
-    head = b""
+    head, checked = b"", False
     try:
         while chunk := stream.read(_CHUNK_BYTES):
             if len(head) < _MAX_PROLOG_BYTES:
@@ -267,6 +291,9 @@ def iterate_xml(stream: IO[bytes], where: str, tags: tuple[str, ...]) -> Iterato
                 refuse_doctype(head[: _MAX_PROLOG_BYTES + 16], where)
             parser.feed(chunk)
             for _, element in parser.read_events():
+                if not checked and element.getroottree().docinfo.doctype:
+                    raise InputRejectedError(where, "XML must not have a DTD")
+                checked = True
                 yield element
                 _forget(element)
         parser.close()
