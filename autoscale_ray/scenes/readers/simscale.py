@@ -74,6 +74,8 @@ def read_scenes(files: Mapping[str, Path], path: Path, unit: str, domain: str) -
         quality=None if rewards is None else rewards.quality,
     )
     chosen = chosen_scenes(files, FILTER)
+    if len(log.tokens) < chosen.num_frames:
+        raise InputRejectedError(unit, f"must hold at least {chosen.num_frames} frames", len(log.tokens))
     yield from cut_scenes(log, road, chosen, source)
 
 

@@ -281,17 +281,27 @@ def write_clip(
     return write_log(folder, frames, name)
 
 
-def write_rewards(path: Path, tokens: list[str], scores: np.ndarray) -> Path:
-    """Write a reward file: (tokens, anchors) values of pdm_score, the other scores 1."""
-    names = ("no_at_fault_collisions", "drivable_area_compliance", "driving_direction_compliance",
-             "traffic_light_compliance", "ego_progress", "time_to_collision_within_bound", "lane_keeping",
-             "history_comfort")  # fmt: skip
-    values = {
-        token: {
-            **{name: np.ones(scores.shape[1], np.float16) for name in names},
-            "pdm_score": row.astype(np.float16),
-        }
-        for token, row in zip(tokens, scores, strict=True)
-    }
-    path.write_bytes(pickle.dumps(values))
+REWARDS = (
+    "no_at_fault_collisions", "drivable_area_compliance", "driving_direction_compliance", "traffic_light_compliance",
+    "ego_progress", "time_to_collision_within_bound", "lane_keeping", "history_comfort",
+)  # fmt: skip
+
+
+def _rewards(pdm_score: np.ndarray) -> dict:
+    """Rewards of one scene: the other scores are 1."""
+    ones = {name: np.ones(len(pdm_score), np.float16) for name in REWARDS}
+    return {**ones, "pdm_score": pdm_score.astype(np.float16)}
+
+
+def write_rewards(path: Path, tokens: list[str], pdm_scores: np.ndarray) -> Path:
+    """Write a reward file for all scenes, (tokens, anchors)."""
+    path.write_bytes(
+        pickle.dumps({token: _rewards(row) for token, row in zip(tokens, pdm_scores, strict=True)})
+    )
     return path
+
+
+def write_token_rewards(path: Path, pdm_score: np.ndarray) -> None:
+    """Write the reward file of one scene."""
+    path.parent.mkdir(parents=True)
+    path.write_bytes(pickle.dumps(_rewards(pdm_score)))

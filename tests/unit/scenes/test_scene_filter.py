@@ -1,0 +1,63 @@
+import pytest
+
+from autoscale_ray.errors import InvalidInputError
+from autoscale_ray.scenes.readers.navsim import log_units
+from autoscale_ray.scenes.readers.scene_filter import SceneFilter, read_scene_filter
+from scenes import navsim_files as files
+
+
+def test_a_filter_is_read_with_its_names_and_defaults(tmp_path):
+    path = files.write_filter(
+        tmp_path / "f.yaml", log_names=["a", "b"], tokens=["t", "u", "t"], frame_interval=None
+    )
+    chosen = read_scene_filter(path)
+    assert chosen == SceneFilter(
+        num_history_frames=4, num_future_frames=10, frame_interval=None, has_route=True,
+        log_names=frozenset("ab"), tokens=frozenset("tu"),
+    )  # fmt: skip
+    assert chosen.step == chosen.num_frames == 14
+    path.write_text(
+        "num_future_frames: 8\nreactive_all_mapping: [[a, b, [[c, d]]]]\nsynthetic_scene_tokens: [x]\n"
+    )
+    short = read_scene_filter(path)
+    assert (short.num_frames, short.step, short.synthetic_scene_tokens) == (12, 1, frozenset("x"))
+
+
+BAD = {
+    "unknown key": ("num_histoy_frames: 4", "num_histoy_frames: is no setting"),
+    "text for number": ("num_history_frames: four", "num_history_frames: must be an integer"),
+    "too much history": ("num_history_frames: 9", "num_history_frames: must be 4 to 5"),
+    "too little future": ("num_future_frames: 4", "num_future_frames: must be 8 to 10"),
+    "interval": ("frame_interval: 0", "step: must be 1"),
+    "route": ("has_route: 1", "has_route: must be true or false"),
+    "tokens": ("tokens: [1, 2]", "tokens: must be a list of texts"),
+    "a text for a list": ("log_names: log", "log_names: must be a list of texts"),
+    "max scenes": ("max_scenes: 10", "max_scenes: must be null"),
+    "list": ("- 1", "must be a mapping"),
+    "no YAML": ("a: [", "must be YAML"),
+    "object": ("tokens: !!python/object/apply:os.system ['true']", "must be YAML"),
+    "deep": ("[" * 100_000, "brackets"),
+    "split": ("defaults:\n- scene_filter: navtest\ndata_split: test", "is a split"),
+    "laughs": ("a: &a [x, x]\nb: &b [*a, *a]\nlog_names: [*b, *b]", "must be a list of texts|is no setting"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_filter_gives_one_clear_line(name, tmp_path):
+    text, message = BAD[name]
+    path = tmp_path / "f.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidInputError, match=message) as caught:
+        read_scene_filter(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_logs_of_the_filter_are_listed_in_order(tmp_path):
+    for name in ("b", "a", "c"):
+        (tmp_path / f"{name}.pkl").touch()
+    chosen = files.write_filter(tmp_path / "f.yaml", log_names=["b", "a", "missing"])
+    assert log_units(tmp_path, {"filter": chosen}) == ["a.pkl", "b.pkl"]
+    assert log_units(tmp_path) == ["a.pkl", "b.pkl", "c.pkl"]
+    none = files.write_filter(tmp_path / "g.yaml", log_names=["missing"])
+    with pytest.raises(InvalidInputError, match="logs that the scene filter names"):
+        log_units(tmp_path, {"filter": none})
