@@ -162,7 +162,7 @@ def _route(
     pose = log.poses_F3[frame]
     if not np.isfinite(pose).all():
         return "numbers must be finite", f"ego pose {pose.tolist()}"
-    route = finder.route(tuple(blocks), pose, _footprint(pose))
+    route = finder.route(tuple(blocks), pose, ego_footprint(pose))
     if route is None or len(route.centerline_C3) < 2:
         return "the route must have lanes", ids[0]
     return route
@@ -174,7 +174,8 @@ def ego_center(poses: np.ndarray) -> np.ndarray:
     return poses[..., :2] + REAR_AXLE_TO_CENTER_M * heading
 
 
-def _footprint(pose: np.ndarray) -> shapely.Polygon:
+def ego_footprint(pose: np.ndarray) -> shapely.Polygon:
+    """Return the ego's box around a rear axle pose (3,)."""
     forward = np.array([np.cos(pose[2]), np.sin(pose[2])])
     half = np.array([forward * LENGTH_M / 2.0, np.array([-forward[1], forward[0]]) * WIDTH_M / 2.0])
     corners = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) @ half

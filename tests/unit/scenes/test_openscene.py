@@ -8,6 +8,7 @@ import itertools
 import math
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import shapely
 
@@ -15,6 +16,7 @@ from autoscale_ray.evaluation import epdms, make_scene, pdms, two_frame_extended
 from autoscale_ray.evaluation.from_pool import prepare_pool, score_pool
 from autoscale_ray.scenes.ingest import ingest
 from autoscale_ray.scenes.kinematics import wrap_angle
+from autoscale_ray.scenes.parquet import read_parquet
 from autoscale_ray.scenes.pool import check_disjoint, open_pool
 from autoscale_ray.scenes.schema import AGENT_TYPES, POLYGON_LAYERS
 from autoscale_ray.scenes.split import split_by_log
@@ -369,3 +371,36 @@ def test_splits_by_log_share_nothing(world, tmp_path):
     sides = {side: open_pool(tmp_path / side) for side in ("train", "dev")}
     check_disjoint(sides)
     assert set(sides["dev"].scene_ids.tolist()).isdisjoint(sides["train"].scene_ids.tolist())
+
+
+def test_the_commands_ingest_and_score_do_the_same(world, tmp_path, monkeypatch):
+    from autoscale_ray.cli import main
+
+    monkeypatch.setenv("COLUMNS", "200")
+    name = next(iter(world.drives))
+    drive = world.drives[name]
+    tokens = drive.tokens[3:6]
+    chosen = files.write_filter(tmp_path / "filter.yaml", log_names=[name], tokens=tokens)
+    main(["ingest", "navsim", str(world.folder / "logs"), "--maps", str(world.folder / "maps"), "--filter", str(chosen),
+          "--out", str(tmp_path / "pool"), "--domain", "real"])  # fmt: skip
+    assert open_pool(tmp_path / "pool").scene_ids.tolist() == tokens
+    scenes = [direct_scene(drive, 3 + number) for number in range(3)]
+    human = np.stack([scene.human_poses for scene in scenes])[:, None]
+    np.savez(tmp_path / "plans.npz", scene_id=np.array(tokens), trajectories=human)
+    main(
+        [
+            "score",
+            str(tmp_path / "plans.npz"),
+            str(tmp_path / "pool"),
+            "--out",
+            str(tmp_path / "out.parquet"),
+        ]
+    )
+    table = read_parquet(tmp_path / "out.parquet")
+    assert table["valid"].to_pylist() == [True] * 6
+    for version, score in (("v1", pdms), ("v2", epdms)):
+        rows = table.filter(pc.equal(table["version"], version))
+        assert rows["scene_id"].to_pylist() == tokens
+        np.testing.assert_allclose(
+            rows["score"].to_numpy(), score(scenes, human).score.value[:, 0], atol=1e-4
+        )
