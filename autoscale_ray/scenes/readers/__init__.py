@@ -10,6 +10,7 @@ from autoscale_ray.scenes.readers import (
     scenarionet,
     simscale,
     sumo,
+    waymo,
 )
 from autoscale_ray.scenes.readers.reader import Reader
 
@@ -24,4 +25,5 @@ READERS: dict[str, Reader] = {
     "av2-forecasting": argoverse2.FORECASTING_READER,
     "kitti": kitti.READER,
     "interaction": interaction.READER,
+    "waymo": waymo.READER,
 }
