@@ -2,7 +2,7 @@
 
 delta(i, j) = sum_m alpha_m F_m(d_m(i, j)) / sum_m alpha_m, where d_m compares one aspect of the scenes and F_m is the
 distribution function of d_m over random pairs of training scenes: rank normalisation, so that metres, m/s and
-histograms add up (specification: docs/method.md, Graph-RAE, metric learning; docs/graph_rae.md lists the aspects).
+histograms add up (docs/graph_rae.md lists the aspects).
 
 Shape legend: N scenes, M nodes, P scenes of the first and Q of the second side, S signature size.
 """

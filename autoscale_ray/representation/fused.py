@@ -18,9 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
 from autoscale_ray.representation.scene_graph import NODE_TYPES, RELATIONS, SceneGraph
+
+FEW_ROWS = 512
+"""Below this a product in bfloat16 costs more to set up than it saves."""
 
 
 def applies(graph: SceneGraph) -> bool:
@@ -40,6 +43,9 @@ def _kernels() -> ModuleType:
 
 
 def _product(states_MH: Tensor, weight_WH: Tensor, bias_W: Tensor | None = None) -> Tensor:
+    if len(states_MH) < FEW_ROWS:
+        bias_W = None if bias_W is None else bias_W.float()
+        return linear(states_MH.float(), weight_WH.float(), bias_W).float()
     return linear(states_MH.to(weight_WH.dtype), weight_WH, bias_W).float()
 
 
@@ -79,23 +85,32 @@ def apply_layer(layer: Any, states: Mapping[str, Tensor], graph: SceneGraph) -> 
         _add_mean(total, sent, column * size, size, graph, relation)
         if relation not in early:
             tables[target][:, :size] += _product(total, layer.relations[relation].lin_l.weight)
-    ego = _product(states["ego"], layer.own["ego"].weight, layer.own["ego"].bias)
-    for name in NODE_TYPES:
-        ones_M1 = torch.ones(len(states[name]), 1)
-        ego += _product(_mean(states[name], ones_M1, graph.offsets[name]), layer.to_ego[name].weight)
-    for name in NODE_TYPES:
-        from_ego = _product(states["ego"], layer.from_ego[name].weight)
-        _finish(states[name], tables[name], from_ego, graph.offsets[name], layer.norms[name])
-    rows = torch.arange(len(ego) + 1)
-    _finish(states["ego"], ego, torch.zeros_like(ego), rows, layer.norms["ego"])
+    ego_update, *from_ego = _ego_messages(layer, states["ego"])
+    means = [
+        _mean(states[name], torch.ones(len(states[name]), 1), graph.offsets[name]) for name in NODE_TYPES
+    ]
+    ego_update = ego_update + _product(
+        torch.cat(means, dim=1), torch.cat([layer.to_ego[name].weight for name in NODE_TYPES], dim=1)
+    )
+    for name, message_NH in zip(NODE_TYPES, from_ego, strict=True):
+        _finish(states[name], tables[name], message_NH, graph.offsets[name], layer.norms[name])
+    rows = torch.arange(len(ego_update) + 1)
+    _finish(states["ego"], ego_update, torch.zeros_like(ego_update), rows, layer.norms["ego"])
     return dict(states)
 
 
+def _ego_messages(layer: Any, ego_NH: Tensor) -> tuple[Tensor, ...]:
+    """Return the ego's own product and what it sends to each node type, with the bias of the nodes' own product."""
+    weights = [layer.own["ego"].weight, *(layer.from_ego[name].weight for name in NODE_TYPES)]
+    biases = [layer.own[name].bias for name in ("ego", *NODE_TYPES)]
+    joined = _product(ego_NH, torch.cat(weights), torch.cat(biases))
+    return tuple(part.contiguous() for part in joined.split(ego_NH.shape[1], dim=1))
+
+
 def _own_and_messages(layer: Any, name: str, states_MH: Tensor, relations: list[str]) -> Tensor:
-    """Return the nodes' own product, and beside it what they send along each of the relations (M, W)."""
+    """Return the nodes' own product without bias, and beside it what they send along the relations (M, W)."""
     weights = [layer.own[name].weight, *(layer.relations[relation].lin_l.weight for relation in relations)]
-    bias_W = pad(layer.own[name].bias, (0, len(relations) * states_MH.shape[1]))
-    return _product(states_MH, torch.cat(weights), bias_W)
+    return _product(states_MH, torch.cat(weights))
 
 
 def _add_mean(
@@ -130,5 +145,6 @@ def pooled(score: nn.Linear, limit: float, states_MH: Tensor, offsets: Tensor) -
         states_MH: Node states, float32.
         offsets: First node of each scene.
     """
-    weight_MG = (limit * torch.tanh(_product(states_MH, score.weight, score.bias))).exp()
+    score_MG = linear(states_MH, score.weight.float(), score.bias.float()).float()
+    weight_MG = torch.tanh_(score_MG).mul_(limit).exp_()
     return _mean(states_MH, weight_MG, offsets)

@@ -32,7 +32,7 @@ from autoscale_ray.representation.distance import (
     scenario_signature,
     select_signature,
 )
-from autoscale_ray.representation.encoder import GraphEncoder
+from autoscale_ray.representation.encoder import Encoding, GraphEncoder
 from autoscale_ray.representation.encoder import Path as EncoderPath
 from autoscale_ray.representation.rasters import bev_rasters, sector_counts
 from autoscale_ray.representation.scene_graph import (
@@ -54,8 +54,11 @@ from autoscale_ray.scenes.pool import ScenePool
 
 GRAPH_CHUNK = 1024
 """Scenes turned into a graph at a time; bounds memory, not the result."""
+ENCODER_BLOCK = 64
+"""Scenes encoded at a time without gradients: their node tables stay in the cache of a core."""
 WARMUP_SHARE = 0.05
 WEIGHT_DECAY = 1e-4
+MAX_GRADIENT_NORM = 5.0
 PAIR_SHARE = 0.125
 """Share of a batch given to perturbed scenes, with as many places for their sources."""
 WEIGHTS_FILE = "graph_rae.safetensors"
@@ -147,6 +150,15 @@ def train(
     Raises:
         PoolError: There is no scene to train on.
     """
+    return fit(pools_training_set(pools, config, seed), config, seed, report)
+
+
+def pools_training_set(pools: Sequence[ScenePool], config: RepresentationConfig, seed: int) -> TrainingSet:
+    """Return the scenes of the training pools that `train` trains on, everything or a seeded sample.
+
+    Raises:
+        PoolError: There is no scene to train on.
+    """
     if sum(len(pool) for pool in pools) == 0:
         raise PoolError("representation", "training needs at least one scene", 0)
     rows = _sampled_rows([len(pool) for pool in pools], config.max_training_scenes, seed)
@@ -155,8 +167,7 @@ def train(
         batch for pool, chosen in zip(pools, rows, strict=True) for batch in _pool_batches(pool, chosen)
     )
     with_later = config.loss.time_shift > 0
-    scenes = training_set(batches, source_N, use_future=config.use_future, with_later=with_later)
-    return fit(scenes, config, seed, report)
+    return training_set(batches, source_N, use_future=config.use_future, with_later=with_later)
 
 
 def _sampled_rows(sizes: Sequence[int], limit: int, seed: int) -> list[np.ndarray]:
@@ -200,16 +211,18 @@ def fit(
     distance = fit_scenario_distance(scenes.signature, dataclasses.asdict(config.distance), seed)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.num_steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, config.num_steps)
+    )
     generator = torch.Generator().manual_seed(seed)
-    draws = _draw_batches(scenes.source_N, config.batch_size, torch.Generator().manual_seed(seed + 1))
+    draws = draw_batches(scenes.source_N, config.batch_size, torch.Generator().manual_seed(seed + 1))
     model.train()
     for step in range(config.num_steps):
         rows, copies = next(draws)
-        terms = batch_terms(model, _take(scenes, rows), copies, distance, generator)
+        terms = batch_terms(model, take_scenes(scenes, rows), copies, distance, generator)
         optimizer.zero_grad(set_to_none=True)
         weighted_sum(terms, config).backward()
-        nn.utils.clip_grad_norm_(parameters, 5.0)
+        nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
         optimizer.step()
         schedule.step()
         if report is not None:
@@ -238,7 +251,7 @@ def feature_sizes_of(graph: SceneGraph) -> dict[str, int]:
     return {name: table.shape[1] for name, table in graph.features.items()}
 
 
-def _rate(step: int, num_steps: int) -> float:
+def learning_rate_factor(step: int, num_steps: int) -> float:
     """Return the learning rate factor: linear warm-up, then half a cosine to 0."""
     warmup = max(1, int(WARMUP_SHARE * num_steps))
     if step < warmup:
@@ -246,7 +259,7 @@ def _rate(step: int, num_steps: int) -> float:
     return 0.5 * (1 + np.cos(np.pi * min(1.0, (step - warmup) / max(1, num_steps - warmup))))
 
 
-def _draw_batches(source_N: Tensor, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, int]]:
+def draw_batches(source_N: Tensor, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, int]]:
     """Yield rows of a batch and how many of them are copies.
 
     The first k rows are perturbed scenes, the next k their sources, the rest an epoch-wise shuffle of everything.
@@ -264,7 +277,8 @@ def _draw_batches(source_N: Tensor, size: int, generator: torch.Generator) -> It
         place += num_rest
 
 
-def _take(scenes: TrainingSet, rows: Tensor) -> TrainingSet:
+def take_scenes(scenes: TrainingSet, rows: Tensor) -> TrainingSet:
+    """Return a batch of the training set."""
     responses = None if scenes.responses_NR is None else scenes.responses_NR[rows]
     return TrainingSet(
         select_scenes(scenes.graph, rows),
@@ -287,6 +301,7 @@ def batch_terms(
     num_copies: int,
     distance: ScenarioDistance,
     generator: torch.Generator,
+    encoding: Encoding | None = None,
 ) -> dict[str, Tensor]:
     """Compute every term of the objective that has a weight.
 
@@ -296,12 +311,13 @@ def batch_terms(
         num_copies: Number of perturbed scenes with their source.
         distance: The fitted scenario distance.
         generator: Source of views, masks and negatives.
+        encoding: What the encoder says of the batch, where that was computed elsewhere.
 
     Returns:
         Scalars by name of the weight in `EmbeddingLossConfig`.
     """
     weights = dataclasses.asdict(model.config.loss)
-    encoding = model.encoder(scenes.graph)
+    encoding = model.encoder(scenes.graph) if encoding is None else encoding
     z_ND = encoding.z_ND
     delta_NN = torch.zeros(0, 0)
     if any(weights[name] for name in ("metric", "neighbours", "pairs", "laplacian")):
@@ -383,7 +399,8 @@ def embed_batch(model: GraphRae, batch: SceneBatch, path: EncoderPath = "fast") 
         Float32 (N, D).
     """
     graph = graph_from_batch(batch, use_future=model.config.use_future)
-    return model.encoder(graph, path).z_ND.float()
+    blocks = torch.arange(len(graph)).split(ENCODER_BLOCK)
+    return torch.cat([model.encoder(select_scenes(graph, rows), path).z_ND.float() for rows in blocks])
 
 
 def embed(

@@ -84,7 +84,7 @@ def test_training_leaves_the_global_generator_alone(scenes):
 def test_batches_hold_copies_then_their_sources_and_cover_an_epoch():
     source_N = torch.full((90,), -1)
     source_N[80:] = torch.arange(10)
-    draws = training._draw_batches(source_N, 16, torch.Generator().manual_seed(0))
+    draws = training.draw_batches(source_N, 16, torch.Generator().manual_seed(0))
     rest = []
     for _ in range(20):
         rows, copies = next(draws)

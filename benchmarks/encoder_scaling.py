@@ -1,0 +1,115 @@
+"""What embedding, clustering and retrieval cost as pools grow, and what 10^8 scenes would cost.
+
+Scenes are embedded from a pool's cache; the cost of one does not depend on how many there are, so the largest sizes
+take the rate of the smaller ones and say so. Beyond the pool, vectors are its embeddings with a little noise.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from autoscale_ray.config import ClusterConfig, RepresentationConfig
+from autoscale_ray.mixture.clusters import fit_clusters
+from autoscale_ray.mixture.similarity import build_index, nearest
+from autoscale_ray.representation.scene_graph import graph_from_batch
+from autoscale_ray.representation.training import embed, feature_sizes_of, new_model
+from autoscale_ray.scenes.pool import ScenePool
+
+STAGES = ("embed", "cluster", "assign", "index", "search")
+NUM_QUERIES = 1000
+NUM_NEIGHBOURS = 10
+TARGET_SCENES = 10**8
+CORES_PER_MACHINE = 16
+NOISE = 0.1
+"""Standard deviation of the noise on repeated embeddings, in units of their own."""
+
+
+def timed(work: Callable[[], object]) -> tuple[float, object]:
+    """Return the CPU seconds of a call and its result."""
+    start = time.process_time()
+    found = work()
+    return time.process_time() - start, found
+
+
+def measure(pool: ScenePool, sizes: Sequence[int], seed: int) -> list[dict[str, float]]:
+    """Time every stage at every size.
+
+    Args:
+        pool: Scenes to embed; the cache is built before the clock starts.
+        sizes: Numbers of scenes, rising, so that the peak of the process is the peak of the size.
+        seed: Seed of the untrained encoder and of everything drawn.
+
+    Returns:
+        One row for each size: CPU seconds by stage, `embedded` scenes that were really embedded, `peak_gib`.
+    """
+    model = new_model(
+        RepresentationConfig(), feature_sizes_of(graph_from_batch(pool.batch(np.arange(2)))), seed
+    )
+    embed(model, pool, np.arange(min(64, len(pool))))  # compiles
+    seconds, found = timed(lambda: embed(model, pool))
+    base_ND = np.asarray(found)
+    rng, rows = np.random.default_rng(seed), []
+    for size in sizes:
+        chosen = rng.integers(0, len(base_ND), size)
+        noise_ND = rng.standard_normal((size, base_ND.shape[1]), dtype=np.float32)
+        vectors_ND = base_ND[chosen] + np.float32(NOISE * base_ND.std()) * noise_ND
+        del noise_ND
+        row = {"scenes": size, "embedded": min(size, len(pool)), "embed": seconds / len(pool) * size}
+        rows.append(row | _after_embedding(vectors_ND, seed))
+    return rows
+
+
+def _after_embedding(vectors_ND: NDArray[np.float32], seed: int) -> dict[str, float]:
+    config = ClusterConfig(num_fine=256)
+    fit_s, clusters = timed(lambda: fit_clusters(vectors_ND, vectors_ND[:1000], config, seed))
+    assign_s, _ = timed(lambda: clusters.assign(vectors_ND))  # type: ignore[attr-defined]
+    unit_ND = clusters.whitening.apply(vectors_ND)  # type: ignore[attr-defined]
+    index_s, index = timed(lambda: build_index(unit_ND, seed=seed))
+    search_s, _ = timed(lambda: nearest(index, unit_ND[:NUM_QUERIES], NUM_NEIGHBOURS))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"cluster": fit_s, "assign": assign_s, "index": index_s, "search": search_s, "peak_gib": peak}
+
+
+def cost_lines(rows: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:
+    """Fit CPU seconds = a + b scenes to every stage, a, b >= 0, by least squares of the relative error."""
+    size_M = np.array([row["scenes"] for row in rows], dtype=np.float64)
+    lines = {}
+    for stage in STAGES:
+        cost_M = np.array([row[stage] for row in rows])
+        design_M2 = np.stack([np.ones_like(size_M), size_M / size_M.max()], axis=1) / cost_M[:, None]
+        (fixed, slope), _ = nnls(design_M2, np.ones_like(cost_M))
+        lines[stage] = (float(fixed), float(slope / size_M.max()))
+    return lines
+
+
+def projection(lines: dict[str, tuple[float, float]], num_scenes: int = TARGET_SCENES) -> dict[str, float]:
+    """Return CPU hours by stage, and how many machines of 16 cores finish all of it in one hour."""
+    hours = {stage: (fixed + slope * num_scenes) / 3600 for stage, (fixed, slope) in lines.items()}
+    return hours | {"machines_for_one_hour": float(np.ceil(sum(hours.values()) / CORES_PER_MACHINE))}
+
+
+def draw(rows: Sequence[dict[str, float]], lines: dict[str, tuple[float, float]], path: Path) -> None:
+    """Draw the measured costs and their lines up to 10^8 scenes, and the peak memory beside them."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
+    size_M = [row["scenes"] for row in rows]
+    far = np.geomspace(min(size_M), TARGET_SCENES, 50)
+    for number, (stage, (fixed, slope)) in enumerate(lines.items()):
+        left.plot(size_M, [row[stage] for row in rows], "o", color=f"C{number}")
+        left.plot(far, fixed + slope * far, color=f"C{number}", linewidth=1, label=stage)
+    left.set(xscale="log", yscale="log", xlabel="scenes", ylabel="CPU seconds, one thread",
+             title="measured (dots) and a + b N")  # fmt: skip
+    left.grid(alpha=0.3)
+    left.legend()
+    right.plot(size_M, [row["peak_gib"] for row in rows], "o-")
+    right.set(xscale="log", xlabel="scenes", ylabel="GiB", ylim=(0, None), title="peak memory of the process")
+    right.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
