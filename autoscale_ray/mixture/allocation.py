@@ -24,7 +24,7 @@ from autoscale_ray.mixture.problem import ClusterInfo, Weights, as_array
 def waterfill(weights_K: np.ndarray, caps_K: np.ndarray, budget: float | np.ndarray) -> np.ndarray:
     """Fill pools in proportion to weights until the budget is spent, exactly.
 
-    n_k = min(P_k, lambda w_k), sum n = min(B, sum of P_k over w_k > 0); method.md, Allocation.
+    n_k = min(P_k, lambda w_k), sum n = min(B, sum of P_k over w_k > 0); docs/cluster_ga.md, allocation.
     Where the positive weights cannot hold the budget, the rest goes to zero-weight pools in proportion to size.
 
     Args:

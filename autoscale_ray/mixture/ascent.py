@@ -180,7 +180,7 @@ def shrink(gradient: Gradient, kappa: float) -> np.ndarray:
 def mirror_step(weights_K: np.ndarray, gradient_K: np.ndarray, radius: float) -> np.ndarray:
     """Move w' ~ w e^(eta g) with eta by bisection so that KL(w' || w) = radius.
 
-    method.md, Cluster-GA, core loop. A flat gradient, or one whose limit lies inside the radius, moves as far as
+    docs/cluster_ga.md, mirror ascent. A flat gradient, or one whose limit lies inside the radius, moves as far as
     the bisection range allows; weights stay on the simplex.
 
     Args:

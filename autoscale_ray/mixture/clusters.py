@@ -1,6 +1,6 @@
 """Clusters of scenes in two levels: many fine ones for retrieval, few coarse ones that carry mixture weights.
 
-Formulae: docs/method.md, clusters. Legend: N scenes, D embedding size, F fine clusters, K coarse clusters.
+Formulae: docs/clusters_and_retrieval.md. Legend: N scenes, D embedding size, F fine clusters, K coarse clusters.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def response(history: History, info: ClusterInfo, config: AscentConfig) -> Gradi
 def alignment(history: History, info: ClusterInfo, config: AscentConfig) -> Gradient:
     """g_k = h_k, the gradient dot products of the last run that has them, whitened over clusters.
 
-    A surrogate with a bias that more runs do not remove (method.md, Cluster-GA): a prior, not a measurement.
+    A surrogate with a bias that more runs do not remove (docs/cluster_ga.md, limits): a prior, not a measurement.
     """
     h_K = _whitened_alignment(history, info)
     return _flat(info) if h_K is None else Gradient(h_K, np.where(np.isnan(h_K), np.nan, 0.0))

@@ -1,6 +1,6 @@
 """Choose scenes inside each cluster, once its count is known.
 
-Formulae: docs/method.md, cluster-guided retrieval. A selection sees ids, origins, embeddings, the domain
+Formulae: docs/clusters_and_retrieval.md. A selection sees ids, origins, embeddings, the domain
 probe and the shipped expert quality; there is no argument through which tags, families or other truth could
 enter. Every order is nested: the first n scenes of a longer selection are the selection of n.
 

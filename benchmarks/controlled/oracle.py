@@ -44,7 +44,7 @@ def separable_oracle(family: Family) -> np.ndarray:
     """KKT optimum of the separable power law (no transfer, no harm):
 
     n_k = clip((s_k / g_k) [(v_k A_k alpha_k g_k / (lambda s_k))^(1 / (1 + alpha_k)) - 1], 0, P_k), sum n = B;
-    method.md, Controlled problems C1. lambda by bisection on its logarithm.
+    docs/cluster_ga.md, C1. lambda by bisection on its logarithm.
     """
     quality_PK = np.einsum("pkk->pk", family.reach_PKJ)
     first_PK = family.dev_weights_PK * family.gain_PK * family.exponent_PK * quality_PK / family.scale_PK
