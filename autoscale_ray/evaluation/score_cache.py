@@ -8,8 +8,11 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +46,7 @@ from autoscale_ray.scenes.readers.metric_cache import (
     open_reader,
     read_metric_cache,
 )
+from autoscale_ray.scenes.safe_pickle import PickleReader
 from autoscale_ray.scenes.trust import read_file
 
 MAPPING_KEY = "reactive_all_mapping"
@@ -67,7 +71,12 @@ class CacheScore:
 
 
 def score_cache_file(
-    trajectories: Path, caches: Path, out: Path, two_stage: Path | None = None, backend: str = "auto"
+    trajectories: Path,
+    caches: Path,
+    out: Path,
+    two_stage: Path | None = None,
+    backend: str = "auto",
+    num_processes: int = 1,
 ) -> dict[str, object]:
     """Score every trajectory by the version of the score that the caches were made for.
 
@@ -79,6 +88,7 @@ def score_cache_file(
         out: Parquet file; see `write_scores`.
         two_stage: Split YAML of NAVSIM whose mapping gives the two-stage score; see `score_two_stages`.
         backend: "auto", "torch" or "numba".
+        num_processes: Caches read side by side.
 
     Returns:
         See `write_scores`.
@@ -88,7 +98,7 @@ def score_cache_file(
     """
     wanted = read_trajectories(trajectories)
     mapping = None if two_stage is None else read_mapping(two_stage)
-    return write_scores(wanted, *score_caches(wanted, caches, backend), out, mapping)
+    return write_scores(wanted, *score_caches(wanted, caches, backend, num_processes), out, mapping)
 
 
 def write_scores(
@@ -132,14 +142,15 @@ def write_scores(
 
 
 def score_caches(
-    wanted: Mapping[str, Floats], path: Path, backend: str = "auto"
+    wanted: Mapping[str, Floats], path: Path, backend: str = "auto", num_processes: int = 1
 ) -> tuple[list[CacheScore], dict[str, str]]:
-    """Score trajectories by token, one cache in memory at a time.
+    """Score trajectories by token; each reading process holds one cache at a time.
 
     Args:
         wanted: (P, 8 or 40, 3) relative waypoints by token.
         path: Where the caches are.
         backend: "auto", "torch" or "numba".
+        num_processes: Caches read side by side, >= 1; reading costs far more than scoring.
 
     Returns:
         What was scored, and reasons by token for the rest.
@@ -147,18 +158,30 @@ def score_caches(
     Raises:
         InvalidInputError: No caches at all.
     """
-    names, scored, reasons = cache_names(path), [], {}
-    with open_reader() as reader:
-        for token, waypoints in wanted.items():
-            if token not in names:
-                reasons[token] = f"{token}: trajectory: must have a metric cache"
-                continue
-            try:
-                cache = read_metric_cache(reader, path, names[token], token)
-                scored.append(score_cache(cache, waypoints, backend))
-            except InvalidInputError as error:
-                reasons[token] = str(error)
-    return scored, reasons
+    names = cache_names(path)
+    reasons = {
+        token: f"{token}: trajectory: must have a metric cache" for token in wanted if token not in names
+    }
+    readers: SimpleQueue[PickleReader] = SimpleQueue()
+
+    def read_and_score(token: str) -> CacheScore | str:
+        reader = readers.get()
+        try:
+            cache = read_metric_cache(reader, path, names[token], token)
+            return score_cache(cache, wanted[token], backend)
+        except InvalidInputError as error:
+            return str(error)
+        finally:
+            readers.put(reader)
+
+    present = [token for token in wanted if token in names]
+    with ExitStack() as stack:
+        for _ in range(max(1, num_processes)):
+            readers.put(stack.enter_context(open_reader()))
+        threads = stack.enter_context(ThreadPoolExecutor(max(1, num_processes)))
+        found = list(threads.map(read_and_score, present))
+    reasons |= {token: item for token, item in zip(present, found, strict=True) if isinstance(item, str)}
+    return [item for item in found if isinstance(item, CacheScore)], reasons
 
 
 def score_cache(cache: MetricCache, waypoints: Floats, backend: str = "auto") -> CacheScore:

@@ -167,19 +167,18 @@ def _map(drivable: object) -> dict[str, object]:
 
 
 def _flat_rings(name: str, polygons: Sequence[Rings]) -> dict[str, object]:
-    """Lay the rings of polygons end to end: vertices, sizes, polygon of each ring, part, and whether a hole."""
+    """Lay the rings of polygons end to end: vertices, sizes, polygon of each ring, and whether a hole."""
     rows = [
-        (ring, polygon, part, place > 0)
+        (ring, polygon, place > 0)
         for polygon, parts in enumerate(polygons)
-        for part, rings in enumerate(parts)
+        for rings in parts
         for place, ring in enumerate(rings)
     ]
     return {
         f"{name}_xy": np.concatenate([np.zeros((0, 2)), *[row[0] for row in rows]]),
         f"{name}_ring_sizes": np.array([len(row[0]) for row in rows], dtype=np.int64),
         f"{name}_of_ring": np.array([row[1] for row in rows], dtype=np.int64),
-        f"{name}_part": np.array([row[2] for row in rows], dtype=np.int64),
-        f"{name}_is_hole": np.array([row[3] for row in rows], dtype=bool),
+        f"{name}_is_hole": np.array([row[2] for row in rows], dtype=bool),
     }
 
 

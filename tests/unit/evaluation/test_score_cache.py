@@ -45,7 +45,9 @@ def scored(inputs, tmp_path_factory):
             names = np.array([f"{place:016x}" for place in range(len(outputs["scene_index"]))])
             poses = inputs["traj_poses"][outputs["scene_index"]][:, :, :count]
             np.savez(folder / "plans.npz", scene_id=names, trajectories=poses)
-            summary = score_cache_file(folder / "plans.npz", folder / "caches", folder / "scores.parquet")
+            summary = score_cache_file(
+                folder / "plans.npz", folder / "caches", folder / "scores.parquet", num_processes=count // 20
+            )
             assert summary["invalid"] == 0
             rows |= {
                 (version, int(row["scene_id"], 16), row["trajectory"], count): row
