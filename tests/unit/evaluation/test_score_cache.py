@@ -104,7 +104,10 @@ def test_one_bad_cache_is_reported_and_the_rest_is_scored(inputs, tmp_path, caps
     assert "must have a metric cache" in rows["token3"]["reason"]
 
 
-def test_a_submission_gives_the_same_scores_as_its_poses(inputs, tmp_path):
+@pytest.mark.parametrize(
+    "stages", [("predictions",), ("first_stage_predictions", "second_stage_predictions")]
+)
+def test_a_submission_gives_the_same_scores_as_its_poses(inputs, tmp_path, stages):
     outputs = load_arrays(GOLDEN, "outputs_v2")
     files.write_cache(tmp_path / "caches", "a" * 16, files.packed(_cache(inputs, outputs, "v2", 0, "a" * 16)))
     plan = inputs["traj_poses"][outputs["scene_index"][0], 0, :8]
@@ -112,7 +115,9 @@ def test_a_submission_gives_the_same_scores_as_its_poses(inputs, tmp_path):
     predicted = {
         "a" * 16: files.make("Trajectory", poses=plan.astype(np.float32), trajectory_sampling=sampling)
     }
-    (tmp_path / "plans.pkl").write_bytes(files.dumps({"team_name": "x", "predictions": [predicted]}))
+    (tmp_path / "plans.pkl").write_bytes(
+        files.dumps({"team_name": "x", **{name: [{}] for name in stages}, stages[-1]: [predicted]})
+    )
     np.savez(tmp_path / "plans.npz", scene_id=["a" * 16], trajectories=plan.astype(np.float32)[None, None])
     tables = []
     for name in ("plans.pkl", "plans.npz"):
