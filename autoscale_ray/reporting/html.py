@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from autoscale_ray.reporting.plots import arms_figure, score_figure, weights_figure
-from autoscale_ray.reporting.tables import error_line, points, spent_line
+from autoscale_ray.reporting.tables import error_line, gain_text, points, spent_line
 
 Summary = Mapping[str, Any]
 
@@ -37,13 +37,12 @@ def write_report(summary: Summary, path: Path, pictures: Sequence[tuple[str, Pat
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["points"] = points
+    environment.filters["points"], environment.filters["gain"] = points, gain_text
     text = environment.get_template("report.html.j2").render(
         summary=summary,
         spent=spent_line(summary),
         figures=_figures(summary),
         pictures=[(title, _png(picture)) for title, picture in pictures if picture.is_file()],
-        gains=_gains(summary),
         errors=error_line(summary["arms"]),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,14 +72,3 @@ def _svg(figure: Figure) -> Markup:
 
 def _png(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode("ascii")
-
-
-def _gains(summary: Summary) -> list[tuple[str, float]]:
-    """Return AutoScale's difference in points from every other arm."""
-    by_name = {arm["name"]: arm["totals"]["objective"] for arm in summary["arms"]}
-    own = by_name.pop("autoscale", None)
-    return [
-        (name, 100 * (own - other))
-        for name, other in by_name.items()
-        if own is not None and other is not None
-    ]

@@ -24,6 +24,7 @@ def summarise(
     arms: Sequence[Arm] = (),
     seconds: Mapping[str, float] | None = None,
     num_real: int = 0,
+    gains: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Any]:
     """Gather a run into one tree.
 
@@ -35,6 +36,7 @@ def summarise(
         arms: Arms of the final comparison, as far as they are scored.
         seconds: Wall seconds per stage so far.
         num_real: Real training scenes.
+        gains: AutoScale minus another arm on the same test scenes, and its standard error, by arm.
 
     Returns:
         A tree of plain values, ready for JSON.
@@ -51,6 +53,9 @@ def summarise(
         "rounds": [_round_row(clusters, done) for done in history],
         "final_counts": dict(final_counts) if final_counts is not None else None,
         "arms": [_arm_row(clusters, arm, config, num_real) for arm in arms],
+        "gains": {
+            name: {"mean": _number(mean), "se": _number(se)} for name, (mean, se) in (gains or {}).items()
+        },
         "spent": _spent(config, history, arms, seconds or {}),
     }
 

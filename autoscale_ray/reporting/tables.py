@@ -44,10 +44,11 @@ def arm_table(summary: Summary) -> Table:
         title=f"Test scores x 100, {summary['steps']} optimiser steps each (non-reactive pseudo-simulation)",
         caption=f"W: the objective, scene scores by weight; {error_line(summary['arms'])}\n{spent_line(summary)}",
     )
-    for name in ("arm", "synthetic", "epochs", "W", "EPDMS", "PDMS", "BEV mIoU"):
+    for name in ("arm", "synthetic", "epochs", "W", "AutoScale - arm", "EPDMS", "PDMS", "BEV mIoU"):
         table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=name == "arm")
     for arm in summary["arms"]:
-        scores = (_with_error(arm, name) for name in ("objective", "epdms", "pdms", "miou"))
+        scores = [_with_error(arm, name) for name in ("objective", "epdms", "pdms", "miou")]
+        scores.insert(1, gain_text(summary["gains"].get(arm["name"])))
         table.add_row(arm["name"], f"{arm['num_scenes']}", f"{arm['epochs']:.1f}", *scores)
     return table
 
@@ -76,6 +77,13 @@ def spent_line(summary: Summary) -> str:
         f"spent: {spent['search_runs']} search and {spent['comparison_runs']} comparison training runs, "
         f"{spent['optimiser_steps']} optimiser steps; {stages}"
     )
+
+
+def gain_text(gain: Mapping[str, float | None] | None) -> str:
+    """Return a paired difference in points with its standard error; empty where there is none."""
+    if gain is None or gain["mean"] is None:
+        return ""
+    return f"{100 * gain['mean']:+.1f} \u00b1 {points(gain['se'])}"
 
 
 def points(value: float | None) -> str:
