@@ -16,6 +16,7 @@ from autoscale_ray.reporting.embedding_plots import (
     medoid_rows,
     nearest_rows,
     retrieval_figure,
+    unit_rows,
 )
 from autoscale_ray.reporting.plots import save
 from autoscale_ray.scenes.parquet import read_parquet
@@ -29,7 +30,9 @@ NUM_NEAREST = 5
 
 
 def write_embedding_map(clusters: Clusters, pools: Mapping[str, ScenePool], path: Path) -> Path:
-    """Draw real and synthetic scenes on two components, by cluster and by domain, with each cluster's medoid.
+    """Draw real and synthetic scenes on two components, with each cluster's medoid.
+
+    One map by cluster, one by domain and, for a generated world, one by its hidden family.
 
     Args:
         clusters: Clusters with their label and embedding files.
@@ -42,7 +45,8 @@ def write_embedding_map(clusters: Clusters, pools: Mapping[str, ScenePool], path
         name: pools[str(side_N[place])].batch(row_N[place : place + 1])
         for name, place in medoid_rows(z_ND, cluster_N).items()
     }
-    return save(embedding_figure(z_ND, {"cluster": cluster_N, "domain": side_N}, medoids), path)
+    labels = {"cluster": cluster_N, "domain": side_N} | _families(pools, side_N, row_N)
+    return save(embedding_figure(z_ND, labels, medoids), path)
 
 
 def write_retrieval_sheet(clusters: Clusters, pools: Mapping[str, ScenePool], path: Path) -> Path:
@@ -58,13 +62,28 @@ def write_retrieval_sheet(clusters: Clusters, pools: Mapping[str, ScenePool], pa
     synthetic = np.flatnonzero(side_N == "synthetic")
     medoids = medoid_rows(z_ND[side_N == "real"], cluster_N[side_N == "real"])
     queries = np.flatnonzero(side_N == "real")[list(medoids.values())[:NUM_QUERIES]]
-    sheet = []
+    sheet, cosines, unit_ND = [], [], unit_rows(z_ND)
     for place in queries:
         candidates = np.concatenate([[place], synthetic])
         found = candidates[nearest_rows(z_ND[candidates], np.array([0]), NUM_NEAREST)[0]]
+        cosines.append(unit_ND[found] @ unit_ND[place])
         sheet.append([pools["synthetic"].batch(row_N[other : other + 1]) for other in found])
     shown = [pools["real"].batch(row_N[place : place + 1]) for place in queries]
-    return save(retrieval_figure(shown, sheet), path)
+    return save(retrieval_figure(shown, sheet, cluster_N[queries].tolist(), np.array(cosines)), path)
+
+
+def _families(pools: Mapping[str, ScenePool], side_N: np.ndarray, row_N: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the hidden family of every scene; nothing for pools that were not generated."""
+    files = {side: pools[side].path / "truth.parquet" for side in SIDES}
+    if not all(file.is_file() for file in files.values()):
+        return {}
+    family_N = np.empty(len(side_N), dtype=object)
+    for side, file in files.items():
+        truth = read_parquet(file)
+        names = dict(zip(truth["scene_id"].to_pylist(), truth["family"].to_pylist(), strict=True))
+        mine = np.flatnonzero(side_N == side)
+        family_N[mine] = [names[scene_id] for scene_id in pools[side].scene_ids[row_N[mine]]]
+    return {"family": family_N.astype(str)}
 
 
 def _points(clusters: Clusters) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -14,9 +14,19 @@ from matplotlib.figure import Figure
 
 from autoscale_ray.reporting.scene_plot import draw_scene
 from autoscale_ray.scenes.batch import SceneBatch
+from autoscale_ray.scenes.schema import CURRENT_FRAME
 
-THUMBNAIL_VIEW_M = 40.0
-THUMBNAILS_PER_ROW = 8
+THUMBNAIL_X_M = (-15.0, 45.0)
+THUMBNAIL_Y_M = (-22.0, 22.0)
+"""What a thumbnail shows: more of what lies ahead, and near enough to see the others."""
+THUMBNAILS_PER_ROW = 6
+MAX_NAMES = 20
+
+
+def unit_rows(embeddings_ND: np.ndarray) -> np.ndarray:
+    """Return rows of length one; scenes are compared by their directions."""
+    length_N1 = np.linalg.norm(embeddings_ND, axis=1, keepdims=True)
+    return embeddings_ND / np.where(length_N1 > 0, length_N1, 1)
 
 
 def principal_plane(z_ND: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -38,8 +48,7 @@ def medoid_rows(embeddings_ND: np.ndarray, label_N: np.ndarray) -> dict[str, int
     Returns:
         Row by cluster, in label order; ties go to the lower row.
     """
-    length_N1 = np.linalg.norm(embeddings_ND, axis=1, keepdims=True)
-    unit_ND = embeddings_ND / np.where(length_N1 > 0, length_N1, 1)
+    unit_ND = unit_rows(embeddings_ND)
     found = {}
     for name in np.unique(label_N):
         rows = np.flatnonzero(label_N == name)
@@ -55,8 +64,7 @@ def nearest_rows(embeddings_ND: np.ndarray, query_Q: np.ndarray, num_neighbours:
         query_Q: Rows of the queries.
         num_neighbours: M, below N.
     """
-    length_N1 = np.linalg.norm(embeddings_ND, axis=1, keepdims=True)
-    unit_ND = embeddings_ND / np.where(length_N1 > 0, length_N1, 1)
+    unit_ND = unit_rows(embeddings_ND)
     similarity_QN = unit_ND[query_Q] @ unit_ND.T
     similarity_QN[np.arange(len(query_Q)), query_Q] = -np.inf
     return np.argsort(-similarity_QN, axis=1, kind="stable")[:, :num_neighbours]
@@ -67,15 +75,20 @@ def embedding_figure(
 ) -> Figure:
     """Draw the map once for each labelling and a thumbnail of each medoid below.
 
+    The map is the plane of the first two principal components of the directions; with up to 20 labels each one's name
+    stands at the median of its scenes.
+
     Args:
         embeddings_ND: Embeddings.
         labels: Label of every scene by title, for example family, domain, cluster.
         medoids: One scene by cluster name, in the order of the thumbnails.
     """
-    xy_N2 = principal_plane(embeddings_ND.astype(np.float64))(embeddings_ND)
+    unit_ND = unit_rows(embeddings_ND.astype(np.float64))
+    xy_N2 = principal_plane(unit_ND)(unit_ND)
     num_rows = -(-len(medoids) // THUMBNAILS_PER_ROW)
-    figure = Figure(figsize=(6.0 * len(labels), 5.5 + 2.6 * num_rows), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(5.5, max(2.6 * num_rows, 0.1)))
+    height = 1.9 * num_rows * len(labels) / 2
+    figure = Figure(figsize=(6.6 * len(labels), 5.5 + height), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(5.5, max(height, 0.1)))
     for axes, (title, label_N) in zip(
         upper.subplots(1, len(labels), squeeze=False)[0], labels.items(), strict=True
     ):
@@ -89,33 +102,49 @@ def embedding_figure(
 def _draw_map(axes: Axes, xy_N2: np.ndarray, label_N: np.ndarray, title: str) -> None:
     names = np.unique(label_N)
     colours = mpl.colormaps["tab20"](np.arange(len(names)) % 20)
-    for colour, name in zip(colours, names, strict=True):
-        mine = xy_N2[label_N == name]
-        axes.scatter(mine[:, 0], mine[:, 1], s=5, color=colour, label=str(name), linewidths=0)
+    # Rare labels last, so that they lie on top.
+    for number in sorted(range(len(names)), key=lambda number: -int((label_N == names[number]).sum())):
+        mine = xy_N2[label_N == names[number]]
+        axes.scatter(*mine.T, s=6, color=colours[number], label=str(names[number]), linewidths=0, alpha=0.7)
+        if 2 < len(names) <= MAX_NAMES:
+            box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.7, "linewidth": 0}
+            axes.annotate(str(names[number]), np.median(mine, axis=0), fontsize=6, ha="center", bbox=box)
     axes.set(title=f"by {title}", xlabel="component 1", ylabel="component 2")
-    axes.legend(markerscale=3, fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend(markerscale=3, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _draw_thumbnails(cells: Sequence[Axes], scenes: Sequence[SceneBatch], titles: Sequence[str]) -> None:
     for axes in cells:
         axes.set_axis_off()
     for axes, scene, title in zip(cells, scenes, titles, strict=False):
-        draw_scene(axes, scene, view_m=THUMBNAIL_VIEW_M)
-        axes.set_title(title, fontsize=7)
+        draw_scene(axes, scene)
+        axes.set(xlim=THUMBNAIL_X_M, ylim=THUMBNAIL_Y_M)
+        speed_mps = float(scene.ego_states_NT7[0, CURRENT_FRAME, 3])
+        axes.set_title(f"{title}, {speed_mps:.0f} m/s", fontsize=8)
 
 
-def retrieval_figure(queries: Sequence[SceneBatch], neighbours: Sequence[Sequence[SceneBatch]]) -> Figure:
+def retrieval_figure(
+    queries: Sequence[SceneBatch],
+    neighbours: Sequence[Sequence[SceneBatch]],
+    names: Sequence[str],
+    cosine_QM: np.ndarray,
+) -> Figure:
     """Draw each query at the left of its nearest scenes.
 
     Args:
         queries: Q batches of one scene.
         neighbours: For each query its nearest scenes, nearest first, equally many.
+        names: What to call each query, for example its cluster.
+        cosine_QM: Cosine similarity of each neighbour.
     """
     width = 1 + len(neighbours[0])
-    figure = Figure(figsize=(2.4 * width, 2.6 * len(queries)), layout="constrained")
+    figure = Figure(figsize=(3.0 * width, 2.5 * len(queries)), layout="constrained")
     grid = figure.subplots(len(queries), width, squeeze=False)
-    for row, query, found in zip(grid, queries, neighbours, strict=True):
-        titles = ["query", *(f"nearest {rank}" for rank in range(1, width))]
+    for row, query, found, name, cosine_M in zip(grid, queries, neighbours, names, cosine_QM, strict=True):
+        titles = [
+            f"query {name}",
+            *(f"nearest {rank + 1} ({cosine_M[rank]:.2f})" for rank in range(width - 1)),
+        ]
         _draw_thumbnails(row, [query, *found], titles)
         row[0].set_axis_on()
         row[0].set(xticks=[], yticks=[])

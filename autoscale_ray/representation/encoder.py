@@ -174,7 +174,7 @@ class GraphLayer(nn.Module):
 
 def _accumulate(total_MH: Tensor, states_MG: Tensor, weight_HG: Tensor) -> None:
     """Add a linear layer's output in place: one product, no temporary table of the size of the nodes."""
-    if torch.is_autocast_enabled("cpu"):  # autocast does not cover in-place products
+    if torch.is_autocast_enabled(total_MH.device.type):  # autocast does not cover in-place products
         total_MH += torch.nn.functional.linear(states_MG, weight_HG)
     else:
         total_MH.addmm_(states_MG, weight_HG.T)
