@@ -35,6 +35,10 @@ CLASSES = (
     "Waypoint",
 )  # fmt: skip
 """Classes of nuPlan and NAVSIM whose pickled form is kept; found by name alone, because forks move modules."""
+_SETTING_TYPES = {
+    ("typing", "Any"),
+    *(("builtins", name) for name in ("dict", "list", "str", "int", "float", "bool")),
+}
 _POLYGON, _MULTI_POLYGON = 3, 6
 _HAS_Z, _HAS_M, _HAS_SRID = 0x80000000, 0x40000000, 0x20000000
 
@@ -64,6 +68,10 @@ class Record:
                 self.state.update(part)
 
 
+class Setting(Record):
+    """A value of a configuration, as submissions carry beside their predictions; never looked at."""
+
+
 class Geometry(Record):
     """A shapely geometry in well-known binary, its only argument."""
 
@@ -87,6 +95,8 @@ class NavsimUnpickler(PlainUnpickler):
             return Geometry
         if root == "pathlib" and name.endswith("Path"):
             return _joined
+        if root == "omegaconf" or (module, name) in _SETTING_TYPES:
+            return Setting
         if root in ("metadrive", "scenarionet"):
             raise Refused(f"global {module}.{name}")
         return super().find_class(module, name)

@@ -367,3 +367,17 @@ def test_a_cache_is_no_submission(tmp_path, content):
     (tmp_path / "plans.pkl").write_bytes(content["v2"])
     with pytest.raises(InputRejectedError, match="must be a NAVSIM submission"):
         read_submission(tmp_path / "plans.pkl")
+
+
+def test_a_submission_with_settings_of_omegaconf_is_read(tmp_path):
+    """Authors given as a list stand in a submission as a ListConfig, with its types beside them."""
+    setting = type("ListConfig", (), {"__module__": "omegaconf.listconfig"})
+    authors = setting()
+    authors.__dict__.update(_content=["a", "b"], _metadata={"object_type": list, "element_type": dict})
+    poses = np.arange(24.0).reshape(8, 3)
+    predicted = {"token": files.make("Trajectory", poses=poses, trajectory_sampling=None)}
+    with files.importable({**files.CLASSES, "ListConfig": setting}):
+        content = pickle.dumps({"authors": authors, "predictions": [predicted]})
+    (tmp_path / "plans.pkl").write_bytes(content)
+    found = read_submission(tmp_path / "plans.pkl")
+    np.testing.assert_array_equal(found["token"], poses)
