@@ -48,7 +48,7 @@ lint: $(VENV)/dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: $(VENV)/dev
-	$(BIN)/python -m pytest tests/unit tests/golden -m "not slow and not gpu"
+	$(BIN)/python -m pytest tests/unit tests/golden -m "not slow and not gpu" -n 2 --dist loadfile
 
 check: lint unit
 
