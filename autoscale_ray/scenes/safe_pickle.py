@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import selectors
 import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
@@ -127,11 +130,24 @@ def _complete(received: bytearray) -> bool:
 
 def _decoded(payload: bytes) -> Any:
     (length,) = struct.unpack("<Q", payload[:8])
-    body = io.BytesIO(payload[8 + length :])
-    arrays = []
-    while body.tell() < len(payload) - 8 - length:
-        arrays.append(np.lib.format.read_array(body, allow_pickle=False))
-    return _plain(json.loads(payload[8 : 8 + length]), arrays)
+    return _plain(json.loads(payload[8 : 8 + length]), list(_arrays(payload, 8 + length)))
+
+
+def _arrays(payload: bytes, position: int) -> Iterator[np.ndarray]:
+    """Yield the arrays of a reply, each in the .npy format 1.0 as the child writes it."""
+    while position < len(payload):
+        begin = position + 10 + struct.unpack_from("<H", payload, position + 8)[0]
+        shape, dtype = _header(payload[position + 8 : begin])
+        count = math.prod(shape)
+        position = begin + count * dtype.itemsize
+        yield np.frombuffer(payload, dtype, count, begin).reshape(shape).copy()
+
+
+@lru_cache(maxsize=4096)
+def _header(text: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    # A log holds thousands of arrays with few different headers, and reading one costs more than the array.
+    shape, _, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(text))
+    return shape, dtype
 
 
 def _plain(tree: Any, arrays: list[np.ndarray]) -> Any:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import atexit
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,7 @@ class OpensceneLog:
 
 
 _READS_OF_A_CHILD = 256
-_child = PickleReader()
-atexit.register(_child.close)
-_num_reads = itertools.count(1)
+_LOG_CHILD, _PLAIN_CHILD = "autoscale_ray.scenes.openscene_child", "autoscale_ray.scenes.pickle_child"
 
 
 def read_log(path: Path, unit: str) -> OpensceneLog:
@@ -76,18 +75,31 @@ def read_log(path: Path, unit: str) -> OpensceneLog:
     Raises:
         InputRejectedError: The pickle is refused, or a frame of it is malformed; names frame and key.
     """
-    return log_of(read_pickle(path, unit), unit)
+    return log_of(_shared_reader(_LOG_CHILD).read(read_member(path, unit), unit), unit)
 
 
 def read_pickle(path: Path, unit: str) -> Any:
-    """Return the plain values of a pickle; one child serves many files, because starting it costs more than a clip.
+    """Return the plain values of any pickle.
 
     Raises:
         InputRejectedError: The pickle is refused.
     """
-    if next(_num_reads) % _READS_OF_A_CHILD == 0:
-        _child.close()
-    return _child.read(read_member(path, unit), unit)
+    return _shared_reader(_PLAIN_CHILD).read(read_member(path, unit), unit)
+
+
+def _shared_reader(child: str) -> PickleReader:
+    """Return one child for many files, because starting it costs more than a clip; renewed now and then."""
+    reader, count = _counted(child)
+    if next(count) % _READS_OF_A_CHILD == 0:
+        reader.close()
+    return reader
+
+
+@lru_cache(maxsize=2)
+def _counted(child: str) -> tuple[PickleReader, Iterator[int]]:
+    reader = PickleReader(child=child)
+    atexit.register(reader.close)
+    return reader, itertools.count(1)
 
 
 def log_of(frames: Any, where: str) -> OpensceneLog:
