@@ -334,7 +334,7 @@ def _scalar_parts(table: pa.Table) -> dict[str, Tensor]:
         return torch.from_numpy(np.array(table[name].to_numpy(), dtype=dtype))
 
     sizes = ("ego_length_m", "ego_width_m", "ego_wheelbase_m", "ego_rear_axle_to_center_m")
-    domain_N = pc.index_in(table["domain"], pa.array(DOMAINS)).to_numpy()  # pyright: ignore
+    domain_N = pc.index_in(table["domain"], pa.array(DOMAINS)).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
     return {
         "domain_N": torch.from_numpy(np.array(domain_N, dtype=np.int8)),
         "command_N": scalar("driving_command", np.int64),

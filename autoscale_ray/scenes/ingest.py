@@ -11,6 +11,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import secrets
 import shutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -175,7 +176,7 @@ def _run_all(jobs: Sequence[PartJob], num_processes: int) -> Iterator[object]:
 def run_part(job: PartJob) -> None:
     """Read the units of one job into its part files; a refused unit becomes a quarantine row."""
     stem = Path(job.staging) / job.stem
-    scratch = stem.with_name(f"{stem.name}.{os.getpid()}")
+    scratch = stem.with_name(f"{stem.name}.{os.getpid()}-{secrets.token_hex(4)}")
     quarantined, prints = [QUARANTINE_SCHEMA.empty_table()], [_PRINTS_SCHEMA.empty_table()]
     with pq.ParquetWriter(f"{scratch}.scenes", SCENE_SCHEMA, compression="none") as writer:
         counts = [_read_unit(job, unit, writer, quarantined, prints) for unit in job.units]

@@ -71,11 +71,11 @@ def _level_values(array: pa.Array) -> tuple[bytes, bytes, bytes | memoryview]:
         list_lengths = np.diff(array.offsets.to_numpy()).astype("<i8").tobytes()
         array = array.flatten()
     if pa.types.is_string(array.type):
-        lengths = pc.binary_length(array.cast(pa.binary())).fill_null(-1)  # pyright: ignore
+        lengths = pc.binary_length(array.cast(pa.binary())).fill_null(-1)  # pyright: ignore[reportAttributeAccessIssue]
         text_lengths = lengths.to_numpy(zero_copy_only=False).astype("<i8").tobytes()
         return list_lengths, text_lengths, "".join(array.fill_null("").to_pylist()).encode()
     values = np.ascontiguousarray(array.to_numpy(zero_copy_only=False))
-    return list_lengths, text_lengths, memoryview(values).cast("B") if values.size else b""  # pyright: ignore
+    return list_lengths, text_lengths, memoryview(values).cast("B") if values.size else b""  # pyright: ignore[reportArgumentType]
 
 
 def file_sha256(path: Path) -> str:

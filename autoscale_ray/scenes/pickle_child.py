@@ -47,9 +47,9 @@ def check_opcodes(content: bytes) -> None:
             count += 1
             if opcode.name in _REFUSED_OPCODES:
                 raise Refused(f"opcode {opcode.name} at byte {position}")
-            if opcode.name in _MEMO_OPCODES and int(argument) > count:  # pyright: ignore
+            if opcode.name in _MEMO_OPCODES and int(argument) > count:  # pyright: ignore[reportArgumentType]
                 raise Refused(f"memo index {argument} at byte {position}")
-            if opcode.name == "FRAME" and int(argument) > len(content):  # pyright: ignore
+            if opcode.name == "FRAME" and int(argument) > len(content):  # pyright: ignore[reportArgumentType]
                 raise Refused(f"frame of {argument} bytes at byte {position}")
             if count > MAX_OPCODES:
                 raise Refused(f"more than {MAX_OPCODES} opcodes")

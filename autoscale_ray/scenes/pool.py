@@ -66,7 +66,7 @@ class ScenePool:
     @cached_property
     def tags(self) -> tuple[tuple[str, ...], ...]:
         """Return the tags of each row."""
-        return tuple(tuple(row) for row in self.list_column("tags"))  # pyright: ignore
+        return tuple(tuple(row) for row in self.list_column("tags"))  # pyright: ignore[reportReturnType]
 
     def list_column(self, name: str) -> list[list[object]]:
         """Return one flat column as Python lists; for small columns such as tags or ego_valid."""

@@ -51,6 +51,6 @@ def pool_info(path: Path | str) -> PoolInfo:
         scenes_by_source=dict(manifest.counts["source"]),
         scenes_by_log=dict(manifest.counts["log"]),
         quarantined_by_rule=dict(rules.most_common()),
-        num_with_fifth_second=sum(row[-1] for row in valid),  # pyright: ignore
+        num_with_fifth_second=sum(bool(row[-1]) for row in valid),
         num_with_previous=int((pool.column("prev_scene_id") != "").sum()) if len(pool) else 0,
     )

@@ -134,7 +134,7 @@ class PoolWriter:
                 compression="zstd",
                 compression_level=1,
                 use_dictionary=False,
-                use_byte_stream_split=_float_leaves(),  # pyright: ignore
+                use_byte_stream_split=_float_leaves(),  # pyright: ignore[reportArgumentType]
                 row_group_size=ROW_GROUP_SIZE,
                 write_page_checksum=True,
             )

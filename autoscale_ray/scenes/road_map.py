@@ -15,7 +15,10 @@ import shapely
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from autoscale_ray.errors import InputRejectedError
+
 MAX_SPACING_M = 10.0
+MAX_LANE_LENGTH_M = 200_000.0
 MIN_CROSSING_AREA_M2 = 1.0
 MIN_CROSSING_ANGLE_RAD = math.radians(30.0)
 SUCCESSOR, LEFT, RIGHT = range(3)
@@ -113,6 +116,9 @@ def make_road_map(lanes: Sequence[Lane], areas: Sequence[Area] = ()) -> RoadMap:
     Args:
         lanes: Lanes with unique keys.
         areas: Further polygons.
+
+    Raises:
+        InputRejectedError: A lane is longer than `MAX_LANE_LENGTH_M`.
     """
     number = {lane.key: position for position, lane in enumerate(lanes)}
     left, center, right = zip(*map(_densified, lanes), strict=True) if lanes else ((), (), ())
@@ -220,10 +226,15 @@ def _densified(lane: Lane) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     left, right = np.asarray(lane.left, dtype=np.float64), np.asarray(lane.right, dtype=np.float64)
     center = (left + right) / 2.0 if lane.center is None else np.asarray(lane.center, dtype=np.float64)
     steps = np.linalg.norm(np.diff(center, axis=0), axis=1)
+    # A vertex that is far off would be joined by vertices without number.
+    if not steps.sum() <= MAX_LANE_LENGTH_M:
+        raise InputRejectedError(
+            f"lane {lane.key}", f"must be at most {MAX_LANE_LENGTH_M:.0f} m long", steps.sum()
+        )
     parts = np.maximum(1, np.ceil(steps / MAX_SPACING_M)).astype(int)
     at = np.concatenate([[0.0], *[step + np.arange(1, num + 1) / num for step, num in enumerate(parts)]])
     nodes = np.arange(len(center))
-    return tuple(np.stack([np.interp(at, nodes, line[:, axis]) for axis in range(2)], axis=1)  # pyright: ignore
+    return tuple(np.stack([np.interp(at, nodes, line[:, axis]) for axis in range(2)], axis=1)  # pyright: ignore[reportReturnType]
                  for line in (left, center, right))  # fmt: skip
 
 

@@ -105,7 +105,7 @@ class LaneMatcher:
         sample_P, lane_P = self._tree.query(points, predicate="dwithin", distance=MATCH_DISTANCE_M)
         order = np.lexsort((lane_P, sample_P))
         sample_P, lane_P = sample_P[order], lane_P[order]
-        along_P = shapely.line_locate_point(self._lines[lane_P], points[sample_P])  # pyright: ignore[reportCallIssue]
+        along_P = shapely.line_locate_point(self._lines[lane_P], points[sample_P])  # pyright: ignore[reportIndexIssue]
         heading_P = np.zeros(len(lane_P))
         for lane in np.unique(lane_P):
             here = lane_P == lane
@@ -113,7 +113,7 @@ class LaneMatcher:
         angle_P = wrap_angle(heading_P - poses_S3[sample_P, 2])
         keep_P = np.abs(angle_P) <= MATCH_ANGLE_RAD
         sample_P, lane_P, angle_P = sample_P[keep_P], lane_P[keep_P], angle_P[keep_P]
-        distance_P = shapely.distance(self._lines[lane_P], points[sample_P])  # pyright: ignore[reportCallIssue]
+        distance_P = shapely.distance(self._lines[lane_P], points[sample_P])  # pyright: ignore[reportIndexIssue]
         return sample_P, lane_P, (distance_P / 1.5) ** 2 + (angle_P / 0.35) ** 2
 
 
@@ -163,7 +163,8 @@ class RoutePlanner:
         self._beside: dict[int, list[int]] = {}
         for start, end, kind in road.links_E3.tolist():
             (self._next if kind == SUCCESSOR else self._beside).setdefault(start, []).append(end)
-        self._known: dict[tuple[object, ...], Route | None] = {}
+        self._known: dict[tuple[object, ...], Route] = {}
+        self._chains: dict[tuple[int, ...], tuple[int, ...] | None] = {}
 
     def route(self, driven: np.ndarray, position: np.ndarray) -> Route | None:
         """Return the route of a vehicle that is at `position` and drives the lanes `driven` from there.
@@ -196,15 +197,14 @@ class RoutePlanner:
         return self._known[key]
 
     def _cached_lanes(self, chain: tuple[int, ...]) -> tuple[int, ...] | None:
-        key = ("lanes", chain)
-        if key not in self._known:
+        if chain not in self._chains:
             blocks = set(self._road.roadblock_L[list(chain)].tolist())
             # Lanes that the match jumped between (say, two exits of one fork) are joined by a way around the
             # jump.
             detour_m = DETOUR_M + float(self._lengths_L[list(chain)].sum())
             path = self._search(chain, blocks, math.inf) or self._search(chain, None, detour_m)
-            self._known[key] = None if path is None else self._extended(path)  # pyright: ignore
-        return self._known[key]  # pyright: ignore
+            self._chains[chain] = None if path is None else self._extended(path)
+        return self._chains[chain]
 
     def _search(
         self, chain: tuple[int, ...], allowed: set[int] | None, limit_m: float
@@ -212,7 +212,7 @@ class RoutePlanner:
         """Find the cheapest chain of lanes to the last roadblock (Dijkstra), inside `allowed` roadblocks."""
         block_L = self._road.roadblock_L
         goal = block_L[chain[-1]]
-        queue = [(0.0, chain[0], (chain[0],))]
+        queue: list[tuple[float, int, tuple[int, ...]]] = [(0.0, chain[0], (chain[0],))]
         done: set[int] = set()
         while queue:
             cost, lane, path = heapq.heappop(queue)
@@ -226,7 +226,7 @@ class RoutePlanner:
             for reached, lane_to in ahead + aside:
                 is_allowed = allowed is None or block_L[lane_to] in allowed
                 if lane_to not in done and is_allowed and reached <= limit_m:
-                    heapq.heappush(queue, (reached, lane_to, (*path, lane_to)))  # pyright: ignore
+                    heapq.heappush(queue, (reached, lane_to, (*path, lane_to)))
         return None
 
     def _extended(self, path: tuple[int, ...]) -> tuple[int, ...]:
@@ -237,7 +237,8 @@ class RoutePlanner:
             ahead = [lane for lane in self._next[path[-1]] if lane not in path]
             if not ahead:
                 break
-            best = min(ahead, key=lambda lane: abs(wrap_angle(_turn(self._road.center_of(lane)) - leave)))  # pyright: ignore
+            turns = np.array([_turn(self._road.center_of(lane)) for lane in ahead])
+            best = ahead[int(np.abs(wrap_angle(turns - leave)).argmin())]
             path = (*path, best)
             missing -= self._lengths_L[best]
         return path

@@ -237,7 +237,7 @@ class _Cutter:
         new = [track for track in np.unique(anchors.track_M).tolist() if track not in self._lanes_by_track]
         sampled = []
         for track in new:
-            rows = np.arange(tracks.offsets[track], tracks.offsets[track + 1])
+            rows = np.arange(int(tracks.offsets[track]), int(tracks.offsets[track + 1]))
             # Anchors of every window, also the earlier ones of pairs, lie a multiple of 0.5 s after a run's
             # start.
             starts = self._run_starts[np.searchsorted(self._run_starts, rows, side="right") - 1]

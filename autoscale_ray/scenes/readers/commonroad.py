@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from lxml import etree  # pyright: ignore
+from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.motion_fingerprint import motion_fingerprints

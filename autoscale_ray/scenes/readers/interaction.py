@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from lxml import etree  # pyright: ignore
+from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.kinematics import wrap_angle
@@ -217,15 +217,15 @@ def read_lanelet2(root: etree._Element, name: str, latitude_deg: float, longitud
         left, right = _oriented(
             *(_border(relation, role, ways, where) for role in ("left", "right")),
             nodes,
-            where,  # pyright: ignore
+            where,  # pyright: ignore[reportArgumentType]
         )
-        points = pair_borders(*(np.array([nodes[key] for key in side]) for side in (left, right)))  # pyright: ignore
+        points = pair_borders(*(np.array([nodes[key] for key in side]) for side in (left, right)))  # pyright: ignore[reportArgumentType]
         if tags.get("subtype") in ("crosswalk", "walkway"):
             areas.append(Area(layer="crosswalk", ring=np.concatenate([points[0], points[1][::-1]])))
         elif tags.get("subtype") not in ("bicycle_lane", "stairs", "shared_walkway"):
             borders[relation.get("id")] = (tuple(left), tuple(right))
             lanes.append((relation.get("id"), points, _speed_mps(tags)))
-    return make_road_map([_lane(*lane, borders) for lane in lanes], areas)  # pyright: ignore
+    return make_road_map([_lane(*lane, borders) for lane in lanes], areas)  # pyright: ignore[reportArgumentType]
 
 
 def _lane(

@@ -183,7 +183,7 @@ def _road(features: Mapping[Any, Any], name: str) -> RoadMap:
     areas += [
         Area(layer="crosswalk", ring=_points(value, "polygon", f"{name}: {key}"))
         for key, value in features.items()
-        if isinstance(value, dict) and value.get("type") == "CROSSWALK" and np.ndim(value.get("polygon")) == 2  # pyright: ignore
+        if isinstance(value, dict) and value.get("type") == "CROSSWALK" and np.ndim(value.get("polygon")) == 2  # pyright: ignore[reportArgumentType]
     ]
     return make_road_map(lanes, areas)
 

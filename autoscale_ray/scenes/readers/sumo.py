@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import gzip
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
-from lxml import etree  # pyright: ignore
+from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.readers.reader import Reader
@@ -167,7 +167,7 @@ def _row(element: etree._Element, where: str) -> tuple:
 
 
 def _opened(file: Path) -> IO[bytes]:
-    return gzip.open(file) if file.suffix == ".gz" else file.open("rb")  # pyright: ignore
+    return cast(IO[bytes], gzip.open(file)) if file.suffix == ".gz" else file.open("rb")
 
 
 def _tracks(piece: _Piece, boxes: dict[str, tuple[float, float, str]], name: str) -> list[Track]:
@@ -217,7 +217,7 @@ def read_road(net: etree._Element, name: str) -> RoadMap:
     inside = {key for key, is_connector in zip(road.keys, road.is_connector_L, strict=True) if is_connector}
     return make_road_map(
         lanes,
-        [area for node in net.iterchildren("junction") for area in _areas(node, inside, name)],  # pyright: ignore
+        [area for node in net.iterchildren("junction") for area in _areas(node, inside, name)],
     )
 
 
@@ -252,7 +252,7 @@ def _for_cars(lane: etree._Element) -> bool:
     return bool(allowed & _CAR_CLASSES) if allowed else not forbidden & {"all", "passenger"}
 
 
-def _areas(junction: etree._Element, connectors: set[object], name: str) -> Iterator[Area]:
+def _areas(junction: etree._Element, connectors: Set[object], name: str) -> Iterator[Area]:
     if junction.get("type") in ("internal", "dead_end") or not junction.get("shape"):
         return
     ring = _shape(junction, f"{name}: junction {junction.get('id')}")

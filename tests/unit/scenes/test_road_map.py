@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import shapely
 
+from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.kinematics import rear_axle_states
 from autoscale_ray.scenes.recording import Track, gather_tracks
-from autoscale_ray.scenes.road_map import make_road_map, offset_borders, pair_borders
+from autoscale_ray.scenes.road_map import Lane, make_road_map, offset_borders, pair_borders
 from autoscale_ray.scenes.routes import LaneMatcher, RoutePlanner, cut_line
 from scenes.small_world import lane
 
@@ -68,6 +69,12 @@ def test_matching_keeps_the_lane_through_noise_and_sees_a_lane_change():
     assert matcher.match([_poses(change)])[0].tolist() == [0] * 6 + [1] * 6
     assert matcher.match([_poses(change, yaw=0.7 + math.pi)])[0].tolist() == [-1] * 12
     assert matcher.match([_poses([(10.0, 40.0)])])[0].tolist() == [-1]
+
+
+def test_a_vertex_without_end_is_refused_and_not_filled_in():
+    left, right = offset_borders(np.array([[0.0, 0.0], [10.0, 0.0], [1e18, 0.0]]), 3.0)
+    with pytest.raises(InputRejectedError, match="lane a: must be at most 200000 m long"):
+        make_road_map([Lane(key="a", left=left, right=right)])
 
 
 def test_matched_chains_are_the_cheapest_of_all_and_tracks_do_not_mix():

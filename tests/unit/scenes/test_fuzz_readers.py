@@ -1,0 +1,85 @@
+"""Every reader on truncated, bit-flipped and reordered files; the long campaign writes a dated result file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import traceback
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autoscale_ray.scenes.readers import scenarionet
+from scenes.fuzzing import InProcessPickles, damaged, read_source, timed_case
+from scenes.reader_files import SOURCES, write
+
+CASES = int(os.environ.get("AUTOSCALE_FUZZ_CASES", "100000"))
+RESULT = os.environ.get("AUTOSCALE_FUZZ_RESULT")
+
+
+@pytest.fixture(autouse=True)
+def _pickles_in_this_process(monkeypatch):
+    monkeypatch.setattr(scenarionet, "PickleReader", InProcessPickles)
+
+
+@pytest.mark.parametrize("format", SOURCES)
+def test_the_undamaged_source_gives_scenes(format, tmp_path):
+    write(SOURCES[format](), tmp_path)
+    counts = read_source(format, tmp_path)
+    assert counts["kept"] >= 1
+    assert counts["refused"] == counts["quarantined"] == 0
+
+
+@pytest.mark.parametrize("format", SOURCES)
+@settings(
+    max_examples=60,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_damaged_files_give_sound_scenes_or_one_refusal(format, seed):
+    with tempfile.TemporaryDirectory() as folder:
+        write(damaged(SOURCES[format](), np.random.default_rng(seed)), Path(folder))
+        timed_case(format, Path(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(20_000)
+@pytest.mark.parametrize("format", SOURCES)
+def test_long_campaign(format, tmp_path):
+    """An equal share of CASES for each format; seeds are 0, 1, 2, ...; every fault is printed with its seed."""
+    files, found, faults, slowest_s = SOURCES[format](), Counter(), [], 0.0
+    num_cases = CASES // len(SOURCES)
+    write(files, tmp_path)
+    for seed in range(num_cases):
+        changed = damaged(files, np.random.default_rng(seed))
+        (name,) = [name for name in files if changed[name] != files[name]] or [next(iter(files))]
+        (tmp_path / name).write_bytes(changed[name])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                counts, took_s = timed_case(format, tmp_path)
+            found[
+                next(
+                    kind
+                    for kind in ("kept", "quarantined", "refused", "nothing")
+                    if counts[kind] or kind == "nothing"
+                )
+            ] += 1
+            slowest_s = max(slowest_s, took_s)
+        except Exception:
+            faults.append((seed, traceback.format_exc(limit=-3)))
+        (tmp_path / name).write_bytes(files[name])
+    row = {"format": format, "cases": num_cases, "faults": len(faults), "slowest_s": slowest_s, **found}
+    print(json.dumps(row))
+    if RESULT:
+        with Path(RESULT).open("a") as file:
+            file.write(json.dumps({**row, "first_faults": faults[:20]}) + "\n")
+    assert not faults, faults[0]
