@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import representation_baselines as baselines
+import representation_figure
 import torch
 from representation_data import DataSet, Side, built_in_world, recordings
 from scipy.stats import t as student_t
@@ -371,6 +372,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ablation", action="store_true", help="also switch every term on or off (world)")
     parser.add_argument("--ablation-seeds", type=int, default=3, help="seeds of the ablation")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--figure", type=Path, help="picture of the tables")
     parser.add_argument("--quick", action="store_true", help="small pools, 60 steps, one seed: a smoke test")
     parser.add_argument("--check", action="store_true", help="exit 1 and name every missed target")
     return parser.parse_args()
@@ -400,6 +402,9 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps({"about": about, "cells": cells}, indent=1), encoding="utf-8")
     print(markdown(cells))
+    if options.figure:
+        names = dict.fromkeys(cell["data"] for cell in cells)
+        representation_figure.draw({name: table_of(cells, name) for name in names}, options.figure)
     lines = missed(cells) if options.check else []
     print("\n".join(lines))
     return 1 if lines else 0

@@ -121,6 +121,36 @@ def test_order_of_lanes_does_not_matter(model):
     assert_close(embed_batch(model, shuffled), embed_batch(model, batch))
 
 
+def test_order_of_edges_does_not_matter(model):
+    """Edges of one target may come in any order; targets stay in theirs, as in every graph."""
+    graph = graph_from_batch(random_batch(40, 12, num_agents=12))
+    edges = {}
+    for relation, table in graph.edges.items():
+        target = table[:, 1].long() + 1000 * row_of(graph.edge_offsets[relation])
+        edges[relation] = table[torch.argsort(target * 1000 - table[:, 0])]
+    assert not torch.equal(edges["agent_agent"], graph.edges["agent_agent"])
+    with torch.no_grad():
+        turned = model.encoder(dataclasses.replace(graph, edges=edges)).z_ND
+        assert_close(turned, model.encoder(graph).z_ND)
+
+
+def test_order_of_polygons_does_not_matter(model):
+    batch = random_batch(30, 13)
+    order = _shuffled_inside(batch.polygon_offsets, 2)
+    first = batch.polygon_point_offsets
+    rings = [batch.polygon_points_W2[first[ring] : first[ring + 1]] for ring in order]
+    lengths = torch.tensor([len(ring) for ring in rings])
+    names = ("polygon_layer_Q", "polygon_lane_Q", "polygon_on_route_Q", "polygon_red_QT")
+    shuffled = dataclasses.replace(
+        batch,
+        polygon_points_W2=torch.cat(rings),
+        polygon_point_offsets=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
+        **{name: getattr(batch, name)[order] for name in names},
+    )
+    assert not torch.equal(order, torch.arange(len(order)))
+    assert_close(embed_batch(model, shuffled), embed_batch(model, batch))
+
+
 def test_other_scenes_of_the_batch_do_not_matter(model):
     batch = random_batch(64, 5)
     together = embed_batch(model, batch)
