@@ -104,8 +104,10 @@ def draw_curve(rows: Sequence[Row], fields: Sequence[str], x_field: str, path: P
     """Draw the scores x 100 against one field, with 95 % intervals; hollow where a trial stopped early."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for label, points in curves(rows, fields, x_field):
-        xs, means = [point.x for point in points], [100 * point.mean for point in points]
+    span = max(row[x_field] for row in rows) - min(row[x_field] for row in rows)
+    for number, (label, points) in enumerate(curves(rows, fields, x_field)):
+        xs = [point.x + 0.006 * number * span for point in points]  # so that no interval hides another
+        means = [100 * point.mean for point in points]
         halves = [100 * point.half_width for point in points]
         axes.errorbar(xs, means, yerr=halves, marker="o", capsize=3, label=label)
     early = [row for row in rows if row["ended"] == "early" and is_number(row["objective"])]

@@ -21,13 +21,14 @@ from autoscale_ray.cli import main
 from autoscale_ray.distributed.driver import find_driver
 from autoscale_ray.distributed.resources import Needs, ResourcesError
 from autoscale_ray.distributed.status import read_events
-from autoscale_ray.distributed.sweep import published_reports, scheduler, sweep
+from autoscale_ray.distributed.sweep import domain, published_reports, scheduler, searcher, sweep
 from autoscale_ray.distributed.sweep_plan import SLOT, Range, read_plan, trials_at_once
 from autoscale_ray.distributed.sweep_report import curves, write_sweep
 from autoscale_ray.distributed.trial import trial_dir
 from autoscale_ray.errors import ConfigError, MissingExtraError
 from tests.ray.small_run import SMALL, with_shared_pools
 
+JOB = str(Path(__file__).parents[2] / "jobs" / "sweep_budgets.py")
 KILL_TIMEOUT_S = 240
 GOOD, POOR = 60, 290
 """Budgets: with the first, dev scores 0.63 after the first mixed round, with the second 0.58."""
@@ -136,6 +137,21 @@ def test_the_table_is_in_order_and_missing_scores_stay_empty(tmp_path: Path) -> 
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.filterwarnings("ignore")  # those of optuna are not ours
+def test_optuna_chooses_whole_numbers_in_the_range() -> None:
+    pytest.importorskip("optuna")
+    arguments = ["sweep.loop.budget=20..60", "sweep.ascent.method=cluster_ga,uniform"]
+    plan = read_plan([*arguments, "sweep.search=optuna", "sweep.num_trials=3"])
+    search = searcher(plan)
+    assert search is not None
+    search.set_search_properties("objective", "max", {n: domain(plan, v) for n, v in plan.space.items()})
+    points = [search.suggest(f"trial {number}") for number in range(20)]
+    budgets = [point["loop.budget"] for point in points]
+    assert all(isinstance(budget, int) and 20 <= budget <= 60 for budget in budgets)
+    assert len(set(budgets)) > 5
+    assert {point["ascent.method"] for point in points} == {"cluster_ga", "uniform"}
+
+
 class Trial:
     """What ASHA sees of a trial."""
 
@@ -182,7 +198,10 @@ def test_a_killed_sweep_goes_on_stops_a_poor_trial_and_computes_nothing_twice(
     check_table(folder)
     check_shared(folder, shared)
     table, events = (folder / "sweep.csv").read_bytes(), num_events(folder)
-    sweep(given, Console(quiet=True))
+    (folder / "sweep.csv").unlink()
+    job = subprocess.run([sys.executable, JOB, *given], capture_output=True, text=True, cwd=tmp_path)
+    assert job.returncode == 0, job.stderr
+    assert job.stdout.splitlines()[-1] == f"finished: everything lies in {folder}"
     assert (folder / "sweep.csv").read_bytes() == table
     assert num_events(folder) == events, "a finished sweep is restored, not run again"
 
@@ -214,6 +233,8 @@ def check_table(folder: Path) -> None:
     assert float(good["objective"]) == summary["rounds"][-1]["totals"]["objective"]
     assert float(good["test_objective"]) == summary["arms"][-1]["totals"]["objective"]
     assert poor["test_objective"] == ""
+    last = read_events(Path(good["run_dir"]))[-1]
+    assert (last["event"], last["state"]) == ("driver_ended", "finished")
     assert len(read_rounds(poor["run_dir"])) < 3, "its last round was never published"
     assert (folder / "sweep.png").is_file()
 
