@@ -285,22 +285,19 @@ def build_map(layers: Mapping[str, Layer], location: str, where: str) -> NuplanM
     groups, turns = layers["lane_groups_polygons"], layers["lane_group_connectors"]
     lane_number, connector_number = _numbered(lanes, 0), _numbered(connectors, len(lanes))
     group_number, turn_number = _numbered(groups, 0), _numbered(turns, len(groups))
-    block_L = np.concatenate([
-        _positions(group_number, _numbers(lanes, "lane_group_fid", where)),
-        _positions(turn_number, _numbers(connectors, "lane_group_connector_fid", where)),
-    ])  # fmt: skip
+    lane_blocks = _positions(group_number, _numbers(lanes, "lane_group_fid", where))
+    connector_blocks = _positions(turn_number, _numbers(connectors, "lane_group_connector_fid", where))
+    block_L = np.concatenate([lane_blocks, connector_blocks])
     num_blocks, num_lanes = len(groups) + len(turns), len(lanes) + len(connectors)
     base_offsets, base_V3 = _base_lines(layers["baseline_paths"], lane_number, connector_number, where)
     rings = _all_rings(layers, where)
     lane_S = slice(num_blocks, num_blocks + num_lanes)
     rings.sound_S[lane_S] &= (np.diff(base_offsets) >= 2) & (block_L >= 0)
-    is_lane_S = np.zeros(len(rings.shapes_S), dtype=bool)
-    is_lane_S[lane_S] = True
-    if shapely.is_missing(rings.shapes_S[~is_lane_S]).any():
+    in_tree = np.delete(np.arange(len(rings.shapes_S)), lane_S)
+    if shapely.is_missing(rings.shapes_S[in_tree]).any():
         raise InputRejectedError(
             where, "every roadblock, intersection, car park and crosswalk must have a polygon"
         )
-    in_tree = np.flatnonzero(~is_lane_S)
     order = np.argsort(block_L, kind="stable")
     length_L = _lengths(base_offsets, base_V3)
     successors = _successors(connectors, lane_number, ("exit_lane_fid", "entry_lane_fid"), where)

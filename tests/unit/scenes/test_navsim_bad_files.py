@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from autoscale_ray.errors import AutoScaleError, InputRejectedError, InvalidInputError, MissingExtraError
 from autoscale_ray.scenes import geopackage, geopackage_child
+from autoscale_ray.scenes.batch import batch_from_table
+from autoscale_ray.scenes.gates import gate
 from autoscale_ray.scenes.geopackage import read_geopackage
 from autoscale_ray.scenes.ingest import READER_FAULT, ingest
 from autoscale_ray.scenes.pool import open_pool
-from autoscale_ray.scenes.readers import nuplan_map, openscene
+from autoscale_ray.scenes.readers import navsim, nuplan_map
 from autoscale_ray.scenes.readers.nuplan_map import map_files, open_map
 from scenes import navsim_files as files
 from scenes.navsim_town import LOCATION, VERSION, make_town, write_maps
@@ -176,11 +178,15 @@ def test_damaged_logs_give_scenes_or_one_refusal(data, tmp_path, maps, drive):
     path = tmp_path / "log.pkl"
     path.write_bytes(content)
     try:
-        log = openscene.read_log(path, "log.pkl")
+        tables = list(navsim.read_scenes({"maps": maps}, path, "log.pkl", "real"))
     except InputRejectedError:
         return
-    assert log.poses_F3.shape == (len(log.tokens), 3)
-    assert log.box_offsets[-1] == len(log.box_states_A5) == len(log.box_track_A)
+    for table, refused in tables:
+        kept, gated = gate(table, "log.pkl") if len(table) else (table, refused[:0])
+        assert len(kept) + len(gated) == len(table)
+        batch = batch_from_table(kept)
+        assert bool(batch.ego_states_NT7.isfinite().all())
+        assert bool(batch.agent_states_AT5.isfinite().all())
 
 
 POINT = "47500001E6100000010100000000000000000000000000000000000000"

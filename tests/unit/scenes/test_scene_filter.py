@@ -1,6 +1,9 @@
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from autoscale_ray.errors import InvalidInputError
+from autoscale_ray.scenes.readers import scene_filter
 from autoscale_ray.scenes.readers.navsim import log_units
 from autoscale_ray.scenes.readers.scene_filter import SceneFilter, read_scene_filter
 from scenes import navsim_files as files
@@ -50,6 +53,29 @@ def test_a_bad_filter_gives_one_clear_line(name, tmp_path):
     with pytest.raises(InvalidInputError, match=message) as caught:
         read_scene_filter(path)
     assert "\n" not in str(caught.value)
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(flips=st.lists(st.tuples(st.integers(0, 500), st.integers(0, 7)), max_size=5), cut=st.integers(0, 500))
+def test_damaged_filters_give_a_filter_or_one_refusal(flips, cut, tmp_path):
+    content = bytearray(files.write_filter(tmp_path / "f.yaml", log_names=["a"], tokens=["t"]).read_bytes())[
+        : 50 + cut
+    ]
+    for place, bit in flips:
+        content[place % len(content)] ^= 1 << bit
+    path = tmp_path / "g.yaml"
+    path.write_bytes(content)
+    scene_filter._read.cache_clear()
+    try:
+        chosen = read_scene_filter(path)
+    except InvalidInputError:
+        return
+    assert chosen.num_frames <= 15
 
 
 def test_logs_of_the_filter_are_listed_in_order(tmp_path):
