@@ -18,6 +18,7 @@ from autoscale_ray.errors import InputRejectedError, MissingExtraError
 
 DEADLINE_S = 600.0
 MAX_FILE_BYTES = 4 << 30
+INSTALL = "pip install 'autoscale-ray[navsim]'"
 _START = "import sys; from autoscale_ray.scenes.geopackage_child import main; main(*sys.argv[1:])"
 
 
@@ -64,7 +65,7 @@ def read_geopackage(
         raise InputRejectedError(str(path), f"must be at most {MAX_FILE_BYTES} bytes")
     reply = _asked(path, layers, optional)
     if reply[:1] == b"?":
-        raise MissingExtraError(reply[1:].decode(), "pip install 'autoscale-ray[navsim]'")
+        raise MissingExtraError(reply[1:].decode(), INSTALL)
     if reply[:1] != b"+":
         reason = reply[1:].decode(errors="replace") or "not readable within the limits on time and memory"
         raise InputRejectedError(str(path), "must be a sound GeoPackage", reason)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
-from autoscale_ray.errors import InputRejectedError, InvalidInputError
+from autoscale_ray.errors import InputRejectedError, InvalidInputError, MissingExtraError
+from autoscale_ray.scenes.geopackage import INSTALL
 from autoscale_ray.scenes.readers.navsim_scenes import Source, cut_scenes
 from autoscale_ray.scenes.readers.nuplan_map import map_files, open_map
 from autoscale_ray.scenes.readers.openscene import read_log
@@ -23,7 +25,11 @@ def checked_files(files: Mapping[str, Path], allowed: tuple[str, ...], format: s
 
     Raises:
         InvalidInputError: No maps, or a file of another name.
+        MissingExtraError: A package that reads maps is not installed.
     """
+    for package in ("pyogrio", "pyproj"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, INSTALL)
     unknown = [name for name in files if name not in allowed]
     if unknown:
         raise InvalidInputError(unknown[0], f"is nothing that the format {format} uses")

@@ -205,7 +205,8 @@ class _Cutter:
         bad = ~road.sound_S[shape]
         rule = "map areas must be there, without holes, and lanes must have a base line"
         for number in np.unique(window[bad]).tolist():
-            value = f"shape {shape[bad & (window == number)][0]}"
+            first = shape[bad & (window == number)][0]
+            value = f"{POLYGON_LAYERS[road.layer_S[first]]} {road.fid_S[first]}"
             refused.append((self._source.unit, self._log.tokens[windows.current_M[number]], rule, value))
         return ~np.isin(np.arange(len(windows)), window[bad])
 

@@ -24,7 +24,7 @@ import shapely
 
 from autoscale_ray.errors import InputRejectedError, MissingExtraError
 from autoscale_ray.scenes.crops import ragged
-from autoscale_ray.scenes.geopackage import Layer, read_geopackage
+from autoscale_ray.scenes.geopackage import INSTALL, Layer, read_geopackage
 from autoscale_ray.scenes.schema import POLYGON_LAYERS
 from autoscale_ray.scenes.trust import read_file
 
@@ -83,6 +83,7 @@ class NuplanMap:
     shape_ring_offsets: np.ndarray
     ring_offsets: np.ndarray
     ring_points_W2: np.ndarray
+    fid_S: np.ndarray
     layer_S: np.ndarray
     """Index into POLYGON_LAYERS; that of a roadblock connector means nothing."""
     tree: shapely.STRtree
@@ -174,7 +175,7 @@ def _projected(layers: Mapping[str, Layer], where: str) -> dict[str, Layer]:
         import pyproj
         from pyproj.exceptions import ProjError
     except ImportError:
-        raise MissingExtraError("pyproj", "pip install 'autoscale-ray[navsim]'") from None
+        raise MissingExtraError("pyproj", INSTALL) from None
     meta = layers["meta"].columns
     target = dict(zip(meta["key"].tolist(), meta["value"].tolist(), strict=True)).get("projectedCoordSystem")
     rule = "layer meta must name a known projectedCoordSystem such as epsg:32611"
@@ -327,6 +328,7 @@ def build_map(layers: Mapping[str, Layer], location: str, where: str) -> NuplanM
         shape_ring_offsets=rings.shape_offsets,
         ring_offsets=rings.ring_offsets,
         ring_points_W2=rings.points_W2,
+        fid_S=np.concatenate([layers[name].fid_N for name in _shape_layers(layers)]),
         layer_S=_layer_numbers(layers),
         tree=shapely.STRtree(rings.shapes_S[in_tree]),
         tree_shape=in_tree,
@@ -388,18 +390,17 @@ def _lengths(offsets: np.ndarray, base_V3: np.ndarray) -> np.ndarray:
     return along[np.minimum(last, top)] - along[np.minimum(first, top)]
 
 
-def _layer_numbers(layers: Mapping[str, Layer]) -> np.ndarray:
+def _shape_layers(layers: Mapping[str, Layer]) -> dict[str, str]:
+    """Return the layers in the order of S, each with its name in POLYGON_LAYERS (a stand-in for connectors of
+    roadblocks, which no scene shows)."""
     names = {"lane_groups_polygons": "roadblock", "lane_group_connectors": "roadblock", "lanes_polygons": "lane",
              "lane_connectors": "lane_connector", **_AREAS}  # fmt: skip
-    return np.array(
-        [
-            POLYGON_LAYERS.index(kind)
-            for name, kind in names.items()
-            if name in layers
-            for _ in range(len(layers[name]))
-        ],
-        dtype=np.int8,
-    )
+    return {name: kind for name, kind in names.items() if name in layers}
+
+
+def _layer_numbers(layers: Mapping[str, Layer]) -> np.ndarray:
+    numbers = [POLYGON_LAYERS.index(kind) for kind in _shape_layers(layers).values()]
+    return np.repeat(numbers, [len(layers[name]) for name in _shape_layers(layers)]).astype(np.int8)
 
 
 def _speed_limits(layers: Sequence[Layer], where: str) -> np.ndarray:

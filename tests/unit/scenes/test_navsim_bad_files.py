@@ -3,9 +3,11 @@
 import os
 import pickle
 import sqlite3
+import struct
 
 import numpy as np
 import pytest
+import shapely
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +21,7 @@ from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.scenes.readers import navsim, nuplan_map
 from autoscale_ray.scenes.readers.nuplan_map import map_files, open_map
 from scenes import navsim_files as files
-from scenes.navsim_town import LOCATION, VERSION, make_town, write_maps
+from scenes.navsim_town import LOCATION, VERSION, from_utm, make_town, write_maps
 
 LAYERS = {"meta": ("key", "value"), "intersections": ()}
 
@@ -243,6 +245,39 @@ def test_a_bad_map_refuses_its_logs_and_not_the_run(tmp_path, town, drive):
     assert row["rule"] != READER_FAULT
 
 
+def _with_hole(database):
+    degrees = from_utm(np.array([[664_000.0, 3_997_000.0], [665_000.0, 3_998_000.0]]))
+    outer = shapely.box(*degrees[0], *degrees[1])
+    polygon = shapely.Polygon(
+        outer.exterior, [shapely.box(*degrees.mean(axis=0), *degrees[1] - 1e-4).exterior]
+    )
+    blob = b"GP" + struct.pack("<BBi", 0, 1, 4326) + shapely.to_wkb(polygon, byte_order=1)
+    database.execute(
+        "UPDATE intersections SET geom = ? WHERE fid = (SELECT min(fid) FROM intersections)", (blob,)
+    )
+
+
+GAPS = {
+    "hole": (_with_hole, "intersection"),
+    "no base line": (_sql("DELETE FROM baseline_paths WHERE lane_fid IS NOT NULL"), "lane"),
+    "no connector area": (_sql("DELETE FROM gen_lane_connectors_scaled_width_polygons"), "lane_connector"),
+}
+
+
+@pytest.mark.parametrize("name", GAPS)
+def test_scenes_beside_a_gap_of_the_map_are_refused_with_its_place(name, tmp_path, town, drive):
+    change, layer = GAPS[name]
+    write_maps(town, tmp_path / "maps", change=change)
+    files.write_log(tmp_path / "logs", files.frames_of(drive))
+    pool, rows = _ingested(tmp_path, tmp_path / "maps")
+    assert (len(pool), len(rows)) == (0, 3)
+    for row in rows:
+        assert "without holes" in row["rule"] or "must have lanes" in row["rule"]
+        kind, _, fid = row["value"].partition(" ")
+        assert kind == layer or row["rule"] == "the route must have lanes"
+        assert fid.isdecimal() or row["value"].isdecimal()
+
+
 def test_files_that_are_no_database_or_damaged_are_refused(tmp_path, maps):
     whole = (maps / LOCATION / VERSION / "map.gpkg").read_bytes()
     for number, content in enumerate((b"road", b"SQLite format 3\0" + b"x" * 5000, whole[:-4096])):
@@ -291,7 +326,6 @@ def test_damaged_maps_give_a_map_or_one_refusal(places, cut, tmp_path, maps):
 
 def test_a_geopackage_written_by_gdal_with_its_indexes_is_read(tmp_path):
     import pyogrio
-    import shapely
     from pyogrio import raw
 
     pyogrio.set_gdal_config_options({"OGR_SQLITE_PRAGMA": None})  # other tests read in this process, guarded
@@ -343,6 +377,11 @@ def test_missing_packages_give_one_clear_line(tmp_path, maps, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "pyproj", None)
+    (tmp_path / "log.pkl").touch()
+    with pytest.raises(
+        MissingExtraError, match=r"pyproj is not installed: pip install 'autoscale-ray\[navsim\]'"
+    ):
+        ingest("navsim", tmp_path / "log.pkl", tmp_path / "pool", "real", files={"maps": maps})
     nuplan_map._cached_map.cache_clear()
     with pytest.raises(MissingExtraError, match=r"autoscale-ray\[navsim\]"):
         open_map(maps, LOCATION)
