@@ -194,6 +194,7 @@ def score_cache(cache: MetricCache, waypoints: Floats, backend: str = "auto") ->
     result = SCORERS[cache.version](
         [prepared], np.asarray(waypoints)[None], backend=backend, keep_states=True
     )
+    result = slimmed(result)
     return CacheScore(
         token=cache.token,
         log_name=cache.log_name,
@@ -203,6 +204,12 @@ def score_cache(cache: MetricCache, waypoints: Floats, backend: str = "auto") ->
         endpoint=endpoint(cache.ego_state[:3], waypoints),
         result=result,
     )
+
+
+def slimmed(result: ScoreResult) -> ScoreResult:
+    """Return a result that keeps drive and measures of the first trajectory alone, for they fill the memory."""
+    assert result.states is not None
+    return replace(result, states=result.states[:, :1].clone(), measures=result.measures.select(slice(0, 1)))
 
 
 def endpoint(pose: Floats, waypoints: Floats) -> Floats:

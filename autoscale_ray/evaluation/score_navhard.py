@@ -15,7 +15,7 @@ from autoscale_ray.errors import InputRejectedError, InvalidInputError, InvalidS
 from autoscale_ray.evaluation.epdms import epdms
 from autoscale_ray.evaluation.from_pool import row_values, scoring_scene
 from autoscale_ray.evaluation.scene import Floats
-from autoscale_ray.evaluation.score_cache import CacheScore, endpoint, read_mapping, write_scores
+from autoscale_ray.evaluation.score_cache import CacheScore, endpoint, read_mapping, slimmed, write_scores
 from autoscale_ray.evaluation.score_file import read_trajectories
 from autoscale_ray.scenes.readers.navhard import LOG_FOLDER, scoring_tables
 from autoscale_ray.scenes.readers.navsim_scenes import Source, cut_scenes
@@ -127,5 +127,5 @@ def _score(table: pa.Table, waypoints: Floats, backend: str) -> CacheScore:
         start_us=int(str(row["timestamp_us"])),
         start_point=pose[:2],
         endpoint=endpoint(pose, waypoints),
-        result=result,
+        result=slimmed(result),
     )

@@ -207,15 +207,14 @@ def tracks_at_10_hz(
         zip(states_AF5[:, :num_frames], mask_AF[:, :num_frames], strict=True)
     ):
         seen = np.flatnonzero(mask)
-        for step in range(num_steps if len(seen) else 0):
-            if len(seen) == 1:
-                frames[step].append((agent, states[seen[0]]))
-            elif seen[0] * 5 <= step <= seen[-1] * 5:
-                columns = states[seen].copy()
-                columns[:, 2] = np.unwrap(columns[:, 2])
-                frames[step].append(
-                    (agent, np.array([np.interp(step / 5, seen, column) for column in columns.T]))
-                )
+        if not len(seen):
+            continue
+        steps = np.arange(num_steps) if len(seen) == 1 else np.arange(5 * seen[0], 5 * seen[-1] + 1)
+        columns = states[seen].copy()
+        columns[:, 2] = np.unwrap(columns[:, 2])
+        between = np.stack([np.interp(steps / 5, seen, column) for column in columns.T], axis=1)
+        for step, state in zip(steps, between, strict=True):
+            frames[step].append((agent, state))
     return frames
 
 
