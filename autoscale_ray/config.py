@@ -134,6 +134,9 @@ class RepresentationConfig:
     """Scenes a step."""
     learning_rate: Positive = 4e-3
     """Peak AdamW learning rate."""
+    num_shards: Literal[1, 4] = 1
+    """Logical shards of a training step: 4 let the trainers on Ray share the encoder's training, 1 leaves it to one
+    of them. The last bits of the weights depend on this and not on the number of trainers."""
     max_training_scenes: Count = 20_000
     """Largest seeded sample of real and synthetic scenes used for training."""
     use_future: bool = False

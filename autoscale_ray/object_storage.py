@@ -36,7 +36,7 @@ class ObjectStorage(Storage):
         self._store = store
         self._url = url.rstrip("/")
         self._pause = pause
-        self._cache = cache or _cache_folder()
+        self._cache = cache or cache_folder()
         self._logs: dict[str, bytes] = {}
         self.views = self._cache / "views"
 
@@ -164,7 +164,8 @@ def connect(url: str) -> Any:
         raise ArtifactError(url, f"cannot be opened: {_first_line(error)}") from error
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Return where copies of what lies in a bucket are kept on this machine."""
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "autoscale_ray"
 
 

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from autoscale_ray import loop
-from autoscale_ray.artifacts import RunStore
+from autoscale_ray import loop, tasks
+from autoscale_ray.artifacts import RunStore, fingerprint
 from autoscale_ray.config import PlannerConfig, RunConfig, dump_config, identity
 from autoscale_ray.errors import ArtifactError, ConfigError
 from autoscale_ray.inputs import Inputs, open_inputs
 from autoscale_ray.local import LocalStages
 from autoscale_ray.mixture import METHODS
 from autoscale_ray.mixture.similarity import require_faiss
+from autoscale_ray.object_storage import cache_folder
 from autoscale_ray.planning.spec import load_planner_spec
 from autoscale_ray.recorded import RecordedStages
 from autoscale_ray.records import Clusters, Round
@@ -49,7 +50,7 @@ def run_local(config: RunConfig, console: Console) -> dict[str, Any]:
 
     finished = play(stages, show)
     console.print(arm_table(finished))
-    run_dir = Path(config.placement.run_dir)
+    run_dir = work_dir(config)
     console.print(
         f"finished: report {run_dir / REPORT_FILE}, plots {run_dir / 'plots'}, rounds {run_dir / 'rounds'}"
     )
@@ -68,7 +69,7 @@ def embed_local(config: RunConfig, console: Console, plot: bool = False) -> Clus
     clusters = stages.cluster(stages.embed())
     console.print(cluster_table(clusters))
     if plot:
-        folder, pools = Path(config.placement.run_dir) / "plots", stages.inputs.pools
+        folder, pools = work_dir(config) / "plots", stages.inputs.pools
         console.print(f"drawn: {write_embedding_map(clusters, pools, folder / 'embedding_map.png')}")
         console.print(f"drawn: {write_retrieval_sheet(clusters, pools, folder / 'retrieval_sheet.png')}")
     return clusters
@@ -85,11 +86,27 @@ def _open_local(config: RunConfig, console: Console) -> LocalStages:
 
 def open_run(config: RunConfig) -> tuple[Inputs, RunStore]:
     """Open the pools of a run and claim its folder; write the configuration beside it."""
-    run_dir = Path(config.placement.run_dir)
-    inputs = open_inputs(config, run_dir / "pools")
-    store = RunStore.open(str(run_dir), {"config": identity(config), "pools": inputs.identity()})
-    (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    folder = work_dir(config)
+    inputs = open_inputs(config, folder / "pools")
+    marks = {"config": identity(config), "pools": inputs.identity()}
+    store = RunStore.open(config.placement.run_dir, marks)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     return inputs, store
+
+
+def work_dir(config: RunConfig) -> Path:
+    """Return the local folder for what no resumed run reads: summary, plots, checkpoints, built-in pools.
+
+    It is the run folder, or a folder of this machine's cache for a run in a bucket.
+    """
+    run_dir = config.placement.run_dir
+    return cache_folder() / "runs" / fingerprint(run_dir)[:16] if is_url(run_dir) else Path(run_dir)
+
+
+def is_url(run_dir: str) -> bool:
+    """Return whether a run lies in a bucket."""
+    return "://" in run_dir
 
 
 def play(stages: RecordedStages, show: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
@@ -105,7 +122,7 @@ def play(stages: RecordedStages, show: Callable[[Mapping[str, Any]], None]) -> d
     from autoscale_ray.reporting.embedding_map import write_embedding_map
 
     config, inputs = stages.config, stages.inputs
-    run_dir = Path(config.placement.run_dir)
+    run_dir = work_dir(config)
 
     def summary(clusters: Clusters, history: Sequence[Round], **more: Any) -> dict[str, Any]:
         num_real = len(inputs.pools["real"])
@@ -119,7 +136,8 @@ def play(stages: RecordedStages, show: Callable[[Mapping[str, Any]], None]) -> d
         arms = loop.compare(config, stages, clusters, history, final_counts)
     finally:
         stages.work.close()
-    finished = summary(clusters, history, final_counts=final_counts, arms=arms)
+    gains = tasks.paired_gains(arms, inputs.pools["test"])
+    finished = summary(clusters, history, final_counts=final_counts, arms=arms, gains=gains)
     write_embedding_map(clusters, inputs.pools, run_dir / "plots" / "embedding_map.png")
     render(run_dir)
     return finished

@@ -30,7 +30,7 @@ from autoscale_ray.mixture.similarity import fit_domain_probe
 from autoscale_ray.planning.planner import empty_planner, parameter_shapes
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
 from autoscale_ray.planning.training import PlannerWeights, TrainState, new_state
-from autoscale_ray.records import SIDES
+from autoscale_ray.records import SIDES, Arm
 from autoscale_ray.scenes.parquet import read_parquet
 from autoscale_ray.scenes.pool import ScenePool
 
@@ -50,15 +50,22 @@ def table_file(side: str) -> str:
 def train_encoder(config: RunConfig, inputs: Inputs, folder: Path) -> dict[str, Any]:
     """Train Graph-RAE on the real and synthetic pools; dev and test are never seen."""
     # Here and below: importing torch_geometric takes seconds, and most processes never need it.
+    from autoscale_ray.representation import sharded
     from autoscale_ray.representation import training as representation
 
-    model = representation.train(
-        [inputs.pools["real"], inputs.pools["synthetic"]],
-        config.representation,
-        derive_seed(config.seed, "encoder"),
-    )
+    pools, settings = [inputs.pools["real"], inputs.pools["synthetic"]], config.representation
+    seed = encoder_seed(config)
+    if settings.num_shards == 1:
+        model = representation.train(pools, settings, seed)
+    else:
+        model = sharded.fit_shared(representation.pools_training_set(pools, settings, seed), settings, seed)
     representation.save(model, folder)
     return {}
+
+
+def encoder_seed(config: RunConfig) -> int:
+    """Return the seed of the encoder's training."""
+    return derive_seed(config.seed, "encoder")
 
 
 def embed_pools(encoder: Path, inputs: Inputs, folder: Path) -> dict[str, Any]:
@@ -337,10 +344,7 @@ def gather_scores(
     _write(stacked, folder / SCORES_FILE)
     place = {name: k for k, name in enumerate(cluster_ids)}
     clusters_N = np.array([place[name] for name in read_parquet(labels)["cluster"].to_pylist()])
-    logs_N = np.unique(pool.log_ids, return_inverse=True)[1]
-    one_log = int(logs_N.max(initial=0)) == 0
-    if one_log:
-        logs_N = np.arange(len(logs_N))
+    logs_N, error_unit = sampling_units(pool)
     scores_SN = _column(tables, objective)
     means_K, errors_K = cluster_feedback(scores_SN, weights_N, logs_N, clusters_N, len(cluster_ids))
     names = {"objective": objective, "epdms": "epdms", "pdms": "pdms", "miou": "miou"}
@@ -353,13 +357,42 @@ def gather_scores(
         "cluster_scores": [_number(value) for value in means_K],
         "cluster_se": [_number(value) for value in errors_K],
         "totals": {name: _number(mean) for name, (mean, _) in totals.items()},
-        "error_unit": "scene" if one_log else "log",
+        "error_unit": error_unit,
         "total_se": {name: _number(error) for name, (_, error) in totals.items()},
         "seed_totals": {
             name: [_number(weighted_mean(row_N, shares[name], logs_N)[0]) for row_N in column]
             for name, column in columns.items()
         },
     }
+
+
+def sampling_units(pool: ScenePool) -> tuple[np.ndarray, str]:
+    """Return what standard errors count as independent: the log of each scene, or the scenes of a single log."""
+    logs_N = np.unique(pool.log_ids, return_inverse=True)[1]
+    if int(logs_N.max(initial=0)) == 0:
+        return np.arange(len(logs_N)), "scene"
+    return logs_N, "log"
+
+
+def paired_gains(arms: Sequence[Arm], pool: ScenePool) -> dict[str, tuple[float, float]]:
+    """Compare the last arm with every other, scene by scene.
+
+    Args:
+        arms: Arms scored on the same pool, AutoScale last.
+        pool: That pool.
+
+    Returns:
+        Mean difference of the objective and its standard error over scenes, by name of the other arm; seeds are
+        averaged first.
+    """
+    units_N, _ = sampling_units(pool)
+    scores_SN, weights_N = _objective_by_seed(read_parquet(arms[-1].scores.file))
+    gains = {}
+    for arm in arms[:-1]:
+        others_SN, _ = _objective_by_seed(read_parquet(arm.scores.file))
+        differences_N = scores_SN.mean(axis=0) - others_SN.mean(axis=0)
+        gains[arm.name] = weighted_mean(differences_N, weights_N, units_N)
+    return gains
 
 
 def probe_gradients(

@@ -7,10 +7,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from autoscale_ray.config import PlannerConfig
+from autoscale_ray.config import PlannerConfig, RepresentationConfig
 from autoscale_ray.errors import AutoScaleError
 
 MAX_SAME_FAILURES = 2
@@ -37,12 +38,31 @@ class Task:
     """Folder of the weights to begin with; None begins anew."""
 
 
-class TaskBoard:
-    """One task at a time, from the loop's thread to whichever worker asks; safe to call again after a loss."""
+@dataclass(frozen=True, slots=True)
+class EncoderTask:
+    """The encoder to train."""
 
-    def __init__(self) -> None:
+    task_id: str
+    settings: RepresentationConfig
+    pools: tuple[Path, ...]
+    """Real and synthetic pool."""
+    seed: int
+
+
+AnyTask = Task | EncoderTask
+
+
+class TaskBoard:
+    """One task at a time, from the loop's thread to whichever worker asks; safe to call again after a loss.
+
+    Args:
+        attended: Whether there are workers who will ask.
+    """
+
+    def __init__(self, attended: bool = False) -> None:
+        self.attended = attended
         self._changed = threading.Condition()
-        self._task: Task | None = None
+        self._task: AnyTask | None = None
         self._files: Mapping[str, bytes] | None = None
         self._error: BaseException | None = None
         self._closed = False
@@ -51,7 +71,7 @@ class TaskBoard:
         self.hand_over_s: list[float] = []
         """Seconds from posting a task to a worker having asked for it, task by task."""
 
-    def post(self, task: Task) -> Mapping[str, bytes]:
+    def post(self, task: AnyTask) -> Mapping[str, bytes]:
         """Post a task and wait until it is delivered; return its files.
 
         Raises:
@@ -67,7 +87,7 @@ class TaskBoard:
             self._task = None
             return self._files
 
-    def fetch(self, last: str | None, wait_s: float) -> Task | str:
+    def fetch(self, last: str | None, wait_s: float) -> AnyTask | str:
         """Return the open task that is not the worker's last, ``wait`` while there is none, ``end`` at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_open(last) or self._closed, wait_s)

@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,13 +20,13 @@ import torch
 
 from autoscale_ray.artifacts import fingerprint
 from autoscale_ray.config import RunConfig, identity
-from autoscale_ray.distributed.board import Task, TaskBoard
+from autoscale_ray.distributed.board import AnyTask, TaskBoard
 from autoscale_ray.distributed.observe import Observer
-from autoscale_ray.distributed.resources import NAMESPACE
+from autoscale_ray.distributed.resources import NAMESPACE, set_environment
 from autoscale_ray.distributed.stages import RayStages
 from autoscale_ray.distributed.train import make_trainer
 from autoscale_ray.errors import AutoScaleError, ConfigError
-from autoscale_ray.session import open_run, play
+from autoscale_ray.session import is_url, open_run, play, work_dir
 
 ENDED = ("finished", "stopped", "failed")
 
@@ -41,12 +40,19 @@ class RunFailedError(AutoScaleError, RuntimeError):
 
 
 class Driver:
-    """Runs one loop; every method may be called any number of times."""
+    """Runs one loop; every method may be called any number of times.
 
-    def __init__(self, config: RunConfig, name: str) -> None:
+    Args:
+        config: The run, with absolute paths.
+        name: Name of this actor, by which trainers find it.
+        embed_only: End with the clusters, before the first round.
+    """
+
+    def __init__(self, config: RunConfig, name: str, embed_only: bool = False) -> None:
+        set_environment()  # read when the Train run is made; a job's own environment does not come this far
         torch.set_num_threads(config.placement.num_threads)
-        self._config, self._name = config, name
-        self._board = TaskBoard()
+        self._config, self._name, self._embed_only = config, name, embed_only
+        self._board = TaskBoard(attended=True)
         self._go_on = threading.Event()
         self._go_on.set()
         self._stop = False
@@ -78,7 +84,7 @@ class Driver:
         self._stop = True
         self._go_on.set()
 
-    def fetch_task(self, last: str | None, wait_s: float) -> Task | str:
+    def fetch_task(self, last: str | None, wait_s: float) -> AnyTask | str:
         """Return the open training task, ``wait`` or ``end``; see `TaskBoard.fetch`."""
         return self._board.fetch(last, wait_s)
 
@@ -102,12 +108,18 @@ class Driver:
         finally:
             self._board.close()
 
-    def _play(self) -> dict[str, Any]:
-        config, run_dir = self._config, Path(self._config.placement.run_dir)
+    def _play(self) -> dict[str, Any] | None:
+        config, run_dir = self._config, work_dir(self._config)
         inputs, store = open_run(config)
         threading.Thread(target=self._train, name="train", daemon=True).start()
         settings = {"seed": config.seed, "budget": config.loop.budget}
-        observer = Observer(run_dir.name, run_dir, store.log, settings, config.loop.num_rounds)
+        observer = Observer(
+            config.placement.run_dir.rstrip("/").rpartition("/")[2],
+            run_dir,
+            store.log,
+            settings,
+            config.loop.num_rounds,
+        )
         stages = RayStages(config, inputs, store, self._board, watch=partial(self._watch, observer))
 
         def show(summary: Mapping[str, Any]) -> None:
@@ -118,7 +130,7 @@ class Driver:
 
         ended = "failed"
         try:
-            made = play(stages, show)
+            made = embed_alone(stages) if self._embed_only else play(stages, show)
             ended = "finished"
         except StoppedError:
             ended = "stopped"
@@ -128,7 +140,7 @@ class Driver:
         return made
 
     def _train(self) -> None:
-        storage = Path(self._config.placement.run_dir) / "train"
+        storage = work_dir(self._config) / "train"
         try:
             make_trainer(self._config.placement.ray, self._name, NAMESPACE, storage).fit()
             self._board.fail(RunFailedError("the training run ended before the loop"))
@@ -147,17 +159,24 @@ class Driver:
         self._status["stage"] = outer
 
 
+def embed_alone(stages: RayStages) -> None:
+    """Embed and cluster the pools; a run in the same folder goes on from there."""
+    stages.cluster(stages.embed())
+    stages.work.close()
+
+
 def driver_name(run_dir: str) -> str:
     """Return the actor name of a run: one run directory, one driver on a cluster."""
-    return f"driver-{fingerprint(os.path.abspath(run_dir))[:16]}"
+    return f"driver-{fingerprint(run_dir if is_url(run_dir) else os.path.abspath(run_dir))[:16]}"
 
 
-def start_driver(config: RunConfig, lifetime: str | None = "detached") -> Any:
+def start_driver(config: RunConfig, lifetime: str | None = "detached", embed_only: bool = False) -> Any:
     """Start the driver of a run, or find the one that is running it already.
 
     Args:
         config: The run, with absolute paths.
         lifetime: ``detached`` outlives whoever starts it; None ends with them.
+        embed_only: End with the clusters, before the first round.
 
     Raises:
         ConfigError: A driver is running another configuration in the same folder.
@@ -186,7 +205,7 @@ def start_driver(config: RunConfig, lifetime: str | None = "detached") -> Any:
             max_concurrency=16,
             scheduling_strategy="DEFAULT",  # a trial's placement group has no CPUs, and children stay in it
         )
-        .remote(config, name)
+        .remote(config, name, embed_only)
     )
 
 

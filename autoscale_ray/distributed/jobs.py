@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from rich.console import Console
 
 from autoscale_ray.config import RunConfig, load_config
-from autoscale_ray.distributed.board import TaskBoard
-from autoscale_ray.distributed.resources import connect, wait_for_room
-from autoscale_ray.distributed.session import run_on_ray, with_absolute_paths
-from autoscale_ray.distributed.stages import RayStages
+from autoscale_ray.distributed.session import embed_on_ray, run_on_ray, with_absolute_paths
 from autoscale_ray.distributed.sweep import sweep
 from autoscale_ray.errors import AutoScaleError, ConfigError, InvalidInputError
 from autoscale_ray.inputs import open_inputs
 from autoscale_ray.reporting.tables import cluster_table
-from autoscale_ray.session import open_run
+from autoscale_ray.session import work_dir
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 
@@ -63,19 +59,13 @@ def _run(arguments: Sequence[str], console: Console) -> str:
 
 def _embed(arguments: Sequence[str], console: Console) -> str:
     config = read_arguments(arguments)
-    connect(config.placement.ray)
-    wait_for_room(config.placement.ray)
-    run_dir = Path(config.placement.run_dir)
-    inputs, store = open_run(config)
-    stages = RayStages(config, inputs, store, TaskBoard())
-    console.print(cluster_table(stages.cluster(stages.embed())))
-    return f"embedded: everything lies in {run_dir}"
+    console.print(cluster_table(embed_on_ray(config, console)))
+    return f"embedded: everything lies in {config.placement.run_dir}"
 
 
 def _prepare(arguments: Sequence[str], console: Console) -> str:
     config = read_arguments(arguments)
-    run_dir = Path(config.placement.run_dir)
-    inputs = open_inputs(config, run_dir / "pools")
+    inputs = open_inputs(config, work_dir(config) / "pools")
     for side, pool in inputs.pools.items():
         console.print(f"{side}: {len(pool.cached)} scenes in {pool.path}")
     return f"prepared: pools lie in {', '.join(str(pool.path) for pool in inputs.pools.values())}"

@@ -13,6 +13,7 @@ import ray
 from ray.autoscaler.sdk import request_resources
 
 from autoscale_ray.config import RayConfig
+from autoscale_ray.distributed.status import answers
 from autoscale_ray.errors import AutoScaleError
 
 NAMESPACE = "autoscale"
@@ -23,8 +24,10 @@ ENVIRONMENT = {
     # Every report and the end of a Train run wait for up to two health checks.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "180",
 }
 """Set where the user has not: defaults of Ray that wait for minutes without a word, or slow every round."""
+WITHOUT_RAY = "without Ray: autoscale run --backend local"
 UNSAFE_SWITCHES = ("RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR", "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA")
 
 
@@ -78,20 +81,27 @@ def connect(config: RayConfig) -> None:
             raise ResourcesError(f"{name} must not be set: it lets a Parquet file run code")
     if ray.is_initialized():
         return
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment()
     options: dict[str, Any] = {
         "namespace": NAMESPACE,
         "log_to_driver": False,
         "logging_level": logging.WARNING,
     }
     address = os.environ.get("RAY_ADDRESS")
+    if address and not answers(address):
+        raise ResourcesError(f"no Ray cluster answers at {address} (RAY_ADDRESS); {WITHOUT_RAY}")
     try:
         ray.init(**options, **({} if address else local_cluster(config)))
     except (OSError, RuntimeError, ValueError) as error:
         what = f"the Ray cluster at {address} cannot be reached" if address else "Ray cannot be started here"
         reason = " ".join(str(error).split())[:300]
-        raise ResourcesError(f"{what} ({reason}); without Ray: autoscale run --backend local") from error
+        raise ResourcesError(f"{what} ({reason}); {WITHOUT_RAY}") from error
+
+
+def set_environment() -> None:
+    """Set the switches of Ray for this process and what it starts, where the user has not."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def local_cluster(config: RayConfig) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from rich.console import Console
 from autoscale_ray.config import RunConfig
 from autoscale_ray.distributed.driver import end_driver, find_driver, follow, start_driver
 from autoscale_ray.distributed.resources import connect, wait_for_room
+from autoscale_ray.local import LocalStages
+from autoscale_ray.records import Clusters
 from autoscale_ray.reporting.tables import arm_table, round_table
-from autoscale_ray.session import REPORT_FILE, check_ready
+from autoscale_ray.session import REPORT_FILE, check_ready, is_url, open_run, work_dir
 
 
 def run_on_ray(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -33,6 +35,31 @@ def run_on_ray(config: RunConfig, console: Console) -> dict[str, Any]:
     Raises:
         AutoScaleError: One clear line: bad configuration, pools or state, or too small a cluster.
     """
+    status = drive(config, console)
+    shown, run_dir = work_dir(with_absolute_paths(config)), with_absolute_paths(config).placement.run_dir
+    if status["state"] == "finished":
+        console.print(arm_table(status["summary"]))
+    console.print(
+        f"{status['state']}: report {shown / REPORT_FILE}, plots {shown / 'plots'}, rounds {run_dir}/rounds",
+        soft_wrap=True,
+    )
+    return status
+
+
+def embed_on_ray(config: RunConfig, console: Console) -> Clusters:
+    """Train the encoder, embed and cluster the pools of a run on a Ray cluster; the loop can go on from there.
+
+    Raises:
+        AutoScaleError: As `run_on_ray`.
+    """
+    drive(config, console, embed_only=True)
+    inputs, store = open_run(with_absolute_paths(config))
+    stages = LocalStages(config, inputs, store)  # everything is there: this only reads it
+    return stages.cluster(stages.embed())
+
+
+def drive(config: RunConfig, console: Console, embed_only: bool = False) -> dict[str, Any]:
+    """Start the driver of a run, or join it, and follow it to its end; return its last status."""
     config = with_absolute_paths(config)
     check_ready(config)
     run_dir = config.placement.run_dir
@@ -40,17 +67,11 @@ def run_on_ray(config: RunConfig, console: Console) -> dict[str, Any]:
         connect(config.placement.ray)
         if find_driver(run_dir) is None:
             wait_for_room(config.placement.ray)
-        driver = start_driver(config)
+        driver = start_driver(config, embed_only=embed_only)
     status = follow_to_the_end(driver, console)
     end_driver(run_dir)
     if status["state"] == "failed":
         raise status["error"]
-    if status["state"] == "finished":
-        console.print(arm_table(status["summary"]))
-    console.print(
-        f"{status['state']}: report {run_dir}/{REPORT_FILE}, plots {run_dir}/plots, rounds {run_dir}/rounds",
-        soft_wrap=True,
-    )
     return status
 
 
@@ -70,7 +91,9 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     paths = {
         name: str(Path(path).absolute()) for name, path in dataclasses.asdict(config.data).items() if path
     }
-    run_dir = str(Path(config.placement.run_dir).absolute())
+    run_dir = config.placement.run_dir
+    if not is_url(run_dir):
+        run_dir = str(Path(run_dir).absolute())
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, **paths),

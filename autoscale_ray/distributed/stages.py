@@ -16,11 +16,12 @@ import pyarrow as pa
 from autoscale_ray import tasks
 from autoscale_ray.artifacts import RunStore, fingerprint
 from autoscale_ray.config import RunConfig
-from autoscale_ray.distributed.board import Task, TaskBoard
+from autoscale_ray.distributed.board import EncoderTask, Task, TaskBoard
 from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.evaluate import ScorerPool, Side
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.recorded import RecordedStages
+from autoscale_ray.session import work_dir
 
 
 class RayWork:
@@ -34,14 +35,21 @@ class RayWork:
 
     def __init__(self, config: RunConfig, inputs: Inputs, board: TaskBoard) -> None:
         self._config, self._inputs, self._board = config, inputs, board
-        run_dir, placement = Path(config.placement.run_dir).absolute(), config.placement.ray
+        run_dir, placement = work_dir(config).absolute(), config.placement.ray
         deadline = Deadline(placement.stall_timeout_s, run_dir / "stacks")
         self._scorers = ScorerPool(config.planner, placement.num_scorers, deadline)
         self._parts = run_dir / "parts"
 
     def train_encoder(self, folder: Path) -> Mapping[str, Any]:
         """Train Graph-RAE on the real and synthetic pools."""
-        return tasks.train_encoder(self._config, self._inputs, folder)
+        if not self._board.attended:
+            return tasks.train_encoder(self._config, self._inputs, folder)
+        settings, seed = self._config.representation, tasks.encoder_seed(self._config)
+        pools = [self._inputs.pools[side] for side in ("real", "synthetic")]
+        what = [dataclasses.asdict(settings), seed, [pool.manifest.content_hash for pool in pools]]
+        task = EncoderTask(fingerprint(what)[:16], settings, tuple(pool.path for pool in pools), seed)
+        write_files(self._board.post(task), folder)
+        return {}
 
     def embed_pools(self, encoder: Path, mark: str, folder: Path) -> Mapping[str, Any]:
         """Embed the four pools; parts of an attempt that was killed are used again."""

@@ -98,13 +98,13 @@ def shards_of(rank: int, num_workers: int) -> list[int]:
     return list(range(rank * NUM_SHARDS // num_workers, (rank + 1) * NUM_SHARDS // num_workers))
 
 
-def gather_shards(gradients_VW: Tensor, num_workers: int) -> Tensor:
-    """Return the gradients of all logical shards in shard order, on every worker."""
+def gather_shards(mine: Tensor, num_workers: int) -> Tensor:
+    """Return one row for every logical shard in shard order, on every worker, from each worker's own rows."""
     if num_workers == 1:
-        return gradients_VW
+        return mine
     longest = max(len(shards_of(rank, num_workers)) for rank in range(num_workers))
-    sent = gradients_VW.new_zeros(longest, gradients_VW.shape[1])
-    sent[: len(gradients_VW)] = gradients_VW
+    sent = mine.new_zeros(longest, *mine.shape[1:])
+    sent[: len(mine)] = mine
     received = [torch.empty_like(sent) for _ in range(num_workers)]
     torch.distributed.all_gather(received, sent)
     return torch.cat([part[: len(shards_of(rank, num_workers))] for rank, part in enumerate(received)])

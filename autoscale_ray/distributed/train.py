@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import tempfile
 import traceback
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from safetensors.torch import load_file
 
 from autoscale_ray import tasks
 from autoscale_ray.config import PlannerConfig, RayConfig
-from autoscale_ray.distributed.board import Task
+from autoscale_ray.distributed.board import AnyTask, EncoderTask, Task
 from autoscale_ray.distributed.deadline import Deadline
-from autoscale_ray.distributed.steps import Place, train_shared
+from autoscale_ray.distributed.steps import Place, gather_shards, shards_of, train_shared
 from autoscale_ray.planning.checkpoint import load_state, save_state
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
-from autoscale_ray.planning.training import TrainState
+from autoscale_ray.planning.training import TrainState, one_thread
+from autoscale_ray.scenes.pool import open_pool
 
 POLL_S = 5.0
 """Longest time a worker waits for a task before it looks around again."""
@@ -37,6 +40,7 @@ RESIZE_INTERVAL_S = 20.0
 """How often a group with fewer trainers than wanted looks for room for more."""
 STATE_FILE, TASK_FILE = "state.safetensors", "task"
 BUILT_IN = PlannerConfig().factory
+T = TypeVar("T")
 
 
 def make_trainer(config: RayConfig, driver: str, namespace: str, storage: Path) -> TorchTrainer:
@@ -72,58 +76,124 @@ def train_loop(settings: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     driver = ray.get_actor(settings["driver"], namespace=settings["namespace"])
     deadline = Deadline(settings["stall_timeout_s"], Path(settings["stacks"]))
+    place = Place(*_rank_and_size(), str(get_device()))
     last = None
     while (task := next_task(driver, last)) is not None:
+        keeper = Keeper(task.task_id, settings["checkpoint_steps"], deadline)
         try:
             with deadline:
-                weights = train_task(task, settings["checkpoint_steps"], deadline)
+                files = train_task(task, place, keeper)
         except Exception:  # passed on to Train as it is; told to the driver, who knows whether it came before
             ray.get(driver.report_failure.remote(task.task_id, traceback.format_exc()))
             raise
-        if ray.train.get_context().get_world_rank() == 0:
-            ray.get(driver.deliver_task.remote(task.task_id, weights_as_files(task, weights)))
+        if place.rank == 0:
+            ray.get(driver.deliver_task.remote(task.task_id, files))
         last = task.task_id
 
 
-def next_task(driver: Any, last: str | None) -> Task | None:
+def _rank_and_size() -> tuple[int, int]:
+    context = ray.train.get_context()
+    return context.get_world_rank(), context.get_world_size()
+
+
+def next_task(driver: Any, last: str | None) -> AnyTask | None:
     """Return the task after the last one, the same on every worker; None at the end."""
-    found: Task | str = "wait"
+    found: AnyTask | str = "wait"
     while found == "wait":
         found = ray.get(driver.fetch_task.remote(last, POLL_S))
-    return found if isinstance(found, Task) else None
+    return None if isinstance(found, str) else found
 
 
-def train_task(task: Task, checkpoint_steps: int, deadline: Deadline) -> Any:
-    """Train one planner; go on from the last checkpoint when it is of this task.
+def train_task(task: AnyTask, place: Place, keeper: Keeper) -> dict[str, bytes]:
+    """Train what a task asks for and return its files; only those of rank 0 count.
 
-    A planner of one's own cannot be cut into shards: rank 0 trains it, the others wait for the next task.
+    What cannot be shared is trained by rank 0, while the others wait for the next task.
     """
-    context = ray.train.get_context()
-    place = Place(context.get_world_rank(), context.get_world_size(), str(get_device()))
+    if isinstance(task, EncoderTask):
+        return train_encoder(task, place, keeper)
     spec = spec_of(task.planner)
     if task.planner.factory != BUILT_IN:
-        deadline.lift()  # its steps cannot be seen
-        return spec.train(features_of(spec, task.features), task.rows, task.seed) if place.rank == 0 else None
+        keeper.deadline.lift()  # its steps cannot be seen
+        if place.rank != 0:
+            return {}
+        weights = spec.train(features_of(spec, task.features), task.rows, task.seed)
+    else:
+        found = keeper.found(load_state)
+        weights = train_shared(
+            features_of(spec, task.features),
+            task.rows,
+            task.planner,
+            task.seed,
+            place,
+            start=found or first_state(spec, task),
+            on_step=lambda state: keeper.keep(state.step, task.planner.num_steps, partial(save_state, state)),
+        )
+    return as_files(partial(spec.save_weights, weights))
 
-    def keep(state: TrainState) -> None:
-        deadline.renew()
-        if state.step % checkpoint_steps == 0 and state.step < task.planner.num_steps:
-            report_state(task, state)
 
-    features, start = features_of(spec, task.features), restored_state(task) or first_state(spec, task)
-    return train_shared(features, task.rows, task.planner, task.seed, place, start=start, on_step=keep)
+def train_encoder(task: EncoderTask, place: Place, keeper: Keeper) -> dict[str, bytes]:
+    """Train the encoder, by all workers when it has a shard for each."""
+    # Imported here: torch_geometric takes seconds that a run with embeddings does not need.
+    from autoscale_ray.representation import sharded
+    from autoscale_ray.representation import training as representation
+
+    pools, settings = [open_pool(path) for path in task.pools], task.settings
+    if settings.num_shards == 1:
+        if place.rank != 0:
+            keeper.deadline.lift()
+            return {}
+        report = lambda step, terms: keeper.deadline.renew()  # noqa: E731
+        model = representation.train(pools, settings, task.seed, report)
+    else:
+        with one_thread():
+            model = sharded.fit_shared(
+                representation.pools_training_set(pools, settings, task.seed),
+                settings,
+                task.seed,
+                sharded.Group(
+                    shards_of(place.rank, place.num_workers),
+                    partial(gather_shards, num_workers=place.num_workers),
+                ),
+                start=keeper.found(load_file),
+                on_step=lambda state: keeper.keep(
+                    state.step, settings.num_steps, partial(sharded.save_state, state)
+                ),
+            )
+    return as_files(partial(representation.save, model))
 
 
-def report_state(task: Task, state: TrainState) -> None:
-    """Report a checkpoint of a task; every worker must call it."""
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = None
-        if ray.train.get_context().get_world_rank() == 0:
-            save_state(state, Path(folder) / STATE_FILE)
-            (Path(folder) / TASK_FILE).write_text(task.task_id)
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-        name = f"{task.task_id}-{state.step:07d}"
-        ray.train.report({"step": state.step}, checkpoint=checkpoint, checkpoint_dir_name=name)
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """Reports checkpoints of one task and finds the last of them again."""
+
+    task_id: str
+    every: int
+    """Steps between two checkpoints."""
+    deadline: Deadline
+
+    def keep(self, step: int, num_steps: int, save: Callable[[Path], None]) -> None:
+        """Say that the task goes on, and report a checkpoint when one is due; every worker must call it."""
+        self.deadline.renew()
+        if step % self.every or step >= num_steps:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if ray.train.get_context().get_world_rank() == 0:
+                save(Path(folder) / STATE_FILE)
+                (Path(folder) / TASK_FILE).write_text(self.task_id)
+                checkpoint = ray.train.Checkpoint.from_directory(folder)
+            name = f"{self.task_id}-{step:07d}"
+            ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name)
+
+    def found(self, load: Callable[[Path], T]) -> T | None:
+        """Load the last checkpoint when it is of this task."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        with checkpoint.as_directory() as folder:
+            if (Path(folder) / TASK_FILE).read_text() != self.task_id:
+                return None
+            return load(Path(folder) / STATE_FILE)
 
 
 def first_state(spec: PlannerSpec, task: Task) -> TrainState | None:
@@ -131,21 +201,10 @@ def first_state(spec: PlannerSpec, task: Task) -> TrainState | None:
     return None if task.start is None else tasks.warm_state(spec.load_weights(Path(task.start)))
 
 
-def restored_state(task: Task) -> TrainState | None:
-    """Return the state of the last checkpoint when it belongs to this task."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as folder:
-        if (Path(folder) / TASK_FILE).read_text() != task.task_id:
-            return None
-        return load_state(Path(folder) / STATE_FILE)
-
-
-def weights_as_files(task: Task, weights: Any) -> dict[str, bytes]:
-    """Return the files a planner saves itself as, by name; they are small and travel by value."""
+def as_files(save: Callable[[Path], None]) -> dict[str, bytes]:
+    """Return by name what is saved into a folder; it is small and travels by value."""
     with tempfile.TemporaryDirectory() as folder:
-        spec_of(task.planner).save_weights(weights, Path(folder))
+        save(Path(folder))
         paths = [path for path in Path(folder).rglob("*") if path.is_file()]
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 

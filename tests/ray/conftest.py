@@ -55,21 +55,22 @@ def start_head(folder: str, num_cpus: int) -> tuple[subprocess.Popen, str, str]:
         "node-ip-address": "127.0.0.1",
     }
     command += [f"--{name}={value}" for name, value in options.items()]
-    with open(Path(folder) / "head.log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **ENVIRONMENT})
-    wait_for_port(process, port)
-    wait_for_port(process, dashboard)
+    log = Path(folder) / "head.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **ENVIRONMENT})
+    for awaited in (port, dashboard):
+        wait_for_port(process, awaited, log)
     return process, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
 
 
-def wait_for_port(process: subprocess.Popen, port: int) -> None:
+def wait_for_port(process: subprocess.Popen, port: int, log: Path) -> None:
     give_up = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < give_up and process.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.1)
-    raise RuntimeError(f"no Ray head on port {port}")
+    raise RuntimeError(f"no Ray head on port {port}: {log.read_text()[-500:]}")
 
 
 def end_tree(process: subprocess.Popen) -> None:
@@ -105,7 +106,7 @@ def cluster(head, monkeypatch) -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory) -> Path:
+def reference_run(tmp_path_factory) -> Path:
     """Return the run directory of the undisturbed run in one process."""
     from rich.console import Console
 
@@ -115,3 +116,9 @@ def reference(tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("reference") / "run"
     run_local(config_of(run_dir), Console(quiet=True))
     return run_dir
+
+
+@pytest.fixture(scope="session")
+def reference(reference_run) -> Path:
+    """Return the same by the name that most tests use."""
+    return reference_run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from autoscale_ray.artifacts import read_rounds
 from autoscale_ray.distributed.driver import find_driver
 from autoscale_ray.distributed.jobs import prepare_pools, run_autoscale
+from tests.ray.conftest import ENVIRONMENT, free_port
 from tests.ray.small_run import SMALL, check_same_run, with_cached_stages, with_shared_pools
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +98,18 @@ def test_a_cluster_that_is_too_small_is_refused_in_time(override, message, clust
     assert message in printed
     assert len(printed.strip().splitlines()) == 1
     assert find_driver(str(tmp_path / "run")) is None
+
+
+@pytest.mark.timeout(120)
+def test_a_cluster_that_cannot_be_reached_is_one_line(tmp_path) -> None:
+    command = [sys.executable, "-m", "autoscale_ray.cli", "run", "--out", tmp_path / "run", *SMALL]
+    environment = {**os.environ, **ENVIRONMENT, "RAY_ADDRESS": f"127.0.0.1:{free_port()}"}
+    environment |= {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, check=False)
+    assert done.returncode != 0
+    (line,) = done.stderr.strip().splitlines()
+    assert "no Ray cluster answers" in line
+    assert "--backend local" in line
 
 
 @pytest.mark.timeout(120)

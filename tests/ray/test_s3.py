@@ -15,10 +15,16 @@ pytest.importorskip("obstore", reason="needs the extra s3")
 moto_server = pytest.importorskip("moto.server", reason="needs moto[server,s3]")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+import ray  # noqa: E402
+from rich.console import Console  # noqa: E402
 from storage_shims import IDENTITY, play  # noqa: E402
 
 from autoscale_ray.artifacts import RunStore, StaleWriterError, read_rounds  # noqa: E402
+from autoscale_ray.distributed.session import run_on_ray  # noqa: E402
+from autoscale_ray.session import work_dir  # noqa: E402
+from tests.ray.conftest import ENVIRONMENT  # noqa: E402
 from tests.ray.fault_proxy import FAULTS, FaultProxy  # noqa: E402
+from tests.ray.small_run import config_of  # noqa: E402
 
 BUCKETS = (f"bucket{number}" for number in itertools.count())
 
@@ -152,3 +158,33 @@ def test_five_hundred_rounds_with_a_sixth_of_the_calls_faulty(proxied, tmp_path)
     finished(url, 500)
     assert digests(url) == reference
     print(f"500 rounds, {proxy.num_calls} calls, {proxy.num_faults} faults: 0 lost, 0 duplicate")
+
+
+@pytest.mark.timeout(300)
+def test_a_run_on_ray_in_a_bucket_behind_faults_has_the_chain_of_one_in_a_folder(
+    head, reference_run, s3_port, monkeypatch, tmp_path
+) -> None:
+    """Every fiftieth call is answered with 503, and the answer of every 53rd is lost."""
+    faults = {50: "throttled", 53: "answer lost"}
+    proxy = FaultProxy(s3_port, lambda call: next((f for n, f in faults.items() if call % n == 0), None))
+    bucket = next(BUCKETS)
+    request(s3_port, "PUT", f"/{bucket}")
+    url = f"s3://{bucket}/runs/small"
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+    where = {"AWS_ENDPOINT_URL": proxy.url, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    for name, value in {**keys, **where, **ENVIRONMENT}.items():
+        monkeypatch.setenv(name, value)
+    config = config_of(tmp_path, f"placement.run_dir={url}")
+    work_dir(config).mkdir(parents=True)
+    (work_dir(config) / "pools").symlink_to(reference_run / "pools")
+    environment = {"env_vars": {**keys, **where}}
+    ray.init(address=head["address"], namespace="autoscale", log_to_driver=False, runtime_env=environment)
+    try:
+        assert run_on_ray(config, Console(quiet=True))["state"] == "finished"
+    finally:
+        ray.shutdown()
+    assert proxy.num_faults > 3
+    proxy.restart(lambda call: None)
+    assert read_rounds(url) == read_rounds(str(reference_run))
+    assert (work_dir(config) / "report.html").is_file()
+    proxy.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -13,16 +14,17 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
+from autoscale_ray import tasks
 from autoscale_ray.config import PlannerConfig, load_config
 from autoscale_ray.distributed.steps import Place, train_shared, worker_places
 from autoscale_ray.inputs import open_inputs
 from autoscale_ray.planning.order import batch_places
 from autoscale_ray.planning.spec import planner_spec
-from autoscale_ray.planning.training import train
+from autoscale_ray.planning.training import TrainState, train
 from tests.ray.conftest import free_port
 from tests.ray.small_run import SMALL
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 CONFIG = PlannerConfig(num_steps=12, hidden_size=32, batch_size=32)
 ROWS, SEED = np.arange(5, 60), 3
 
@@ -36,13 +38,16 @@ def features(reference, tmp_path_factory) -> Path:
     return folder
 
 
-def _work(rank: int, ports: dict[tuple[str, int], int], features: Path, out: Path) -> None:
+GROUPS = [("shared", 2), ("shared", 3), ("shared", 4), ("plain", 2), ("plain", 3)]
+
+
+def _work(rank: int, features: Path, out: Path) -> None:
     spec = planner_spec(CONFIG)
-    for (kind, num_workers), port in ports.items():
+    for kind, num_workers in GROUPS:
         if rank >= num_workers:
             continue
         torch.distributed.init_process_group(
-            "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_workers
+            "gloo", init_method=f"file://{out}/meet-{kind}-{num_workers}", rank=rank, world_size=num_workers
         )
         config = PlannerConfig(num_steps=12, hidden_size=32, batch_size=32, deterministic=kind == "shared")
         made = train_shared(spec.load_features(features), ROWS, config, SEED, Place(rank, num_workers))
@@ -54,9 +59,7 @@ def _work(rank: int, ports: dict[tuple[str, int], int], features: Path, out: Pat
 def trained(features, tmp_path_factory) -> Path:
     """Return the folder with what every worker of every group ended with."""
     out = tmp_path_factory.mktemp("trained")
-    groups = [("shared", 2), ("shared", 3), ("shared", 4), ("plain", 2), ("plain", 3)]
-    ports = {group: free_port() for group in groups}
-    torch.multiprocessing.spawn(_work, (ports, features, out), 4)
+    torch.multiprocessing.spawn(_work, (features, out), 4)
     return out
 
 
@@ -82,6 +85,25 @@ def test_one_worker_ends_with_the_bits_of_one_process(features, alone, tmp_path)
     spec = planner_spec(CONFIG)
     spec.save_weights(train_shared(spec.load_features(features), ROWS, CONFIG, SEED, Place()), tmp_path)
     assert torch.equal(weights_of(tmp_path), alone)
+
+
+def test_a_warm_start_begins_with_the_averaged_weights_and_fresh_moments(features, tmp_path) -> None:
+    spec = planner_spec(CONFIG)
+    loaded = spec.load_features(features)
+    spec.save_weights(train(loaded, ROWS, CONFIG, SEED), tmp_path / "before")
+    before = spec.load_weights(tmp_path / "before")
+    still = planner_spec(dataclasses.replace(CONFIG, num_steps=0))
+    (tmp_path / "still").mkdir()
+    tasks.train_planner(still, loaded, ROWS, 9, tmp_path / "before", tmp_path / "still")
+    found = still.load_weights(tmp_path / "still")
+    for name, tensor in before.average.items():
+        assert torch.equal(found.average[name], tensor)
+    assert not any(tensor.any() for tensor in moments(tasks.warm_state(before)))
+
+
+def moments(state: TrainState) -> tuple[torch.Tensor, torch.Tensor]:
+    assert state.step == 0
+    return state.first_moment_W, state.second_moment_W
 
 
 @pytest.mark.parametrize("num_workers", [2, 3])
