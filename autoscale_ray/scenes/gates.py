@@ -182,33 +182,63 @@ def area_distance(batch: SceneBatch, points_ND2: Tensor) -> Tensor:
     Returns:
         Float64 (N, D), m.
     """
-    count, per_scene = points_ND2.shape[:2]
     drivable_Q = torch.isin(batch.polygon_layer_Q, torch.tensor(DRIVABLE_LAYERS))
     rings = torch.nonzero(drivable_Q).flatten()
+    has_area_N = torch.zeros(len(points_ND2), dtype=torch.bool)
+    has_area_N[batch.polygon_row_Q[rings]] = True
+    inside_ND = _inside(batch, rings[_may_hold(batch, rings, points_ND2)], points_ND2)
+    # Most points lie inside; only where one does not, the distance to every edge is measured.
+    outside_N = has_area_N & ~inside_ND.all(1)
+    far = _nearest_edge(batch, rings[outside_N[batch.polygon_row_Q[rings]]], points_ND2)
+    return torch.where(inside_ND | ~has_area_N[:, None], 0.0, far)
+
+
+def _may_hold(batch: SceneBatch, rings: Tensor, points_ND2: Tensor) -> Tensor:
+    """Tell of each ring (bool) whether its bounding box holds one of its scene's points."""
+    if not len(rings) or not bool((batch.polygon_point_offsets.diff() > 0).all()):
+        return torch.ones(len(rings), dtype=torch.bool)
+    starts, points_W2 = batch.polygon_point_offsets[:-1].numpy(), batch.polygon_points_W2.numpy()
+    low_R12, high_R12 = (
+        torch.from_numpy(reduce.reduceat(points_W2, starts)).double()[rings, None]
+        for reduce in (np.minimum, np.maximum)
+    )
+    points_RD2 = points_ND2[batch.polygon_row_Q[rings]]
+    return ((points_RD2 >= low_R12) & (points_RD2 <= high_R12)).all(-1).any(-1)
+
+
+def _edges(batch: SceneBatch, rings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ring number, begin and end of every edge of some rings, float64."""
     lengths = batch.polygon_point_offsets.diff()[rings]
     vertex, offsets = ragged_index(batch.polygon_point_offsets[rings], lengths)
-    ring_of_edge = row_of(offsets)
-    following = torch.where(
-        torch.arange(len(vertex)) + 1 == offsets[ring_of_edge + 1], 1 - lengths[ring_of_edge], 1
-    )
-    begin, end = (
-        batch.polygon_points_W2[vertex].double(),
-        batch.polygon_points_W2[vertex + following].double(),
-    )
-    scene = batch.polygon_row_Q[rings][ring_of_edge]
-    nearest = torch.full((count, per_scene), torch.inf, dtype=torch.float64)
-    inside = torch.zeros((count, per_scene), dtype=torch.bool)
-    for number in range(per_scene):
-        point = points_ND2[scene, number]
-        crossings = torch.zeros(len(rings), dtype=torch.int64).index_add(
-            0, ring_of_edge, _crosses(point, begin, end).long()
+    ring = row_of(offsets)
+    following = torch.where(torch.arange(len(vertex)) + 1 == offsets[ring + 1], 1 - lengths[ring], 1)
+    points_W2 = batch.polygon_points_W2
+    return ring, points_W2[vertex].double(), points_W2[vertex + following].double()
+
+
+def _inside(batch: SceneBatch, rings: Tensor, points_ND2: Tensor) -> Tensor:
+    """Tell of each point (bool, N, D) whether one of the rings of its scene holds it."""
+    ring, begin, end = _edges(batch, rings)
+    scene_R = batch.polygon_row_Q[rings]
+    inside_ND = torch.zeros(points_ND2.shape[:2], dtype=torch.bool)
+    for number in range(points_ND2.shape[1]):
+        crosses = _crosses(points_ND2[scene_R[ring], number], begin, end).long()
+        odd_R = torch.zeros(len(rings), dtype=torch.int64).index_add(0, ring, crosses) % 2
+        inside_ND[:, number] = (
+            torch.zeros(len(points_ND2), dtype=torch.int64).index_add(0, scene_R, odd_R) > 0
         )
-        inside[:, number] = (
-            torch.zeros(count, dtype=torch.int64).index_add(0, batch.polygon_row_Q[rings], crossings % 2) > 0
-        )
-        nearest[:, number].scatter_reduce_(0, scene, _edge_distance(point, begin, end), "amin")
-    has_area = torch.zeros(count, dtype=torch.bool).index_fill(0, scene, True)
-    return torch.where(inside | ~has_area[:, None], 0.0, nearest)
+    return inside_ND
+
+
+def _nearest_edge(batch: SceneBatch, rings: Tensor, points_ND2: Tensor) -> Tensor:
+    """Return the distance of each point to the nearest edge of its scene's rings (N, D), inf without."""
+    ring, begin, end = _edges(batch, rings)
+    scene = batch.polygon_row_Q[rings][ring]
+    nearest_ND = torch.full(points_ND2.shape[:2], torch.inf, dtype=torch.float64)
+    for number in range(points_ND2.shape[1]):
+        distance = _edge_distance(points_ND2[scene, number], begin, end)
+        nearest_ND[:, number].scatter_reduce_(0, scene, distance, "amin")
+    return nearest_ND
 
 
 def _crosses(point: Tensor, begin: Tensor, end: Tensor) -> Tensor:

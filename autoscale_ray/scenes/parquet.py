@@ -163,7 +163,10 @@ def read_feather(path: Path | str) -> pa.Table:
     try:
         with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as reader:
             refuse_extension_types(reader.schema, str(path))
-            return reader.read_all()
+            table = reader.read_all()
+            # Arrow takes offsets and lengths from the file as they are; using wrong ones ends the process.
+            table.validate(full=True)
+            return table
     except (pa.ArrowException, OSError) as error:
         raise_storage_failure(error)
         raise InputRejectedError(str(path), "must be a readable Feather file", _line(error)) from None

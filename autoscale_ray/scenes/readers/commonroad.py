@@ -310,7 +310,8 @@ def _points(element: etree._Element, where: str) -> np.ndarray:
 
 def _numbers(texts: list[str], where: str, field: str) -> np.ndarray:
     try:
-        values = np.array(texts, dtype=np.float64)
+        # Several times as fast as an array of texts that is cast.
+        values = np.fromiter(map(float, texts), dtype=np.float64, count=len(texts))
     except ValueError as error:
         raise InputRejectedError(where, f"{field} must be a number", str(error)) from None
     if not np.isfinite(values).all():

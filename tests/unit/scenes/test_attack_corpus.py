@@ -209,6 +209,18 @@ def test_ray_s_extension_types_are_refused_before_a_row_is_read(tmp_path, name, 
     assert not (tmp_path / "run").exists()
 
 
+def test_feather_whose_offsets_point_outside_is_refused_and_ends_no_process(tmp_path):
+    table = pa.table({"t": ["one", "two", "three"], "x": [1.0, 2.0, 3.0]})
+    with pa.OSFile(str(tmp_path / "f.feather"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = (tmp_path / "f.feather").read_bytes()
+    offsets = struct.pack("<4i", 0, 3, 6, 11)
+    assert content.count(offsets) == 1
+    (tmp_path / "f.feather").write_bytes(content.replace(offsets, struct.pack("<4i", 0, 3, 1 << 30, 11)))
+    with pytest.raises(InputRejectedError, match="readable Feather"):
+        read_feather(tmp_path / "f.feather")
+
+
 def test_parquet_that_unpacks_to_too_much_is_refused_before_it_does(tmp_path, monkeypatch):
     long_text = pa.DictionaryArray.from_arrays(
         pa.array(np.zeros(50_000, np.int32)), pa.array(["x" * 1_000_000])
