@@ -261,6 +261,7 @@ def score(
     navhard: Path | None = None,
     maps: Path | None = None,
     two_stage: Path | None = None,
+    num_processes: int = 1,
 ) -> None:
     """Score planned trajectories by PDMS (v1) and EPDMS (v2), all sub-scores: on a pool, or on NAVSIM's own files.
 
@@ -274,6 +275,7 @@ def score(
         maps: Folder with nuPlan maps.
         two_stage: With NAVSIM's files: the split YAML whose mapping gives the two-stage score, for example
             navhard_two_stage.yaml.
+        num_processes: Metric caches read side by side.
     """
     if sum(source is not None for source in (pool, metric_cache, navhard)) != 1:
         raise ConfigError("score", "needs one of a pool, --metric-cache and --navhard")
@@ -283,7 +285,7 @@ def score(
         raise ConfigError("score", "--navhard and --maps need each other")
     console = Console()
     with console.status("scoring"):
-        counts = _score(trajectories, pool, metric_cache or navhard, maps, two_stage, out)
+        counts = _score(trajectories, pool, metric_cache or navhard, maps, two_stage, out, num_processes)
     scored, invalid = counts.pop("scored"), counts.pop("invalid")
     console.print(f"{out}: {scored} trajectories scored, {invalid} reported invalid with a reason")
     for title, values in counts.items():
@@ -297,6 +299,7 @@ def _score(
     maps: Path | None,
     two_stage: Path | None,
     out: Path,
+    num_processes: int,
 ) -> dict[str, Any]:
     if maps is not None and navsim is not None:
         from autoscale_ray.evaluation.score_navhard import score_navhard_file
@@ -305,7 +308,7 @@ def _score(
     if navsim is not None:
         from autoscale_ray.evaluation.score_cache import score_cache_file
 
-        return score_cache_file(trajectories, navsim, out, two_stage)
+        return score_cache_file(trajectories, navsim, out, two_stage, num_processes=num_processes)
     from autoscale_ray.evaluation.score_pool import score_trajectory_file
 
     assert pool is not None
