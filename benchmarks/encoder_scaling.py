@@ -18,7 +18,7 @@ from scipy.optimize import nnls
 
 from autoscale_ray.config import ClusterConfig, RepresentationConfig
 from autoscale_ray.mixture.clusters import fit_clusters
-from autoscale_ray.mixture.similarity import build_index, nearest
+from autoscale_ray.mixture.similarity import EXACT_LIMIT, build_index, nearest
 from autoscale_ray.representation.scene_graph import graph_from_batch
 from autoscale_ray.representation.training import embed, feature_sizes_of, new_model
 from autoscale_ray.scenes.pool import ScenePool
@@ -79,15 +79,23 @@ def _after_embedding(vectors_ND: NDArray[np.float32], seed: int) -> dict[str, fl
 
 
 def cost_lines(rows: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:
-    """Fit CPU seconds = a + b scenes to every stage, a, b >= 0, by least squares of the relative error."""
+    """Fit CPU seconds = a + b scenes to every stage, a, b >= 0, by least squares of the relative error.
+
+    Index and search change their method above `EXACT_LIMIT` scenes, so only larger sizes tell what 10^8 would cost; a
+    single such size gives a = 0, which is too dear rather than too cheap.
+    """
+    large = [row for row in rows if row["scenes"] > EXACT_LIMIT] or list(rows)[-1:]
+    return {stage: _line(large if stage in ("index", "search") else rows, stage) for stage in STAGES}
+
+
+def _line(rows: Sequence[dict[str, float]], stage: str) -> tuple[float, float]:
     size_M = np.array([row["scenes"] for row in rows], dtype=np.float64)
-    lines = {}
-    for stage in STAGES:
-        cost_M = np.array([row[stage] for row in rows])
-        design_M2 = np.stack([np.ones_like(size_M), size_M / size_M.max()], axis=1) / cost_M[:, None]
-        (fixed, slope), _ = nnls(design_M2, np.ones_like(cost_M))
-        lines[stage] = (float(fixed), float(slope / size_M.max()))
-    return lines
+    cost_M = np.array([row[stage] for row in rows])
+    if len(rows) == 1:
+        return 0.0, float(cost_M[0] / size_M[0])
+    design_M2 = np.stack([np.ones_like(size_M), size_M / size_M.max()], axis=1) / cost_M[:, None]
+    (fixed, slope), _ = nnls(design_M2, np.ones_like(cost_M))
+    return float(fixed), float(slope / size_M.max())
 
 
 def projection(lines: dict[str, tuple[float, float]], num_scenes: int = TARGET_SCENES) -> dict[str, float]:
