@@ -72,6 +72,7 @@ def event_line(event: Mapping[str, Any], now_s: float) -> str:
     words = [str(event["event"]).replace("_", " ")]
     stage, seconds = event.get("stage") or event.get("name"), event.get("seconds")
     words += [str(stage)] if stage else []
+    words += [f"({event['state']})"] if event.get("state") else []
     words += [f"of round {event['round']}"] if event.get("round") is not None else []
     words += [f"in {seconds:.1f} s"] if seconds is not None else []
     return f"{' '.join(words)}, {max(now_s - event['time_s'], 0):.0f} s ago"

@@ -15,7 +15,7 @@ from autoscale_ray.artifacts import RunStore
 from autoscale_ray.cli import main
 from autoscale_ray.distributed.driver import driver_name
 from autoscale_ray.distributed.observe import where_ray_is
-from autoscale_ray.distributed.status import read_events, status_lines
+from autoscale_ray.distributed.status import event_line, read_events, status_lines
 from autoscale_ray.storage import Disk, FolderStorage
 
 NOBODY = "127.0.0.1:1"
@@ -46,6 +46,11 @@ def test_a_folder_alone_tells_rounds_and_the_last_event(run_dir: Path) -> None:
     assert lines[3] == "last event: stage ended train of round 2 in 12.3 s, 90 s ago"
     assert lines[4].startswith("driver: none known")
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before, "nothing is claimed"
+
+
+def test_the_last_event_says_how_a_driver_ended() -> None:
+    event = {"time_s": 10.0, "event": "driver_ended", "run": "run", "state": "stopped"}
+    assert event_line(event, 15.0) == "driver ended (stopped), 5 s ago"
 
 
 def test_no_ray_is_imported_where_no_cluster_is_known(run_dir: Path) -> None:
