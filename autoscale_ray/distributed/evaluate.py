@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
+from ray.exceptions import RayActorError
 
 from autoscale_ray import tasks
 from autoscale_ray.config import PlannerConfig
@@ -118,7 +119,7 @@ class ScorerPool:
         ]
         try:
             parts = ray.get(calls)
-        except ray.exceptions.RayActorError as error:
+        except RayActorError as error:
             raise ScoringFailedError(
                 f"scoring was lost {MAX_RETRIES + 1} times: {str(error).splitlines()[0]}"
             ) from error

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import numpy as np
@@ -152,4 +152,4 @@ def _gradient(weight: Tensor) -> Tensor:
 def moved(values: T, device: str) -> T:
     """Return a record with every tensor on a device."""
     found = {field.name: getattr(values, field.name) for field in fields(values)}
-    return type(values)(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in found.items()})
+    return replace(values, **{name: t.to(device) for name, t in found.items() if isinstance(t, Tensor)})

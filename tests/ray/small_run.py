@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
+
+from autoscale_ray import tasks
 from autoscale_ray.artifacts import read_rounds, share_stages
 from autoscale_ray.config import RunConfig, load_config
 from autoscale_ray.distributed.session import with_absolute_paths
+from autoscale_ray.records import SIDES
 
 SMALL = [
     "world.num_real=120",
@@ -58,16 +63,28 @@ def stage_records(run_dir: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (run_dir / "stages").iterdir()}
 
 
-def check_same_run(run_dir: Path, reference: Path) -> None:
-    """Every stage with the bytes of its files, and the chain of rounds, must be those of the reference."""
+def check_same_run(run_dir: Path, reference: Path, but: tuple[str, ...] = ()) -> None:
+    """Every stage with the bytes of its files, and the chain of rounds, must be those of the reference.
+
+    Args:
+        run_dir: The run.
+        reference: The undisturbed run in one process.
+        but: Stages of which only the identity must be the same.
+    """
     ours, theirs = stage_records(run_dir), stage_records(reference)
-    other = {
-        name: (ours.get(name), theirs.get(name))
-        for name in ours | theirs
-        if ours.get(name) != theirs.get(name)
-    }
-    assert other == {}
+    assert set(ours) == set(theirs)
+    assert [name for name in ours if ours[name] != theirs[name] and not name.startswith(but or ("-",))] == []
     assert read_rounds(str(run_dir)) == read_rounds(str(reference))
+
+
+def embeddings_of(run_dir: Path) -> np.ndarray:
+    """Return the embeddings of all sides of a run, in order of their content's name in the record."""
+    (record,) = (
+        json.loads(body)["body"] for name, body in stage_records(run_dir).items() if "embed-" in name
+    )
+    hashes = [record["blobs"][f"{side}.parquet"]["sha256"] for side in SIDES]
+    files = [run_dir / "objects" / sha256[:2] / sha256 for sha256 in hashes]
+    return np.concatenate([tasks.read_embeddings(path)[1] for path in files])
 
 
 SUMMARY = {
