@@ -187,7 +187,8 @@ def _polygons(
     own_Q = has_lane_Q & np.isin(
         layer_Q, [POLYGON_LAYERS.index("lane"), POLYGON_LAYERS.index("lane_connector")]
     )
-    local_Q = np.where(own_Q, cut.local_ML[window_Q, lane_Q], -1)
+    # A map can have areas and no lane.
+    local_Q = np.where(own_Q, cut.local_ML[window_Q, lane_Q], -1) if road.num_lanes else lane_Q
     return {
         "polygon_points": _per_window(
             to_scene_frame(points_W2[vertex], origins_M3[window_W]), window_W, num_M

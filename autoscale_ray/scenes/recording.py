@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.road_map import RoadMap, empty_road_map
 from autoscale_ray.scenes.schema import AGENT_TYPES, FRAME_INTERVAL_S
 
@@ -18,6 +19,7 @@ from autoscale_ray.scenes.schema import AGENT_TYPES, FRAME_INTERVAL_S
 # alone.
 WHEELBASE_SHARE = 0.6
 REAR_AXLE_TO_CENTER_SHARE = 0.28
+MAX_COORDINATE_M = 1e8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +105,12 @@ def gather_tracks(tracks: Sequence[Track]) -> Tracks:
 
     Args:
         tracks: At least one frame each.
+
+    Raises:
+        InputRejectedError: A pose, velocity or size that is not finite, or beyond all that a map holds.
     """
+    for track in tracks:
+        _check_range(track)
     firsts = np.array([track.frames[0] for track in tracks], dtype=np.int64)
     lengths = np.array([track.frames[-1] - track.frames[0] + 1 for track in tracks], dtype=np.int64)
     offsets = np.cumsum([0, *lengths])
@@ -131,6 +138,18 @@ def gather_tracks(tracks: Sequence[Track]) -> Tracks:
         accelerations_R=accelerations_R,
         valid_R=valid_R,
     )
+
+
+def _check_range(track: Track) -> None:
+    velocities = (
+        np.zeros(1) if track.velocities is None else np.nan_to_num(track.velocities, nan=0.0, posinf=np.inf)
+    )
+    size = np.array([track.length_m, track.width_m])
+    for name, values in (("poses", track.poses), ("velocities", velocities), ("sizes", size)):
+        if not (np.abs(values) <= MAX_COORDINATE_M).all():
+            raise InputRejectedError(
+                f"track {track.key}", f"{name} must be finite, at most {MAX_COORDINATE_M:.0e}"
+            )
 
 
 def _vehicle_size(track: Track) -> tuple[float, float, float, float]:

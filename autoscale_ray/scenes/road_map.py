@@ -162,6 +162,8 @@ def pair_borders(
         Left and right border with the same number of vertices, at least 2.
     """
     longest = max(_arc_length(left)[-1], _arc_length(right)[-1])
+    if not longest <= MAX_LANE_LENGTH_M:
+        raise InputRejectedError("border", f"must be at most {MAX_LANE_LENGTH_M:.0f} m long", longest)
     shares = np.linspace(0.0, 1.0, max(2, math.ceil(longest / spacing_m) + 1))
     return _at_shares(left, shares), _at_shares(right, shares)
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.parquet import read_feather, read_parquet
 from autoscale_ray.scenes.readers.reader import Reader
-from autoscale_ray.scenes.recording import Recording, Track, gather_tracks
+from autoscale_ray.scenes.recording import MAX_COORDINATE_M, Recording, Track, gather_tracks
 from autoscale_ray.scenes.road_map import Area, Lane, RoadMap, make_road_map, pair_borders
 from autoscale_ray.scenes.trust import read_file
 
@@ -110,8 +110,16 @@ def _columns(table: pa.Table, names: tuple[str, ...], where: str) -> dict[str, n
             arrays[name] = column.to_numpy()
         else:
             raise InputRejectedError(where, f"column {name} must hold numbers or texts", str(column.type))
-        if column.null_count or (arrays[name].dtype.kind == "f" and not np.isfinite(arrays[name]).all()):
-            raise InputRejectedError(where, f"column {name} must be finite")
+        if column.null_count:
+            raise InputRejectedError(where, f"column {name} must have no empty cell")
+        if arrays[name].dtype.kind == "f" and not (np.abs(arrays[name]) <= MAX_COORDINATE_M).all():
+            raise InputRejectedError(where, f"column {name} must be finite, at most {MAX_COORDINATE_M:.0e}")
+    if "qw" in names:
+        norm = np.linalg.norm([arrays[name] for name in ("qw", "qx", "qy", "qz")], axis=0)
+        if not (np.abs(norm - 1.0) <= 1e-3).all():
+            raise InputRejectedError(
+                where, "quaternions must have length 1", float(norm[np.abs(norm - 1.0).argmax()])
+            )
     return arrays
 
 

@@ -50,6 +50,24 @@ def test_damaged_files_give_sound_scenes_or_one_refusal(format, seed):
         timed_case(format, Path(folder))
 
 
+# Seeds that once ended in a traceback, by format; 469: a lane 1e18 m long, 52: coordinates that overflow.
+FOUND = {"sumo": (469, 656), "av2-sensor": (52,)}
+
+
+@pytest.mark.parametrize(("format", "seed"), [(format, seed) for format in FOUND for seed in FOUND[format]])
+def test_what_fuzzing_found_stays_fixed(format, seed, tmp_path):
+    write(damaged(SOURCES[format](), np.random.default_rng(seed)), tmp_path)
+    timed_case(format, tmp_path)
+
+
+def test_a_map_with_areas_and_no_lane_is_read(tmp_path):
+    files = SOURCES["av2-sensor"]()
+    name = "log/map/log_map_archive_x.json"
+    files[name] = json.dumps({**json.loads(files[name]), "lane_segments": {}}).encode()
+    write(files, tmp_path)
+    assert read_source("av2-sensor", tmp_path)["kept"] >= 1
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(20_000)
 @pytest.mark.parametrize("format", SOURCES)
