@@ -15,6 +15,8 @@ sys.path.insert(0, sys.argv[2])
 from storage_shims import IDENTITY, play
 from autoscale_ray.artifacts import RunStore, StaleWriterError
 from autoscale_ray.errors import ArtifactError
+print("ready", flush=True)
+sys.stdin.readline()
 try:
     play(RunStore.open(sys.argv[1], IDENTITY), 6)
     print("finished")
@@ -28,9 +30,16 @@ NUM_WRITERS = 4
 
 
 def contest(run_dir: str) -> list[str]:
-    """Start writers at once; return how each of them ended."""
-    command = [sys.executable, "-c", WRITER, run_dir, SHIMS]
-    writers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(NUM_WRITERS)]
+    """Start writers, let all of them go at once, and return how each of them ended."""
+    command, pipe = [sys.executable, "-c", WRITER, run_dir, SHIMS], subprocess.PIPE
+    writers = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(NUM_WRITERS)]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
     return [writer.communicate(timeout=60)[0].strip() for writer in writers]
 
 

@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 
 from autoscale_ray.artifacts import read_rounds
 from autoscale_ray.distributed.driver import end_driver, follow, start_driver
-from tests.ray.conftest import ENVIRONMENT
+from tests.ray.conftest import ENVIRONMENT, free_port
 from tests.ray.small_run import check_same_run, config_of, with_cached_stages
 
 
@@ -21,7 +21,8 @@ def nodes(monkeypatch) -> Iterator[Cluster]:
     faster = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
     for name, value in {**ENVIRONMENT, **faster}.items():
         monkeypatch.setenv(name, value)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(num_cpus=4)
     ray.init(address=cluster.address, namespace="autoscale", log_to_driver=False)
     yield cluster
