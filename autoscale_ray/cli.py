@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,6 +87,7 @@ def ingest(
     filter: Path | None = None,
     rewards: Path | None = None,
     vocabulary: Path | None = None,
+    backend: Literal["local", "ray"] = "local",
 ) -> None:
     """Make a scene pool of recordings or simulations in another format.
 
@@ -101,9 +103,14 @@ def ingest(
         filter: NAVSIM scene filter, YAML (navsim, simscale).
         rewards: Reward file, or folder with one for each token (simscale).
         vocabulary: Trajectories that the rewards score, .npy (simscale).
+        backend: Processes of this machine, or the tasks of a Ray cluster.
     """
-    from autoscale_ray.scenes.ingest import ingest as ingest_files
+    from autoscale_ray.scenes.ingest import ingest as ingest_here
     from autoscale_ray.scenes.ingest import num_reader_faults
+
+    ingest_files = partial(ingest_here, num_processes=num_processes)
+    if backend == "ray":
+        from autoscale_ray.distributed.ingest import ingest_on_ray as ingest_files
 
     beside = {"maps": maps, "filter": filter, "rewards": rewards, "vocabulary": vocabulary}
     console = Console()
@@ -114,7 +121,6 @@ def ingest(
             out,
             domain,
             files={name: file for name, file in beside.items() if file is not None},
-            num_processes=num_processes,
             progress=lambda done, total: status.update(f"reading {path}: {done} of {total} parts"),
         )
     refused = f"{manifest.num_quarantined} refused with a reason"

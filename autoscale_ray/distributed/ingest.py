@@ -1,0 +1,96 @@
+"""Ingest on a Ray cluster: the parts of a source are Ray Data tasks; each leaves its files on storage that all share.
+
+No scene passes through the object store, and the pool is the one that a local ingest makes, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.exceptions import RayError
+
+from autoscale_ray.config import RayConfig
+from autoscale_ray.distributed.embed import NO_PROGRESS_TIMEOUT_S
+from autoscale_ray.distributed.resources import connect
+from autoscale_ray.errors import AutoScaleError, SourceReadError
+from autoscale_ray.scenes.ingest import PartJob, ingest, run_part
+from autoscale_ray.scenes.manifest import PoolManifest
+
+
+def ingest_on_ray(
+    format: str,
+    path: Path | str,
+    out: Path | str,
+    domain: str,
+    *,
+    files: Mapping[str, Path | str] | None = None,
+    config: RayConfig | None = None,
+    **options: Any,
+) -> PoolManifest:
+    """Read a source into a new pool with the tasks of a Ray cluster; see `scenes.ingest.ingest`.
+
+    Args:
+        format: Key of `READERS`.
+        path: Source, on storage that every node sees under the same path.
+        out: Folder of the new pool, on such storage too.
+        domain: ``real`` or ``synthetic``.
+        files: Files beside the source, by name.
+        config: How the cluster is reached.
+        options: Further arguments of `scenes.ingest.ingest`.
+
+    Raises:
+        AutoScaleError: As `scenes.ingest.ingest`; what is finished is kept, and the same call goes on there.
+    """
+    connect(config or RayConfig())
+    beside = {name: Path(file).absolute() for name, file in (files or {}).items()}
+    source, target = Path(path).absolute(), Path(out).absolute()
+    return ingest(format, source, target, domain, files=beside, run_parts=run_tasks, **options)
+
+
+def run_tasks(jobs: Sequence[PartJob]) -> Iterator[object]:
+    """Run every job as a task of its own; yield as they finish."""
+    if not jobs:
+        return
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    blocks = [pa.table({"number": [number]}) for number in range(len(jobs))]
+    done = ray.data.from_arrow(blocks).map_batches(
+        cast(Any, _run_numbered), batch_format="pyarrow", batch_size=1, fn_args=(list(jobs),), num_cpus=1
+    )
+    finished: list[int] = []
+    try:
+        for row in done.iter_rows():
+            finished.append(row["number"])
+            yield row["number"]
+    except RayError as error:
+        raise _own_error(error, jobs[0].path) from error
+    assert sorted(finished) == list(range(len(jobs))), "every part is read once"
+
+
+def _run_numbered(numbers: pa.Table, jobs: Sequence[PartJob]) -> pa.Table:
+    import torch
+
+    torch.set_num_threads(1)
+    for number in numbers["number"].to_pylist():
+        run_part(jobs[number])
+    return numbers
+
+
+def _own_error(error: BaseException, path: str) -> AutoScaleError:
+    """Return the error of this package that a task raised, from under the layers that Ray puts around it."""
+    for layer in _layers(error):
+        if isinstance(layer, AutoScaleError) and not isinstance(layer, RayError):
+            return layer
+    return SourceReadError(path, f"a reading task failed: {' '.join(str(error).split())[:300]}")
+
+
+def _layers(error: BaseException | None) -> Iterable[BaseException]:
+    while error is not None:
+        yield error
+        error = getattr(error, "cause", None) or error.__cause__
