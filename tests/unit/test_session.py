@@ -80,6 +80,11 @@ def test_a_run_reports_every_arm_and_round(finished):
     assert {arm["name"]: arm["num_scenes"] for arm in summary["arms"]}["union"] == 160
     for arm in summary["arms"]:
         assert all(0 <= arm["totals"][name] <= 1 for name in ("objective", "epdms", "pdms", "miou"))
+        assert all(error > 0 for error in arm["total_se"].values())
+    totals = {arm["name"]: arm["totals"]["objective"] for arm in summary["arms"]}
+    gains = {name: totals["autoscale"] - totals[name] for name in totals if name != "autoscale"}
+    assert {name: gain["mean"] for name, gain in summary["gains"].items()} == pytest.approx(gains)
+    assert all(gain["se"] > 0 for gain in summary["gains"].values())
     plots = {path.name for path in (finished / "plots").iterdir()}
     assert plots == {"weights_per_round.png", "score_per_round.png", "arms.png", "embedding_map.png"}
     report = (finished / "report.html").read_text()
@@ -178,7 +183,9 @@ def test_some_pools_named_and_some_not(pools, tmp_path, capsys):
 )
 def test_bad_configuration(override, pools, tmp_path, capsys):
     fails(
-        ["run", "--backend", "local", *arguments(pools, tmp_path / "run", override)], capsys, [override.split("=")[0].split(".")[1]]
+        ["run", "--backend", "local", *arguments(pools, tmp_path / "run", override)],
+        capsys,
+        [override.split("=")[0].split(".")[1]],
     )
 
 
@@ -193,7 +200,9 @@ def test_methods_that_read_gradients_get_them(method, pools, tmp_path, capsys, m
     assert all(row[k] > 0 for k, row in enumerate(values["gradient_gram_KK"]))
     refused = [f"placement.run_dir={tmp_path / 'no'}", "planner.factory=straight_planner:make_planner"]
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "fixtures" / "external_planner"))
-    fails(["run", "--backend", "local", *given, *refused], capsys, ["ascent.method", method, "straight_planner"])
+    fails(
+        ["run", "--backend", "local", *given, *refused], capsys, ["ascent.method", method, "straight_planner"]
+    )
     assert not (tmp_path / "no").exists()
 
 
