@@ -45,7 +45,9 @@ class FormulaStages:
         self.counts[key] = full
         return Selection(fingerprint=key, counts=full, file=Path())
 
-    def train(self, selection: Selection, seeds: tuple[int, ...], *, start: Planners | None = None) -> Planners:
+    def train(
+        self, selection: Selection, seeds: tuple[int, ...], *, start: Planners | None = None
+    ) -> Planners:
         self.trained.append((selection.num_scenes, seeds))
         return Planners(fingerprint=selection.fingerprint, seeds=seeds, directories=())
 
