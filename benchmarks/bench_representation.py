@@ -100,7 +100,7 @@ BASELINES = (
     "tags",
 )
 RIVAL_RATE = 2e-3
-"""Learning rate of the rivals, as before Graph-RAE's own was raised to 4e-3; whether theirs should be was not tested."""
+"""Learning rate of the rivals, as it was before Graph-RAE's own was raised; theirs was not tuned."""
 RIVAL = dataclasses.replace(DEFAULT, learning_rate=RIVAL_RATE)
 SINGLE_TERM = {
     "graphmae": dataclasses.replace(RIVAL, loss=only_terms(masked=1.0).loss),
