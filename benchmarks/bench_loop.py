@@ -116,6 +116,8 @@ def replicate(
     plans: dict[str, tuple[Clusters, Mapping[str, int], str | None]] = {
         "uniform": (clusters, allocate(dict.fromkeys(sizes, 1.0), info), "random"),
         "autoscale": (clusters, allocate(found, info), None),
+        "autoscale_weights_only": (clusters, allocate(found, info), "random"),
+        "retrieval_only": (clusters, allocate(dict.fromkeys(sizes, 1.0), info), None),
     }
     if preset != "null":
         less = dataclasses.replace(info, budget=max(1, round(0.3 * config.loop.budget)))
@@ -125,8 +127,6 @@ def replicate(
             "vanilla": (clusters, allocate({k: float(n) for k, n in sizes.items()}, info), "random"),
             "union": (clusters, sizes, "random"),
             "deficit": (clusters, allocate(deficit, info), "random"),
-            "autoscale_weights_only": (clusters, allocate(found, info), "random"),
-            "retrieval_only": (clusters, allocate(dict.fromkeys(sizes, 1.0), info), None),
             "autoscale_30_percent": (clusters, allocate(found, less), None),
             "random_clusters": random_clusters_plan(config, stages, start),
         }
@@ -283,6 +283,7 @@ CONTRASTS = (
     ("autoscale", "real_only"),
     ("autoscale", "deficit"),
     ("autoscale", "autoscale_weights_only"),
+    ("autoscale_weights_only", "uniform"),
     ("autoscale", "near_oracle"),
     ("near_oracle", "uniform"),
     ("autoscale_30_percent", "vanilla"),
