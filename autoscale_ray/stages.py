@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from autoscale_ray.records import Clusters, Embeddings, Planners, Round, Scores, Selection
@@ -52,6 +53,14 @@ class Stages(Protocol):
 
     def evaluate(self, planners: Planners, clusters: Clusters, side: str) -> Scores:
         """Score planners on the dev or test scenes."""
+        ...
+
+    def probe(self, planners: Planners, clusters: Clusters) -> Mapping[str, np.ndarray]:
+        """Measure how the planners' training gradients on each cluster agree with dev.
+
+        Returns:
+            Feedback arrays by name: ``gradient_alignment_K``, ``gradient_gram_KK``; NaN = unknown.
+        """
         ...
 
     def publish(self, clusters: Clusters, history: tuple[Round, ...]) -> None:
