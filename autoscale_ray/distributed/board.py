@@ -66,7 +66,7 @@ class TaskBoard:
         self._files: Mapping[str, bytes] | None = None
         self._error: BaseException | None = None
         self._closed = False
-        self._failures: Counter[tuple[str, str]] = Counter()
+        self._failures: Counter[tuple[str, int, str]] = Counter()
         self._posted_s = 0.0
         self.hand_over_s: list[float] = []
         """Seconds from posting a task to a worker having asked for it, task by task."""
@@ -109,10 +109,13 @@ class TaskBoard:
                 self._files = files
                 self._changed.notify_all()
 
-    def report_failure(self, task_id: str, text: str) -> None:
-        """Take a worker's error: one that comes back word for word is no accident and ends the run."""
-        self._failures[task_id, text] += 1
-        if self._failures[task_id, text] >= MAX_SAME_FAILURES:
+    def report_failure(self, task_id: str, rank: int, text: str) -> None:
+        """Take a worker's error: one that comes back to the same rank word for word is no accident and ends the run.
+
+        When a worker dies, all others lose their connection to it in the same words; that is one accident.
+        """
+        self._failures[task_id, rank, text] += 1
+        if self._failures[task_id, rank, text] >= MAX_SAME_FAILURES:
             self.fail(TrainingFailedError(text))
 
     def fail(self, error: BaseException) -> None:

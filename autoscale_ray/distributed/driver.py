@@ -92,9 +92,9 @@ class Driver:
         """Take the files of a trained planner; see `TaskBoard.deliver`."""
         self._board.deliver(task_id, files)
 
-    def report_failure(self, task_id: str, text: str) -> None:
+    def report_failure(self, task_id: str, rank: int, text: str) -> None:
         """Take a worker's error; see `TaskBoard.report_failure`."""
-        self._board.report_failure(task_id, text)
+        self._board.report_failure(task_id, rank, text)
 
     def _run(self) -> None:
         try:

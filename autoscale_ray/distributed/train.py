@@ -84,7 +84,7 @@ def train_loop(settings: dict[str, Any]) -> None:
             with deadline:
                 files = train_task(task, place, keeper)
         except Exception:  # passed on to Train as it is; told to the driver, who knows whether it came before
-            ray.get(driver.report_failure.remote(task.task_id, traceback.format_exc()))
+            ray.get(driver.report_failure.remote(task.task_id, place.rank, traceback.format_exc()))
             raise
         if place.rank == 0:
             ray.get(driver.deliver_task.remote(task.task_id, files))

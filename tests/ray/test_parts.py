@@ -77,10 +77,11 @@ def test_an_error_that_comes_back_ends_the_run() -> None:
     thread = threading.Thread(target=loop)
     thread.start()
     board.fetch(None, 10)
-    board.report_failure("a", "a worker was lost")
-    board.report_failure("a", "TypeError: no such argument")
+    for rank in (0, 1, 2):  # one accident, told by all who are left
+        board.report_failure("a", rank, "a worker was lost")
+    board.report_failure("a", 0, "TypeError: no such argument")
     assert isinstance(board.fetch(None, 10), Task)
-    board.report_failure("a", "TypeError: no such argument")
+    board.report_failure("a", 0, "TypeError: no such argument")
     thread.join(10)
     assert raised == ["TypeError: no such argument"]
 
