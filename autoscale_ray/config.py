@@ -174,6 +174,8 @@ class AscentConfig:
     """Seed of the exploration design; the pair index enters beside it, so a replay draws the same signs."""
     perturbation: float = 1.6
     """Log-weight step c of an exploration pair, e^+-c, in [0, 10]; above 3 half of the clusters starve."""
+    perturbation_decay: float = 0.0
+    """Exploration schedule: pair t steps by c / sqrt(1 + decay t), >= 0; 0 keeps the step (docs/cluster_ga.md)."""
     floor_explore: float = 0.1
     """Least scenes per cluster at the centre of a pair, as a share of budget / K, in [0, 1]."""
     floor_final: float = 0.01
@@ -198,15 +200,13 @@ class AscentConfig:
     """Mirror ascent: standard errors below a paired difference that its lower bound lies, >= 0."""
     gate_tolerance: float = 0.005
     """Mirror ascent: a step is taken back if that lower bound is under minus this, score units, >= 0."""
-    stop_radius: float = 0.001
-    """Mirror ascent: stop once the trust radius has been halved below this, nats, > 0."""
 
     def __post_init__(self) -> None:
         for name in ("floor_explore", "floor_final", "null_prior", "prior_share"):
             _require(0.0 <= getattr(self, name) <= 1.0, name, "must be in [0, 1]", getattr(self, name))
-        for name in ("scene_sd", "offset_sd", "offset_real_only_sd", "stop_radius"):
+        for name in ("scene_sd", "offset_sd", "offset_real_only_sd"):
             _require(0.0 < getattr(self, name) < float("inf"), name, "must be > 0", getattr(self, name))
-        for name in ("trust_radius", "shrinkage", "gate_sd", "gate_tolerance"):
+        for name in ("trust_radius", "shrinkage", "gate_sd", "gate_tolerance", "perturbation_decay"):
             _require(0.0 <= getattr(self, name) < float("inf"), name, "must be >= 0", getattr(self, name))
         _require(0.0 <= self.perturbation <= 10.0, "perturbation", "must be in [0, 10]", self.perturbation)
 
@@ -290,6 +290,8 @@ class LoopConfig:
 
     num_rounds: CountOrZero = 6
     """Mixture rounds after the real-only round 0, >= 0."""
+    stop_early: bool = False
+    """Whether the search ends before `num_rounds` when the gain it still expects is below the error of a run."""
     budget: Count = 700
     """Synthetic scenes a round, >= 1; larger than the pool means the whole pool."""
     warm_start: bool = False
@@ -397,11 +399,11 @@ def identity(config: RunConfig) -> dict[str, Any]:
     """Return what bears on the rounds of a run: the tree without what may change when it is continued.
 
     Left out are `PlacementConfig`, pool paths (pools enter by content hash), and how far to go: the number of
-    rounds and the final comparison.
+    rounds, the early stop and the final comparison.
     """
     tree = dataclasses.asdict(config)
     del tree["placement"], tree["data"]
-    for name in ("num_rounds", "final_seeds", "baselines"):
+    for name in ("num_rounds", "stop_early", "final_seeds", "baselines"):
         del tree["loop"][name]
     return tree
 

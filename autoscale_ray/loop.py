@@ -13,6 +13,7 @@ import numpy as np
 from autoscale_ray.config import AscentConfig, RunConfig, derive_seed
 from autoscale_ray.mixture import METHODS
 from autoscale_ray.mixture.allocation import allocate
+from autoscale_ray.mixture.ascent import nothing_to_gain
 from autoscale_ray.mixture.problem import ClusterInfo, Feedback, Observation
 from autoscale_ray.records import Arm, Clusters, Round
 from autoscale_ray.stages import Stages
@@ -33,11 +34,18 @@ def run(config: RunConfig, stages: Stages) -> tuple[Clusters, tuple[Round, ...],
     info = cluster_info(clusters, config.loop.budget)
     method, ascent = METHODS[config.ascent.method], seeded_ascent(config)
     history = (play(config, stages, clusters, {}, ()),)
-    for _ in range(config.loop.num_rounds):
+    while not is_over(config, info, history):
         weights = method.propose(observations(history), info, ascent)
         history = (*history, play(config, stages, clusters, weights, history))
     final = method.final(observations(history), info, ascent)
     return clusters, history, allocate(final, info)
+
+
+def is_over(config: RunConfig, info: ClusterInfo, history: tuple[Round, ...]) -> bool:
+    """Say whether the search is over: its rounds are spent or, with `loop.stop_early`, no more gain is in sight."""
+    if len(history) > config.loop.num_rounds:
+        return True
+    return config.loop.stop_early and nothing_to_gain(observations(history), info, seeded_ascent(config))
 
 
 def play(

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +27,7 @@ import torch
 from autoscale_ray.scenes.batch import SceneBatch, ragged_index, tensors_of
 from autoscale_ray.scenes.pool import ScenePool, open_pool, write_pool
 from autoscale_ray.scenes.schema import NUM_FRAMES, SCENE_SCHEMA, inner_shape
+from benchmarks.surroundings import surroundings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -54,7 +52,8 @@ def main() -> int:
         num_scenes = 2_048 if arguments.quick else 10_240
         pool = _pool(Path(folder), num_scenes, arguments.seed)
         result = _measure(pool, Path(folder), 5 if arguments.quick else 15, arguments.seed)
-    result |= _surroundings(arguments.seed, num_scenes)
+    result |= {"seed": arguments.seed, "num_scenes": num_scenes}
+    result |= surroundings("torch", "torch-geometric", "pyarrow", "numpy")
     text = json.dumps(result, indent=1)
     print(text)
     if arguments.json:
@@ -179,24 +178,6 @@ def _cpu_seconds(run: Callable[[int], object], turn: int) -> float:
         elapsed = time.process_time() - begin
         repeats *= 4
     return elapsed / (repeats // 4)
-
-
-def _surroundings(seed: int, num_scenes: int) -> dict[str, object]:
-    names = [
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
-    ]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "seed": seed,
-        "num_scenes": num_scenes,
-        "commit": commit.stdout.strip(),
-        "processor": names[0] if names else platform.processor(),
-        "versions": {name: version(name) for name in ("torch", "torch-geometric", "pyarrow", "numpy")},
-    }
 
 
 if __name__ == "__main__":

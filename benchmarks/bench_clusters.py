@@ -26,6 +26,7 @@ from autoscale_ray.config import ClusterConfig, RunConfig, derive_seed, load_con
 from autoscale_ray.inputs import Inputs, open_inputs
 from autoscale_ray.mixture.clusters import fit_clusters
 from autoscale_ray.records import SIDES
+from benchmarks.surroundings import surroundings
 
 HARMFUL, IRREDUCIBLE = "H", "irreducible"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -163,7 +164,8 @@ def main() -> int:
         )
         print(f"| {name} | {cells} |")
     if options.json is not None:
-        options.json.write_text(json.dumps({"seed": options.seed, "rows": rows}, indent=1))
+        told = surroundings("torch", "faiss-cpu") | {"seed": options.seed, "rows": rows}
+        options.json.write_text(json.dumps(told, indent=1))
     before, now = (means[f"{name}, K = 16"]["distance"] for name in ("scene counts", "dev share .9"))
     if options.check and now >= before:
         print(f"distance-with-dev-share {now:.3f} {before:.3f}")

@@ -10,7 +10,6 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -24,10 +23,14 @@ from benchmarks.controlled.report import draw, markdown
 from benchmarks.controlled.rows import Row, paired_p_value, summarise
 from benchmarks.controlled.targets import DEFAULT, WITHOUT_RUN_0, Check, at_most, checks, stretch_checks
 from benchmarks.controlled.training import neyman_ratios
+from benchmarks.surroundings import surroundings
 
 LONG, SHORT = (4, 6, 10), (4, 6)
 STOPS = {"null": LONG, "near_null": LONG, "harmful": LONG, "transfer_x3": LONG, "drift": LONG}
 """Families played for longer than six runs."""
+STANDARD = AscentConfig()
+SCHEDULES = (0.25, 1.0)
+"""Exploration steps that fall from pair to pair as 1 / sqrt(1 + decay pair); the default keeps the step."""
 Losses = dict[int, np.ndarray]
 """Loss to the oracle per problem (points), by number of runs."""
 PValues = dict[str, dict[str, float]]
@@ -45,12 +48,18 @@ def main(arguments: list[str] | None = None) -> int:
     stretch = stretch_checks(rows)
     others = checks(rows, p_values[WITHOUT_RUN_0], WITHOUT_RUN_0)
     command = "python -m benchmarks.bench_controlled_mixtures " + " ".join(arguments or sys.argv[1:])
-    text = markdown(rows, found, stretch, others, command, options.seed)
+    cpu_min = time.process_time() / 60.0
+    text = markdown(rows, found, stretch, others, f"`{command}`, {cpu_min:.0f} CPU minutes", options.seed)
     if options.out is not None:
         options.out.with_suffix(".md").write_text(text)
         draw(rows, options.out.with_suffix(".png"))
     if options.json is not None:
-        options.json.write_text(json.dumps(_as_json(rows, found, p_values, neyman), indent=1))
+        options.json.write_text(
+            json.dumps(
+                surroundings("numpy") | {"cpu_min": cpu_min} | _as_json(rows, found, p_values, neyman),
+                indent=1,
+            )
+        )
     if options.out is None and options.json is None:
         print(text)
     missed = [check for check in found if not check[3]]
@@ -69,6 +78,9 @@ def run_all(seed: int, num_problems: int, quick: bool) -> tuple[list[Row], PValu
     rows += more_rows
     p_values = {DEFAULT: _paired(losses, theirs), WITHOUT_RUN_0: _paired(more_losses, theirs)}
     rows += _default("base, 2 seeds a run", family, oracles, seed, SHORT, num_seeds=2)[0]
+    for decay in SCHEDULES:
+        label, schedule = f"base, step falling by {decay:g}", AscentConfig(perturbation_decay=decay)
+        rows += _default(label, family, oracles, seed, LONG, settings=schedule)[0]
     for correlation in (0.5, 0.0):
         hints_PK = alignments(family, correlation, seed)
         label = f"base, fused with alignment of corr. {correlation:g}"
@@ -81,7 +93,8 @@ def run_all(seed: int, num_problems: int, quick: bool) -> tuple[list[Row], PValu
         rows += _default(name, family, oracles, seed, stops)[0]
         rows += _default(name, family, oracles, seed, stops, with_real_only=False)[0]
         if family.config.steps_share:
-            rows += _default(f"{name}, exposure in steps", family, oracles, seed, stops, exposure="steps")[0]
+            in_steps = AscentConfig(exposure="steps")
+            rows += _default(f"{name}, exposure in steps", family, oracles, seed, stops, settings=in_steps)[0]
     return rows, p_values
 
 
@@ -130,7 +143,7 @@ def _default(
     with_real_only: bool = True,
     num_seeds: int = 1,
     alignment_PK: np.ndarray | None = None,
-    exposure: Literal["count", "steps"] = "count",
+    settings: AscentConfig = STANDARD,
 ) -> tuple[list[Row], dict[int, np.ndarray]]:
     started = time.process_time()
     answers: Answers = play_response(
@@ -139,7 +152,7 @@ def _default(
         stops,
         with_real_only=with_real_only,
         num_seeds=num_seeds,
-        config=AscentConfig(exposure=exposure),
+        config=settings,
         alignment_PK=alignment_PK,
     )
     names = (label, DEFAULT if with_real_only else WITHOUT_RUN_0)

@@ -12,21 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path as FilePath
 
-import encoder_scaling
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from bench_representation import hardware
 from torch import nn
 
 from autoscale_ray.config import RepresentationConfig, WorldConfig
@@ -37,6 +33,8 @@ from autoscale_ray.scenes.batch import SceneBatch, offsets_of
 from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.scenes.schema import CURRENT_FRAME, NUM_FRAMES, SCENE_SCHEMA
 from autoscale_ray.world.pools import make_pool
+from benchmarks import encoder_scaling
+from benchmarks.surroundings import surroundings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -276,11 +274,7 @@ def main() -> int:
     for row in scaling:
         print(" ".join(f"{key}={value:.4g}" for key, value in row.items()))
     projected = report_scaling(scaling, options.figure) if scaling else {}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    about = {"command": sys.argv, "commit": commit.stdout.strip(), "hardware": hardware(), "seed": options.seed,
-             "torch": version("torch"), "torch_geometric": version("torch_geometric")}  # fmt: skip
+    about = {"seed": options.seed} | surroundings("torch", "torch-geometric")
     if options.json:
         options.json.write_text(
             json.dumps({"about": about, "found": found, "scaling": scaling, "projected": projected}, indent=1)

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.openscene_source import NUM_SCENES, write_source
+from benchmarks.surroundings import surroundings
 
 EXPECTED = {
     "commonroad/USA_US101": 2472,
@@ -86,7 +85,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             logs = write_source(Path(folder), arguments.seed)
             rows.append(_run("navsim", str(logs), "real", arguments) | {"path": "fabricated OpenScene logs"})
-    result: dict[str, object] = {"sources": rows, "seed": arguments.seed} | surroundings()
+    result: dict[str, object] = {"sources": rows, "seed": arguments.seed} | surroundings(
+        "torch", "pyarrow", "numpy", "lxml", "shapely"
+    )
     if arguments.rival_python:
         result["commonroad_per_file"] = _against_rival(arguments)
     text = json.dumps(result, indent=1)
@@ -209,23 +210,6 @@ def _against_rival(arguments: argparse.Namespace) -> dict[str, float]:
         "rival_parse_s": theirs,
         "speedup": (theirs + rest) / (ours + rest),
         "speedup_of_parsing": theirs / ours,
-    }
-
-
-def surroundings() -> dict[str, object]:
-    """Return commit, processor and versions."""
-    names = [
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
-    ]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "commit": commit.stdout.strip(),
-        "processor": names[0] if names else platform.processor(),
-        "versions": {name: version(name) for name in ("torch", "pyarrow", "numpy", "lxml", "shapely")},
     }
 
 

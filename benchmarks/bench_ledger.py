@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bench_ingest import surroundings
+from benchmarks.surroundings import surroundings
 
 INTERVAL_S, SPAN_S = 0.5, 600.0
 NUM_ROADS, ROAD_GAP_M = 8, 300.0
@@ -276,7 +276,8 @@ def run(arguments: argparse.Namespace) -> dict:
             done = run_ingest(source, pool, after_s)
             kills += done is None
         result = {"seed": arguments.seed, "kills": kills, "wall_s": time.monotonic() - begin, **done}
-        result |= {"ledger": compare(pool, expected), "bad_by_kind": _counts(expected.bad)} | surroundings()
+        result |= {"ledger": compare(pool, expected), "bad_by_kind": _counts(expected.bad)}
+        result |= surroundings("pyarrow", "numpy", "lxml", "shapely")
         if arguments.quick:
             whole = run_ingest(source, Path(scratch) / "whole")
             assert whole is not None

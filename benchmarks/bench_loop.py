@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -37,6 +36,7 @@ from autoscale_ray.mixture import METHODS
 from autoscale_ray.mixture.allocation import allocate
 from autoscale_ray.mixture.problem import Observation
 from autoscale_ray.records import SIDES, Clusters, Round, Scores, Selection
+from benchmarks.surroundings import surroundings
 
 FRESH_TEST_SEED = 20_261_122
 """Test scenes of this benchmark; no part of the world or of a method was tuned on them."""
@@ -415,8 +415,7 @@ def main() -> int:
     if options.json:
         record = {
             "date": date.today().isoformat(),
-            "processor": platform.processor() or platform.machine(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            **surroundings("torch", "numpy"),
             "options": {key: str(value) for key, value in vars(options).items()},
             "summaries": summaries,
             "replicates": results,

@@ -39,6 +39,8 @@ from autoscale_ray.distributed.session import with_absolute_paths
 from autoscale_ray.distributed.status import read_events
 from autoscale_ray.inputs import open_inputs
 from autoscale_ray.representation.training import embed, load
+from benchmarks.process_meter import SAMPLE_S, CpuMeter
+from benchmarks.surroundings import surroundings
 
 TARGETS = {
     "embed_cpu_ratio": 1.25,
@@ -49,7 +51,6 @@ TARGETS = {
     "object_store_mb": 1.0,
 }
 WAIT_S = 900
-SAMPLE_S = 0.5
 OUTER_STAGES = ("train", "evaluate dev")
 SMALL = ["representation.num_steps=5", "loop.final_seeds=1", "loop.baselines=[]"]
 LARGE = [
@@ -63,41 +64,6 @@ LARGE = [
 """Little of everything but synthetic scenes."""
 DEMO = ["loop.num_rounds=2", "world.num_dev_per_family=60", "world.num_test_per_family=60", *SMALL]
 """The rounds of `make demo`: what is left out comes before the first round or after the last."""
-
-
-class CpuMeter:
-    """Adds up the CPU of this process and of all below it, those that end meanwhile included; not its own."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[tuple[int, float], float] = {}
-        self._first: dict[tuple[int, float], float] = {}
-        self._own_s = 0.0
-        self._end = threading.Event()
-        self._sample(first=True)
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._end.wait(SAMPLE_S):
-            self._sample()
-            self._own_s = time.thread_time()
-
-    def _sample(self, first: bool = False) -> None:
-        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-            try:
-                times, key = process.cpu_times(), (process.pid, process.create_time())
-            except psutil.NoSuchProcess:
-                continue
-            self._seconds[key] = times.user + times.system
-            if first:
-                self._first[key] = self._seconds[key]
-
-    def stop(self) -> float:
-        """Return the CPU seconds since the meter was made."""
-        self._end.set()
-        self._thread.join(30)
-        self._sample()
-        return sum(value - self._first.get(key, 0.0) for key, value in self._seconds.items()) - self._own_s
 
 
 class ObjectStoreWatch:
@@ -278,6 +244,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
     figures = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    figures |= surroundings("ray", "torch")
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
         for name in options.parts:
             figures |= PARTS[name](options.seed, 8_192 if options.quick else 100_000, Path(folder))

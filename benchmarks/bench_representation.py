@@ -14,20 +14,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import representation_baselines as baselines
-import representation_figure
 import torch
-from representation_data import DataSet, Side, built_in_world, recordings
 from scipy.stats import t as student_t
 
 from autoscale_ray.config import EmbeddingLossConfig, RepresentationConfig
@@ -35,6 +29,10 @@ from autoscale_ray.mixture.similarity import fit_whitening
 from autoscale_ray.representation import quality
 from autoscale_ray.representation.distance import fit_scenario_distance
 from autoscale_ray.representation.training import TrainingSet, fit, training_set
+from benchmarks import representation_baselines as baselines
+from benchmarks import representation_figure
+from benchmarks.representation_data import DataSet, Side, built_in_world, recordings
+from benchmarks.surroundings import surroundings
 
 NO_TERM = dict.fromkeys((field.name for field in dataclasses.fields(EmbeddingLossConfig)), 0.0)
 DEFAULT = RepresentationConfig()
@@ -354,12 +352,6 @@ def markdown(cells: Sequence[Mapping]) -> str:
     return "\n".join(parts)
 
 
-def hardware() -> str:
-    """Return the processor name."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="first seed")
@@ -390,15 +382,7 @@ def main() -> int:
     if options.recordings:
         data_sets["recordings"] = lambda seed: recordings(options.recordings, seed, quick=options.quick)
     cells = run_everything(options, data_sets)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    about = {
-        "command": sys.argv,
-        "commit": commit.stdout.strip(),
-        "torch": version("torch"),
-        "hardware": hardware(),
-    }
+    about = surroundings("torch", "torch-geometric")
     if options.json:
         options.json.write_text(json.dumps({"about": about, "cells": cells}, indent=1), encoding="utf-8")
     print(markdown(cells))

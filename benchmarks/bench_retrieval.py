@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import numpy as np
 
 from autoscale_ray.config import RetrievalConfig
 from autoscale_ray.mixture import clusters, retrieval, similarity
+from benchmarks.surroundings import surroundings
 
 SIZE = 64
 TARGETS = {
@@ -165,12 +164,9 @@ def main() -> int:
     for name, value in mean.items():
         values = [run[name] for run in runs]
         print(f"{name:38s} {value:10.3f}   [{min(values):.3f}, {max(values):.3f}]")
-    versions = {name: version(name) for name in ("numpy", "faiss-cpu")} | {
-        "python": platform.python_version()
-    }
     if options.json:
         options.json.write_text(
-            json.dumps({"seeds": list(seeds), "versions": versions, "runs": runs}, indent=1)
+            json.dumps(surroundings("numpy", "faiss-cpu") | {"seeds": list(seeds), "runs": runs}, indent=1)
         )
     missed = misses(mean)
     print("\n".join(missed))

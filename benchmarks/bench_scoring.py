@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import sys
@@ -33,6 +32,7 @@ from autoscale_ray.evaluation import (
     validate_scene,
 )
 from benchmarks.golden_scenes import golden_scene, load_inputs
+from benchmarks.surroundings import processor, surroundings
 
 OFFICIAL_PROCESSOR = "AMD EPYC Zen 4, one thread"
 OFFICIAL_ONE_MS = 130.0
@@ -210,13 +210,6 @@ def _memory() -> Figure:
     )
 
 
-def processor() -> str:
-    """Return the processor's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -239,7 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         rows = [{**asdict(figure), "reached": figure.reached} for figure in figures]
         options.json.write_text(
-            json.dumps({"processor": processor(), "seed": options.seed, "figures": rows}, indent=1) + "\n"
+            json.dumps(surroundings("torch", "numpy") | {"seed": options.seed, "figures": rows}, indent=1)
+            + "\n"
         )
     missed = [figure for figure in figures if not figure.reached]
     for figure in missed if options.check else ():

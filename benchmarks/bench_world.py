@@ -23,6 +23,7 @@ from autoscale_ray.world.families import FAMILIES
 from autoscale_ray.world.judging import score_experts
 from autoscale_ray.world.pools import generate, make_pool
 from autoscale_ray.world.presets import PRESETS
+from benchmarks.surroundings import surroundings
 
 TARGET_CPU_S = 60.0
 TARGET_EXPERT = 0.9
@@ -91,7 +92,9 @@ def main() -> int:
     print_experts(experts)
     if arguments.json:
         arguments.json.write_text(
-            json.dumps({"seed": arguments.seed, "speed": speed, "experts": experts}, indent=1)
+            json.dumps(
+                surroundings("numpy") | {"seed": arguments.seed, "speed": speed, "experts": experts}, indent=1
+            )
         )
     missed = missed_targets(speed, experts)
     for line in missed:

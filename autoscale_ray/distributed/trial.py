@@ -92,7 +92,7 @@ def finished_summary(run_dir: Path, config: RunConfig) -> dict[str, Any] | None:
         summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, AutoScaleError, json.JSONDecodeError):
         return None
-    same = identity(before) == identity(config) and len(summary["rounds"]) == config.loop.num_rounds + 1
+    same = identity(before) == identity(config) and before.loop == config.loop
     return summary if same and summary["arms"] else None
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from autoscale_ray.config import AscentConfig
 from autoscale_ray.mixture.allocation import waterfill
-from autoscale_ray.mixture.design import balanced_signs, perturbed
+from autoscale_ray.mixture.design import balanced_signs, perturbed, step_size
 from autoscale_ray.mixture.optimum import posterior_optimum, predicted_objective
 from autoscale_ray.mixture.problem import (
     ClusterInfo,
@@ -133,7 +133,8 @@ def propose_by_optimum(fitter: Fitter) -> Callable[[History, ClusterInfo, Ascent
         centre_K = _optimum(fitter, before, info, config, config.floor_explore, guard=False)
         signs_K = balanced_signs(info.cluster_ids, config.seed, pair) * (-1.0 if is_second else 1.0)
         total = float(len(info.cluster_ids))
-        shares_K = perturbed(centre_K, signs_K, config.perturbation, caps_in_shares(info)[0], total)
+        step = step_size(config.perturbation, config.perturbation_decay, pair)
+        shares_K = perturbed(centre_K, signs_K, step, caps_in_shares(info)[0], total)
         return as_weights(shares_K / shares_K.sum(), info)
 
     return propose
@@ -257,7 +258,8 @@ def propose_by_ascent(estimator: Estimator, runs_per_step: int) -> Callable[...,
         pair, is_second = divmod(len(searched(history)), 2)
         signs_K = balanced_signs(info.cluster_ids, config.seed, pair) * (-1.0 if is_second else 1.0)
         total = float(len(info.cluster_ids))
-        shares_K = perturbed(weights_K, signs_K, config.perturbation / 2, caps_in_shares(info)[0], total)
+        step = step_size(config.perturbation / 2, config.perturbation_decay, pair)
+        shares_K = perturbed(weights_K, signs_K, step, caps_in_shares(info)[0], total)
         return as_weights(shares_K / shares_K.sum(), info)
 
     return propose
@@ -272,17 +274,15 @@ def recommend_by_ascent(estimator: Estimator, runs_per_step: int) -> Callable[..
     return recommend
 
 
-def stop_reason(history: History, info: ClusterInfo, config: AscentConfig, max_runs: int) -> str | None:
-    """Say why the search should stop, or None to go on.
+def nothing_to_gain(history: History, info: ClusterInfo, config: AscentConfig) -> bool:
+    """Say whether the search should stop: after two pairs, and never inside one.
 
-    Stops when the runs are spent, or when the posterior-mean gain of the optimum over the mixture explored last is
-    below the standard error of one run's objective, so that another pair cannot be expected to show a difference.
+    True when the posterior-mean gain of the optimum over the mixture explored last is below the standard error of one
+    run's objective, so that another pair cannot be expected to show a difference.
     """
     num_done = len(searched(history))
-    if num_done >= max_runs:
-        return "budget of runs spent"
     if num_done < 4 or num_done % 2:
-        return None
+        return False
     fit = fit_history(history, info, config)
     centre_K = _optimum(
         fit_history, _before_pair(history, num_done - 2), info, config, config.floor_explore, guard=False
@@ -294,7 +294,7 @@ def stop_reason(history: History, info: ClusterInfo, config: AscentConfig, max_r
         objective_variance(searched(history)[-1], info, config)
         + fit.noise_var_P[0] * (info.dev_weights_K**2).sum()
     )
-    return "predicted gain below the error of a run" if best - worst < run_sd else None
+    return bool(best - worst < run_sd)
 
 
 def objective_variance(obs: Observation, info: ClusterInfo, config: AscentConfig) -> float:

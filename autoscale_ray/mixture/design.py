@@ -39,6 +39,11 @@ def balanced_signs(cluster_ids: tuple[str, ...], seed: int, pair: int) -> np.nda
     return signs_K
 
 
+def step_size(perturbation: float, decay: float, pair: int) -> float:
+    """Return the log-weight step of a pair, c / sqrt(1 + decay pair): constant at decay 0, the default."""
+    return perturbation / (1.0 + decay * pair) ** 0.5
+
+
 def perturbed(
     shares_K: np.ndarray,
     signs_K: np.ndarray,

@@ -15,7 +15,7 @@ import numpy as np
 from autoscale_ray.config import AscentConfig
 from autoscale_ray.mixture.allocation import allocate, largest_remainder, waterfill
 from autoscale_ray.mixture.ascent import extra_visits, noise_priors
-from autoscale_ray.mixture.design import balanced_signs, perturbed
+from autoscale_ray.mixture.design import balanced_signs, perturbed, step_size
 from autoscale_ray.mixture.estimators import gain_shift
 from autoscale_ray.mixture.optimum import posterior_optimum
 from autoscale_ray.mixture.problem import ClusterInfo, Feedback, Method, Observation, as_array
@@ -72,7 +72,8 @@ def play_response(
             centre_PK = optimum(config.floor_explore, False)
         signs_PK = _signs(family, seed, pair) * (-1.0 if is_second else 1.0)
         total_P = np.full(len(caps_PK), float(family.config.num_clusters))
-        run(_whole(perturbed(centre_PK, signs_PK, config.perturbation, caps_PK, total_P) * unit, family))
+        step = step_size(config.perturbation, config.perturbation_decay, pair)
+        run(_whole(perturbed(centre_PK, signs_PK, step, caps_PK, total_P) * unit, family))
     return answers
 
 

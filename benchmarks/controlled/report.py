@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.controlled.rows import Row
 from benchmarks.controlled.targets import DEFAULT, Check
+from benchmarks.surroundings import commit, processor
 
 
 def markdown(
@@ -19,8 +19,8 @@ def markdown(
     lines = [
         "# Controlled mixtures: regret against the known optimum",
         "",
-        f"Command: `{command}`; commit {_commit()}; Python {platform.python_version()}, numpy {np.__version__}; "
-        f"hardware: {_processor()}, one thread.",
+        f"Command: {command}; commit {commit()}; Python {platform.python_version()}, numpy {np.__version__}; "
+        f"hardware: {processor()}, one thread.",
         f"Problem seed {seed}. The method was tuned on problem seeds 1, 2 and 3; 7411 was a first report (`_first`).",
         "",
         "Regret = mean loss to the oracle / mean loss of uniform (0 oracle, 1 uniform), 95 % bootstrap interval over "
@@ -116,16 +116,3 @@ def _row_line(row: Row) -> str:
         f"| {row.kl_to_optimum:.2f} | "
         f"{row.kl_from_start:.4f} ({row.kl_from_start_max:.3f}) | {row.harmful_mass:.4f} |"
     )
-
-
-def _commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "unknown"
-
-
-def _processor() -> str:
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()

@@ -115,6 +115,22 @@ def test_more_rounds_continue_the_same_history():
         assert before.selection.counts == after.selection.counts
 
 
+def test_a_search_stops_early_only_where_asked_and_where_nothing_is_left_to_gain(monkeypatch):
+    monkeypatch.setitem(globals(), "GAIN_K", 4 * GAIN_K)
+    _, improving, found = run(config(num_rounds=12, stop_early=True), FormulaStages())
+    assert len(improving) == 7, "after two pairs there was more to gain than a run can err"
+    _, _, searched_on = run(config(num_rounds=12), FormulaStages())
+    assert sum(abs(found[name] - searched_on[name]) for name in NAMES) <= 20, "stopped at the optimum"
+    monkeypatch.setitem(globals(), "GAIN_K", np.zeros(4))
+    _, stopped, final = run(config(num_rounds=12, stop_early=True), FormulaStages())
+    assert len(stopped) == 5, "two pairs after the real-only round"
+    assert sum(final.values()) == 200
+    _, whole, _ = run(config(num_rounds=12), FormulaStages())
+    assert len(whole) == 13
+    for early, late in zip(stopped, whole, strict=False):
+        assert early.selection.counts == late.selection.counts
+
+
 def test_zero_rounds_still_recommend_a_mixture():
     _, history, final = run(config(num_rounds=0), FormulaStages())
     assert len(history) == 1

@@ -16,10 +16,11 @@ from autoscale_ray.mixture.ascent import (
     divergence,
     extra_visits,
     mirror_step,
+    nothing_to_gain,
     shrink,
     start_weights,
-    stop_reason,
 )
+from autoscale_ray.mixture.design import step_size
 from autoscale_ray.mixture.estimators import METHODS
 from autoscale_ray.mixture.optimum import GRID_G, best_shares
 from autoscale_ray.mixture.problem import ClusterInfo, Feedback, Observation, align_history, as_array
@@ -210,18 +211,30 @@ def test_extra_visits_by_hand():
     assert extra_visits(np.zeros(2), real, 100.0) == pytest.approx([30.0, 70.0])
 
 
-def test_the_search_stops_when_runs_are_spent_or_nothing_is_left_to_gain():
+def test_the_search_stops_where_nothing_is_left_to_gain_and_never_inside_a_pair():
     info = make_info()
     history = play(METHODS["response"], info, 8)
-    assert stop_reason(history, info, CONFIG, max_runs=8) == "budget of runs spent"
-    assert stop_reason(history[:2], info, CONFIG, max_runs=8) is None
     flat = tuple(replace(obs, scores_K=np.full(5, 0.5)) for obs in history)
-    assert stop_reason(flat, info, CONFIG, max_runs=20) == "predicted gain below the error of a run"
+    done = {num_runs: nothing_to_gain(flat[: num_runs + 1], info, CONFIG) for num_runs in range(2, 9)}
+    assert done == {2: False, 3: False, 4: True, 5: False, 6: True, 7: False, 8: True}
+
+
+def test_the_exploration_schedule_shrinks_the_step_of_later_pairs():
+    info = make_info()
+    spread = {}
+    for decay in (0.0, 3.0):
+        scheduled = replace(CONFIG, perturbation_decay=decay)
+        pairs = play(METHODS["vector_spsa"], info, 4, config=scheduled)
+        spread[decay] = [np.ptp(np.log(pairs[i].counts_K)) for i in (1, 3)]
+    assert step_size(1.6, 3.0, 1) == pytest.approx(0.8)
+    assert spread[0.0][0] == spread[3.0][0]
+    assert spread[3.0][1] < 0.7 * spread[0.0][1]
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("perturbation_decay", -0.1),
         ("floor_final", 1.5),
         ("null_prior", -0.1),
         ("scene_sd", 0.0),
