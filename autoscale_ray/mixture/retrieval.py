@@ -22,7 +22,7 @@ from autoscale_ray.config import RetrievalConfig
 from autoscale_ray.errors import InvalidInputError
 from autoscale_ray.mixture.similarity import DomainProbe, Float32, Float64, Int64, nearest_in_stream
 
-CHUNK = 16_384
+CHUNK = 8_192
 """Candidates compared with all queries at once; bounds memory, changes nothing."""
 BOUND_SLACK = 1e-5
 """Raises a stale gain, as a share of the total query weight: many rows at once round unlike one row."""
