@@ -89,10 +89,11 @@ def score_figure(summary: Summary) -> Figure:
 
 
 def arms_figure(summary: Summary) -> Figure:
-    """Return the test objective of every arm: mean with its error over scenes, and a dot for each training seed."""
+    """Return the test objective of every arm: mean with its standard error, and a dot for each training seed."""
     arms = [arm for arm in summary["arms"] if arm["totals"]["objective"] is not None]
     figure = Figure(figsize=(1.8 + 1.1 * len(arms), 4.0))
     axes = figure.subplots()
+    unit = " or ".join(sorted({arm["error_unit"] for arm in arms}))
     labels = [f"{arm['name']}\n{arm['num_scenes']} scenes" for arm in arms]
     for position, arm in enumerate(arms):
         colour = "tab:orange" if arm["name"] == "autoscale" else "tab:blue"
@@ -104,7 +105,7 @@ def arms_figure(summary: Summary) -> Figure:
     axes.set_xticks(range(len(arms)), labels, fontsize=8)
     axes.set(
         xlim=(-0.5, len(arms) - 0.5),
-        ylabel="test score W x100 (mean, SE over scenes; grey: seeds)",
+        ylabel=f"test score W x 100, SE over {unit}s; grey: seeds",
         title=f"Test at {summary['steps']} optimiser steps each",
     )
     axes.grid(axis="y", alpha=0.3)
