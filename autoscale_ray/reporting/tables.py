@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -15,13 +15,19 @@ ERRORS = {
     "log": "\u00b1 standard error over logs",
     "scene": "\u00b1 standard error over the scenes of one log, which is too small",
 }
+MIN_CHOICE = 10
+"""Synthetic scenes of a cluster below which there is nothing to choose from."""
+MIN_BARE_WEIGHT = 0.1
+"""Dev weight in such clusters from which on the reader is told."""
 
 
 def round_table(summary: Summary, index: int) -> Table:
     """Return one round as a table: weight, scenes and dev score of every cluster."""
     done = summary["rounds"][index]
     kind = "real scenes only" if not done["weights"] else f"{done['num_scenes']} synthetic scenes"
-    table = Table(title=f"Round {index}: {kind}", caption=_totals_line(done, "dev"))
+    sizes = ((cluster["pool"], cluster["dev_weight"]) for cluster in summary["clusters"])
+    coverage = coverage_line(sizes) if index == 0 else ""
+    table = Table(title=f"Round {index}: {kind}", caption=f"{_totals_line(done, 'dev')}\n{coverage}".strip())
     for name in ("cluster", "pool", "dev scenes", "weight", "scenes", "dev score x100", "SE"):
         table.add_column(name, justify="left" if name == "cluster" else "right")
     for cluster in summary["clusters"]:
@@ -65,7 +71,8 @@ def error_line(scored: Sequence[Mapping[str, Any]]) -> str:
 
 def cluster_table(clusters: Clusters) -> Table:
     """Return the sizes of the clusters."""
-    table = Table(title=f"{len(clusters.cluster_ids)} clusters")
+    sizes_KX = zip(clusters.pool_sizes_K.tolist(), clusters.dev_weights_K.tolist(), strict=True)
+    table = Table(title=f"{len(clusters.cluster_ids)} clusters", caption=coverage_line(sizes_KX))
     for name in ("cluster", "synthetic", "real", "dev", "dev weight"):
         table.add_column(name, justify="left" if name == "cluster" else "right")
     for k, name in enumerate(clusters.cluster_ids):
@@ -81,6 +88,21 @@ def spent_line(summary: Summary) -> str:
     return (
         f"spent: {spent['search_runs']} search and {spent['comparison_runs']} comparison training runs, "
         f"{spent['optimiser_steps']} optimiser steps; {stages}"
+    )
+
+
+def coverage_line(clusters: Iterable[tuple[int, float]]) -> str:
+    """Return a warning where much of the dev weight lies in clusters that the pool cannot serve; empty otherwise.
+
+    Args:
+        clusters: Synthetic scenes and dev weight of every cluster.
+    """
+    bare = sum(weight for pool, weight in clusters if pool < MIN_CHOICE)
+    if bare < MIN_BARE_WEIGHT:
+        return ""
+    return (
+        f"{100 * bare:.0f} % of the dev weight lies in clusters with fewer than {MIN_CHOICE} synthetic scenes: "
+        "the pool holds little that is like them, and no mixture can add it"
     )
 
 
