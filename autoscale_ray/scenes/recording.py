@@ -20,6 +20,7 @@ from autoscale_ray.scenes.schema import AGENT_TYPES, FRAME_INTERVAL_S
 WHEELBASE_SHARE = 0.6
 REAR_AXLE_TO_CENTER_SHARE = 0.28
 MAX_COORDINATE_M = 1e8
+MAX_ROWS = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,28 +108,34 @@ def gather_tracks(tracks: Sequence[Track]) -> Tracks:
         tracks: At least one frame each.
 
     Raises:
-        InputRejectedError: A pose, velocity or size that is not finite, or beyond all that a map holds.
+        InputRejectedError: A pose, velocity or size that is not finite, or beyond all that a map holds; more frames
+            than fit into memory.
     """
-    for track in tracks:
-        _check_range(track)
     firsts = np.array([track.frames[0] for track in tracks], dtype=np.int64)
     lengths = np.array([track.frames[-1] - track.frames[0] + 1 for track in tracks], dtype=np.int64)
+    # One frame number that is far off would ask for rows without number.
+    if not lengths.astype(np.float64).sum() <= MAX_ROWS:
+        rule = f"must span at most {MAX_ROWS} frames with its gaps, all tracks together"
+        raise InputRejectedError(f"track {tracks[int(lengths.argmax())].key}", rule, lengths.max())
     offsets = np.cumsum([0, *lengths])
+    starts = (offsets[:-1] - firsts).tolist()
+    parts = [np.asarray(track.frames) + start for track, start in zip(tracks, starts, strict=True)]
+    rows = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
     poses_R3 = np.zeros((offsets[-1], 3))
     velocities_R2 = np.full((offsets[-1], 2), math.nan)
     accelerations_R = np.full(offsets[-1], math.nan)
     valid_R = np.zeros(offsets[-1], dtype=bool)
-    for number, track in enumerate(tracks):
-        rows = offsets[number] + np.asarray(track.frames) - firsts[number]
-        poses_R3[rows], valid_R[rows] = track.poses, True
-        if track.velocities is not None:
-            velocities_R2[rows] = track.velocities
-        if track.accelerations is not None:
-            accelerations_R[rows] = track.accelerations
+    poses_R3[rows], valid_R[rows] = _joined([track.poses for track in tracks], (3,)), True
+    velocities_R2[rows] = _joined([_given(track.velocities, track, (2,)) for track in tracks], (2,))
+    accelerations_R[rows] = _joined([_given(track.accelerations, track, ()) for track in tracks], ())
+    size_K4 = np.array([_vehicle_size(track) for track in tracks], dtype=np.float64).reshape(-1, 4)
+    if not (_in_range(poses_R3) and _in_range(velocities_R2, nan=True) and _in_range(size_K4[:, :2])):
+        for track in tracks:
+            _check_range(track)
     return Tracks(
         key_K=np.array([track.key for track in tracks], dtype=np.int64),
         type_K=np.array([AGENT_TYPES.index(track.kind) for track in tracks], dtype=np.int8),
-        size_K4=np.array([_vehicle_size(track) for track in tracks], dtype=np.float64).reshape(-1, 4),
+        size_K4=size_K4,
         can_be_ego_K=np.array([track.can_be_ego for track in tracks], dtype=bool),
         is_recorder_K=np.array([track.is_recorder for track in tracks], dtype=bool),
         first_frame_K=firsts,
@@ -140,13 +147,24 @@ def gather_tracks(tracks: Sequence[Track]) -> Tracks:
     )
 
 
+def _joined(parts: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    return np.concatenate([np.zeros((0, *shape)), *parts])
+
+
+def _given(values: np.ndarray | None, track: Track, shape: tuple[int, ...]) -> np.ndarray:
+    return np.full((len(track.frames), *shape), math.nan) if values is None else values
+
+
+def _in_range(values: np.ndarray, *, nan: bool = False) -> bool:
+    good = np.abs(values) <= MAX_COORDINATE_M
+    return bool((good | np.isnan(values) if nan else good).all())
+
+
 def _check_range(track: Track) -> None:
-    velocities = (
-        np.zeros(1) if track.velocities is None else np.nan_to_num(track.velocities, nan=0.0, posinf=np.inf)
-    )
     size = np.array([track.length_m, track.width_m])
+    velocities = np.zeros(1) if track.velocities is None else np.asarray(track.velocities)
     for name, values in (("poses", track.poses), ("velocities", velocities), ("sizes", size)):
-        if not (np.abs(values) <= MAX_COORDINATE_M).all():
+        if not _in_range(values, nan=name == "velocities"):
             raise InputRejectedError(
                 f"track {track.key}", f"{name} must be finite, at most {MAX_COORDINATE_M:.0e}"
             )

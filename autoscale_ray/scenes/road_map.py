@@ -195,14 +195,13 @@ def crossing_lanes(
         Bool, L.
     """
     flags = np.zeros(len(left), dtype=bool)
-    rings = [
-        shapely.make_valid(shapely.Polygon(np.concatenate([a, b[::-1]])))
-        for a, b in zip(left, right, strict=True)
-    ]
-    tree = shapely.STRtree(rings)
-    one, two = tree.query(rings, predicate="intersects")
-    one, two = one[one < two], two[one < two]
-    shapes = np.array(rings, dtype=object)
+    rings = [np.concatenate([a, b[::-1]]) for a, b in zip(left, right, strict=True)]
+    owner = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+    shapes = shapely.make_valid(shapely.polygons(shapely.linearrings(_stack(rings), indices=owner)))
+    tree = shapely.STRtree(shapes)
+    one, two = tree.query(shapes, predicate="intersects")
+    may_cross = (one < two) & _may_cross(center, one, two)
+    one, two = one[may_cross], two[may_cross]
     overlap = shapely.intersection(shapes[one], shapes[two]) if len(one) else np.zeros(0, dtype=object)
     large = shapely.area(overlap) >= MIN_CROSSING_AREA_M2
     for first, second, place in zip(one[large], two[large], shapely.centroid(overlap[large]), strict=True):
@@ -215,6 +214,20 @@ def crossing_lanes(
     several = forks[np.bincount(exits[:, 0], minlength=len(left))[forks] > 1]
     flags[exits[np.isin(exits[:, 0], several), 1]] = True
     return flags
+
+
+def _may_cross(center: Sequence[np.ndarray], one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Tell of pairs of lanes whether their directions can differ by `MIN_CROSSING_ANGLE_RAD` anywhere."""
+    steps = [np.diff(line, axis=0) for line in center]
+    headings = [np.arctan2(step[:, 1], step[:, 0]) for step in steps]
+    begin_L = np.array([heading[0] for heading in headings])
+    spread_L = np.array([_angle(heading - heading[0]).max() for heading in headings])
+    largest = _angle(begin_L[one] - begin_L[two]) + spread_L[one] + spread_L[two]
+    return largest > MIN_CROSSING_ANGLE_RAD - 1e-6
+
+
+def _angle(difference: np.ndarray) -> np.ndarray:
+    return np.abs((difference + np.pi) % (2.0 * np.pi) - np.pi)
 
 
 def _heading_near(line: np.ndarray, point: np.ndarray) -> float:
@@ -234,6 +247,8 @@ def _densified(lane: Lane) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             f"lane {lane.key}", f"must be at most {MAX_LANE_LENGTH_M:.0f} m long", steps.sum()
         )
     parts = np.maximum(1, np.ceil(steps / MAX_SPACING_M)).astype(int)
+    if (parts == 1).all():
+        return left, center, right
     at = np.concatenate([[0.0], *[step + np.arange(1, num + 1) / num for step, num in enumerate(parts)]])
     nodes = np.arange(len(center))
     return tuple(np.stack([np.interp(at, nodes, line[:, axis]) for axis in range(2)], axis=1)  # pyright: ignore[reportReturnType]

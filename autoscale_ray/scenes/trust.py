@@ -40,6 +40,9 @@ def xml_parser() -> etree.XMLParser:
         huge_tree=False,
         remove_comments=True,
         remove_pis=True,
+        # Nothing here reads indentation or looks elements up by id; both make a tree dearer to build and to walk.
+        remove_blank_text=True,
+        collect_ids=False,
     )
 
 

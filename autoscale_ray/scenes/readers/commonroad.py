@@ -114,15 +114,15 @@ def _where(name: str, element: etree._Element) -> str:
 
 
 def _moving(obstacle: etree._Element, where: str) -> Track | None:
-    trajectory = obstacle.find("trajectory")
+    trajectory = next(obstacle.iterchildren("trajectory"), None)
     count = 1 + (0 if trajectory is None else len(trajectory))
-    states = {field: _states(obstacle, field, count, where) for field in _STATE_PATHS}
-    frames = states["time"].astype(np.int64)
+    states = _states(obstacle, count, where)
+    frames = np.where(states["time"] < 1 << 53, states["time"], -1.0).astype(np.int64)
     if not np.array_equal(frames, states["time"]) or (np.diff(frames) <= 0).any() or frames[0] < 0:
         raise InputRejectedError(where, "time steps must be ascending integers from 0 on")
     yaw = states["orientation"]
     speed = states["velocity"][:, None]
-    kind = obstacle.findtext("type") or "unknown"
+    kind = _kind(obstacle)
     length_m, width_m = _box(obstacle, where)
     return Track(
         key=_integer(obstacle.get("id"), where),
@@ -137,9 +137,21 @@ def _moving(obstacle: etree._Element, where: str) -> Track | None:
     )
 
 
-def _states(obstacle: etree._Element, field: str, count: int, where: str) -> np.ndarray:
-    """Return one value of every state; all NaN where no state has an optional value."""
-    texts = _QUERIES[field](obstacle)
+def _kind(obstacle: etree._Element) -> str:
+    return obstacle.findtext("type") or "unknown"
+
+
+def _states(obstacle: etree._Element, count: int, where: str) -> dict[str, np.ndarray]:
+    """Return one value of every state by field; all NaN where no state has an optional value."""
+    texts = {field: query(obstacle) for field, query in _QUERIES.items()}
+    if all(len(found) == count for found in texts.values()):
+        values = _parsed([text for found in texts.values() for text in found])
+        if values is not None and np.isfinite(values).all():
+            return dict(zip(texts, values.reshape(len(texts), count), strict=True))
+    return {field: _state(obstacle, field, texts[field], count, where) for field in texts}
+
+
+def _state(obstacle: etree._Element, field: str, texts: list[str], count: int, where: str) -> np.ndarray:
     if len(texts) != count and not (field in _OPTIONAL and not texts):
         rule = f"each of its {count} states must have one exact {field}"
         # A first state without acceleration is common and harmless.
@@ -150,30 +162,36 @@ def _states(obstacle: etree._Element, field: str, count: int, where: str) -> np.
 
 
 def _standing(obstacle: etree._Element, where: str, first: int, last: int) -> Track:
-    state = {field: _states(obstacle, field, 1, where)[0] for field in ("x", "y", "orientation")}
+    x, y, yaw = (
+        _state(obstacle, field, _QUERIES[field](obstacle), 1, where)[0] for field in ("x", "y", "orientation")
+    )
     length_m, width_m = _box(obstacle, where)
     num_frames = last - first + 1
     return Track(
         key=_integer(obstacle.get("id"), where),
-        kind=_KINDS.get(obstacle.findtext("type") or "unknown", "generic_object"),
+        kind=_KINDS.get(_kind(obstacle), "generic_object"),
         length_m=length_m,
         width_m=width_m,
         frames=np.arange(first, last + 1),
-        poses=np.tile([state["x"], state["y"], state["orientation"]], (num_frames, 1)),
+        poses=np.tile([x, y, yaw], (num_frames, 1)),
         velocities=np.zeros((num_frames, 2)),
         accelerations=np.zeros(num_frames),
     )
 
 
 def _box(obstacle: etree._Element, where: str) -> tuple[float, float]:
-    rectangle, circle = obstacle.find("shape/rectangle"), obstacle.find("shape/circle")
-    polygon = obstacle.find("shape/polygon")
-    if rectangle is not None:
-        length, width = (_number(rectangle.findtext(side), where, side) for side in ("length", "width"))
-    elif circle is not None:
-        length = width = 2.0 * _number(circle.findtext("radius"), where, "radius")
-    elif polygon is not None:
-        length, width = 2.0 * np.abs(_points(polygon, where)).max(axis=0)
+    forms: dict[str, etree._Element] = {}
+    for shape in obstacle.iterchildren("shape"):
+        for form in shape:
+            forms.setdefault(form.tag, form)
+    if "rectangle" in forms:
+        length, width = (
+            _number(forms["rectangle"].findtext(side), where, side) for side in ("length", "width")
+        )
+    elif "circle" in forms:
+        length = width = 2.0 * _number(forms["circle"].findtext("radius"), where, "radius")
+    elif "polygon" in forms:
+        length, width = 2.0 * np.abs(_points(forms["polygon"], where)).max(axis=0)
     else:
         raise InputRejectedError(where, "shape must be a rectangle, circle or polygon")
     return float(length), float(width)
@@ -295,7 +313,7 @@ def _tags(root: etree._Element) -> tuple[str, ...]:
 
 
 def _bound(lanelet: etree._Element, tag: str, where: str) -> np.ndarray:
-    bound = lanelet.find(tag)
+    bound = next(lanelet.iterchildren(tag), None)
     if bound is None:
         raise InputRejectedError(where, f"must have a {tag}")
     return _points(bound, where)
@@ -305,18 +323,28 @@ def _points(element: etree._Element, where: str) -> np.ndarray:
     xs, ys = _XS(element), _YS(element)
     if len(xs) != len(ys) or not xs:
         raise InputRejectedError(where, f"every point of {element.tag} must have x and y")
-    return np.column_stack([_numbers(xs, where, "x"), _numbers(ys, where, "y")])
+    return np.ascontiguousarray(_numbers(xs + ys, where, "x and y").reshape(2, -1).T)
+
+
+def _parsed(texts: list[str]) -> np.ndarray | None:
+    try:
+        # Several times as fast as an array of texts that is cast.
+        return np.fromiter(map(float, texts), dtype=np.float64, count=len(texts))
+    except ValueError:
+        return None
 
 
 def _numbers(texts: list[str], where: str, field: str) -> np.ndarray:
-    try:
-        # Several times as fast as an array of texts that is cast.
-        values = np.fromiter(map(float, texts), dtype=np.float64, count=len(texts))
-    except ValueError as error:
-        raise InputRejectedError(where, f"{field} must be a number", str(error)) from None
+    values = _parsed(texts)
+    if values is None:
+        raise InputRejectedError(where, f"{field} must be a number", next(filter(_is_no_number, texts)))
     if not np.isfinite(values).all():
         raise InputRejectedError(where, f"{field} must be finite")
     return values
+
+
+def _is_no_number(text: str) -> bool:
+    return _parsed([text]) is None
 
 
 def _number(text: str | None, where: str, field: str, *, infinite: bool = False) -> float:

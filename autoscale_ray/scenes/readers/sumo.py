@@ -285,9 +285,17 @@ def red_lights(
     for link in net.iterchildren("connection"):
         lane = number.get(link.get("via"))
         if lane is not None and link.get("tl") in states:
-            letters_F = states[link.get("tl")][:, int(link.get("linkIndex") or 0)]
+            letters_F = states[link.get("tl")].T[_link_index(link, states[link.get("tl")].shape[1])]
             red_FL[:, lane] = np.isin(letters_F, list(_RED_LETTERS))
     return red_FL
+
+
+def _link_index(link: etree._Element, num_links: int) -> int:
+    where = f"connection from {link.get('from')} to {link.get('to')}"
+    index = _number(link, "linkIndex", where, 0.0)
+    if index not in range(num_links):
+        raise InputRejectedError(where, f"linkIndex must be a link of its light, below {num_links}", index)
+    return int(index)
 
 
 def _light_states(logic: etree._Element, times: np.ndarray) -> np.ndarray:
