@@ -49,12 +49,16 @@ def finish_layer(states_MH, update_MW, ego_NH, offsets, scale_H, shift_H, epsilo
         for row in range(offsets[scene], offsets[scene + 1]):
             state_H, update_W = states_MH[row], update_MW[row]
             mean, square = np.float32(0.0), np.float32(0.0)
+            # A loop that sums writes nothing: with writes in it, LLVM chooses the vector or the scalar sum by the
+            # addresses of the tables, and the last bit would differ from call to call.
             for column in range(size):
                 value_H[column] = update_W[column] + ego_H[column]
+            for column in range(size):
                 mean += value_H[column]
             mean /= np.float32(size)
             for column in range(size):
                 value_H[column] -= mean
+            for column in range(size):
                 square += value_H[column] * value_H[column]
             inverse = np.float32(1.0) / np.sqrt(square / np.float32(size) + np.float32(epsilon))
             for column in range(size):

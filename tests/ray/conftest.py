@@ -77,10 +77,26 @@ def end_tree(process: subprocess.Popen) -> None:
     """End a process we started and everything it started."""
     members = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     process.terminate()
-    _, alive = psutil.wait_procs(members, timeout=15)
+    _, alive = psutil.wait_procs(members, timeout=5)
     for member in alive:
         member.kill()
     process.wait(15)
+
+
+def processes_below(pid: int, title: str) -> list[psutil.Process]:
+    """Return the processes below our own head whose title holds a word; Ray names its actors there."""
+    return [
+        process
+        for process in psutil.Process(pid).children(recursive=True)
+        if title in " ".join(titled(process))
+    ]
+
+
+def titled(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 @pytest.fixture(scope="session")

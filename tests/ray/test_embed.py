@@ -1,0 +1,80 @@
+"""Embedding on Ray: no scene is lost and none is embedded twice, whoever is killed on the way."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import psutil
+import pytest
+
+from autoscale_ray import tasks
+from autoscale_ray.config import RayConfig
+from autoscale_ray.inputs import open_inputs
+from autoscale_ray.representation.training import embed, load
+from tests.ray.conftest import processes_below
+from tests.ray.small_run import config_of, wait_for
+
+CHUNK = 8
+"""Scenes a part, so that there are parts enough to be killed between."""
+PROGRAM = """
+import sys
+from pathlib import Path
+from autoscale_ray.distributed import embed
+from autoscale_ray.distributed.resources import connect
+from autoscale_ray.inputs import open_inputs
+from tests.ray.small_run import config_of
+embed.GRAPH_CHUNK = int(sys.argv[1])
+run, encoder, parts, out = map(Path, sys.argv[2:])
+config = config_of(run)
+connect(config.placement.ray)
+embed.embed_pools(encoder, dict(open_inputs(config, run / "pools").pools), parts, out, config.placement.ray)
+"""
+
+
+def embedders(head_pid: int) -> list[psutil.Process]:
+    return processes_below(head_pid, "RangeEmbedder")
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.filterwarnings("ignore:`use_.* is deprecated:DeprecationWarning")  # Ray Data warns of itself
+def test_an_embedder_and_then_its_caller_killed_lose_no_scene_and_embed_none_twice(
+    cluster, reference, tmp_path, monkeypatch
+) -> None:
+    from autoscale_ray.distributed import embed as on_ray
+
+    monkeypatch.setattr(on_ray, "GRAPH_CHUNK", CHUNK)
+    (encoder,) = (reference / "views").glob("encoder-*")
+    parts, out = tmp_path / "parts", tmp_path / "out"
+    pools = dict(open_inputs(config_of(reference), reference / "pools").pools)
+    num_parts = sum(1 for side, pool in pools.items() for _ in on_ray.row_ranges(side, pool, parts))
+
+    def finished() -> dict[str, int]:
+        return {path.name: path.stat().st_ino for path in parts.glob("*.parquet")}
+
+    program = subprocess.Popen([sys.executable, "-c", PROGRAM, str(CHUNK), reference, encoder, parts, out])
+    wait_for(lambda: finished() or program.poll() is not None)
+    assert program.poll() is None, "the program ended before it was killed"
+    (embedder,) = embedders(cluster["pid"])
+    embedder.kill()
+    kept = [finished()]
+    wait_for(lambda: len(finished()) > len(kept[0]))
+    program.send_signal(signal.SIGKILL)
+    program.wait(30)
+    wait_for(lambda: not embedders(cluster["pid"]))
+    kept.append(finished())
+    assert 0 < len(kept[0]) < len(kept[1]) < num_parts, "both were killed midway"
+
+    out.mkdir()
+    on_ray.embed_pools(encoder, pools, parts, out, RayConfig())
+    after = finished()
+    assert len(after) == num_parts
+    for before in kept:
+        assert before.items() <= after.items(), "a finished part is not embedded again"
+    model = load(encoder)
+    for side, pool in pools.items():
+        ids_N, z_ND = tasks.read_embeddings(out / tasks.table_file(side))
+        assert ids_N.tolist() == pool.scene_ids.tolist()
+        assert np.array_equal(z_ND, embed(model, pool, batch_size=CHUNK))
