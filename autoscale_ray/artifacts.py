@@ -78,7 +78,7 @@ class Artifact:
     stage: str
     fingerprint: str
     """sha256 of the identity of the stage."""
-    values: Mapping[str, JSON]
+    values: Mapping[str, Any]
     blobs: Mapping[str, Blob]
     _storage: Storage = field(repr=False, compare=False)
 

@@ -122,7 +122,7 @@ class RecordedStages:
                 folder,
             ),
         )
-        delivered: Mapping[str, Any] = artifact.values["counts"]  # type: ignore[assignment]
+        delivered: Mapping[str, int] = artifact.values["counts"]
         return Selection(
             fingerprint=artifact.fingerprint,
             counts={name: delivered[name] for name in clusters.cluster_ids},
@@ -189,7 +189,7 @@ class RecordedStages:
                 spec, planners.directories, self._probe_groups(spec, clusters), clusters.cluster_ids
             ),
         )
-        return {name: np.array(value, dtype=np.float64) for name, value in artifact.values.items()}  # type: ignore[arg-type]
+        return {name: np.array(value, dtype=np.float64) for name, value in artifact.values.items()}
 
     def _probe_groups(
         self, spec: PlannerSpec, clusters: Clusters

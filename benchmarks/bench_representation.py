@@ -162,9 +162,10 @@ def embed_arm(arm: str, prepared: Prepared, config: RepresentationConfig, seed: 
     if arm in TRAINED:
         return TRAINED[arm](train, test, config, seed)
     model = fit(prepared.train, config, seed)
-    return tuple(
+    train_ND, test_ND = (
         baselines.embedded(lambda graph: model.encoder(graph).z_ND, graph) for graph in (train, test)
-    )  # type: ignore[return-value]
+    )
+    return train_ND, test_ND
 
 
 def judge(prepared: Prepared, train_ND: np.ndarray, test_ND: np.ndarray, seed: int) -> dict[str, float]:

@@ -10,6 +10,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -31,8 +32,10 @@ CORES_PER_MACHINE = 16
 NOISE = 0.1
 """Standard deviation of the noise on repeated embeddings, in units of their own."""
 
+Found = TypeVar("Found")
 
-def timed(work: Callable[[], object]) -> tuple[float, object]:
+
+def timed(work: Callable[[], Found]) -> tuple[float, Found]:
     """Return the CPU seconds of a call and its result."""
     start = time.process_time()
     found = work()
@@ -70,8 +73,8 @@ def measure(pool: ScenePool, sizes: Sequence[int], seed: int) -> list[dict[str, 
 def _after_embedding(vectors_ND: NDArray[np.float32], seed: int) -> dict[str, float]:
     config = ClusterConfig(num_fine=256)
     fit_s, clusters = timed(lambda: fit_clusters(vectors_ND, vectors_ND[:1000], config, seed))
-    assign_s, _ = timed(lambda: clusters.assign(vectors_ND))  # type: ignore[attr-defined]
-    unit_ND = clusters.whitening.apply(vectors_ND)  # type: ignore[attr-defined]
+    assign_s, _ = timed(lambda: clusters.assign(vectors_ND))
+    unit_ND = clusters.whitening.apply(vectors_ND)
     index_s, index = timed(lambda: build_index(unit_ND, seed=seed))
     search_s, _ = timed(lambda: nearest(index, unit_ND[:NUM_QUERIES], NUM_NEIGHBOURS))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

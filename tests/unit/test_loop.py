@@ -94,7 +94,10 @@ def test_the_recommended_mixture_is_near_the_optimum():
     stages = FormulaStages()
     _, _, final = run(config(), stages)
     final_K = np.array([final[name] for name in NAMES])
-    value = lambda counts_K: (GAIN_K * (1 - np.exp(-counts_K / 30))).mean()  # noqa: E731
+
+    def value(counts_K: np.ndarray) -> float:
+        return (GAIN_K * (1 - np.exp(-counts_K / 30))).mean()
+
     best = max(
         value(np.array([a, b, c, 200 - a - b - c]))
         for a in range(0, 201, 5)

@@ -178,7 +178,7 @@ def test_red_connector_gives_a_stop_line_and_a_red_lane():
         reference = min(line.project(shapely.Point(corner)) - 20.0 for corner in corners.double().numpy())
         np.testing.assert_allclose(float(distance[row]), reference, atol=0.2)
     assert red_lanes(batch).view(9, 2).tolist() == [[bool(flag), False] for flag in red]
-    assert lane_tokens(batch, routes, 3)[:, 2].any() == False  # noqa: E712
+    assert not lane_tokens(batch, routes, 3)[:, 2].any()
 
 
 def test_saved_features_come_back_and_damage_is_refused(tmp_path, features):
