@@ -5,10 +5,24 @@ from __future__ import annotations
 import http.client
 import threading
 from collections.abc import Callable
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 FAULTS = ("throttled", "reset", "answer lost", "conflict", "own retry refused", "answer late")
 _CODES = {"throttled": (503, "SlowDown"), "conflict": (409, "ConditionalRequestConflict")}
+
+
+NAME = "AWS4-HMAC-SHA256 Credential=a/20261122/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+
+
+def speak_s3(headers: Message) -> None:
+    """Put a call of the client for gs into the words of S3: its condition, and who it comes from."""
+    if headers.get("Authorization", "").startswith("AWS4"):
+        return
+    del headers["Authorization"]
+    headers["Authorization"] = NAME
+    if headers.get("x-goog-if-generation-match") == "0":
+        headers["If-None-Match"] = "*"
 
 
 class FaultProxy(ThreadingHTTPServer):
@@ -63,6 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep the test output clean."""
 
     def _serve(self) -> None:
+        speak_s3(self.headers)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = self.server.next_fault()
         if fault in _CODES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import json
 import sys
 import threading
 from pathlib import Path
@@ -39,19 +40,26 @@ def s3_port():
 
 @pytest.fixture
 def proxied(s3_port, monkeypatch, tmp_path):
-    """Return a function that makes a bucket behind a proxy with given faults: (proxy, run URL)."""
+    """Return a function that makes a bucket behind a proxy with given faults: (proxy, run URL).
+
+    The client for gs is the one that Google's servers would see; the proxy tells the S3 server what it asks for.
+    """
     proxy = FaultProxy(s3_port, lambda call: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    key = {"gcs_base_url": proxy.url, "disable_oauth": True}
+    key |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+    (tmp_path / "key.json").write_text(json.dumps(key))
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "key.json"))
     monkeypatch.setattr("autoscale_ray.object_storage.TIMEOUT_S", 1)
 
-    def make(choose=lambda call: None) -> tuple[FaultProxy, str]:
+    def make(choose=lambda call: None, scheme: str = "s3") -> tuple[FaultProxy, str]:
         bucket = next(BUCKETS)
         request(s3_port, "PUT", f"/{bucket}")
         proxy.restart(choose)
-        return proxy, f"s3://{bucket}/runs/one"
+        return proxy, f"{scheme}://{bucket}/runs/one"
 
     yield make
     proxy.close()
@@ -80,11 +88,11 @@ def finished(run_dir: str, num_rounds: int):
     return store.rounds()
 
 
-def check_faults(fault: str, step: int, proxied, reference: list[str]) -> int:
+def check_faults(fault: str, step: int, proxied, reference: list[str], scheme: str = "s3") -> int:
     """Inject a fault at every step-th call until none is left; return how many were injected."""
     for number in itertools.count():
         at = 1 + number * step
-        proxy, url = proxied(lambda call, at=at: fault if call == at else None)
+        proxy, url = proxied(lambda call, at=at: fault if call == at else None, scheme)
         finished(url, 2)
         if not proxy.num_faults:
             return number
@@ -99,6 +107,12 @@ def test_a_fault_at_every_tenth_call_gives_the_same_chain(fault: str, proxied, r
     assert check_faults(fault, 10, proxied, reference) >= 3
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("fault", ["throttled", "answer lost", "own retry refused"])
+def test_the_client_for_gs_gives_the_same_chain(fault: str, proxied, reference) -> None:
+    assert check_faults(fault, 10, proxied, reference, "gs") >= 3
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("fault", FAULTS)
@@ -107,8 +121,9 @@ def test_each_fault_once_at_each_call_gives_the_same_chain(fault: str, proxied, 
 
 
 @pytest.mark.timeout(60)
-def test_a_writer_on_s3_supersedes_another(proxied) -> None:
-    _, url = proxied()
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_writer_on_a_bucket_supersedes_another(scheme: str, proxied) -> None:
+    _, url = proxied(scheme=scheme)
     first = RunStore.open(url, IDENTITY)
     first.commit_round(0, {"by": 1})
     second = RunStore.open(url, IDENTITY)
