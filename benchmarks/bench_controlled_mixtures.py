@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,8 @@ OTHERS = ("vector_spsa", "spsa", "deficit", "excess", "progress", "alignment", "
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     num_problems = 12 if options.quick else options.problems
-    rows, p_values = run_all(options.seed, num_problems, options.quick)
+    names = [name for name in options.families if name != "k64" or not options.quick]
+    rows, p_values = run_all(options.seed, num_problems, names)
     neyman = neyman_ratios(range(options.seed, options.seed + num_problems), 10)
     found = checks(rows, p_values[DEFAULT], DEFAULT)
     found.append(at_most("c3_risk_over_neyman[R=10]", float(neyman[:, 0].mean()), 1.10))
@@ -68,8 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if options.check and missed else 0
 
 
-def run_all(seed: int, num_problems: int, quick: bool) -> tuple[list[Row], PValues]:
-    """Play every row; return the rows and the paired p-values of both variants of ours against each baseline."""
+def run_all(seed: int, num_problems: int, names: Sequence[str]) -> tuple[list[Row], PValues]:
+    """Play the base family and those named; return rows, and paired p-values of both variants of ours by baseline."""
     family, oracles = _drawn("base", seed, num_problems, LONG)
     rows, losses = _default("base", family, oracles, seed, LONG)
     more_rows, more_losses = _default("base", family, oracles, seed, LONG, with_real_only=False)
@@ -85,8 +87,8 @@ def run_all(seed: int, num_problems: int, quick: bool) -> tuple[list[Row], PValu
         hints_PK = alignments(family, correlation, seed)
         label = f"base, fused with alignment of corr. {correlation:g}"
         rows += _default(label, family, oracles, seed, SHORT, alignment_PK=hints_PK)[0]
-    for name in FAMILIES:
-        if name == "base" or (quick and name == "k64"):
+    for name in names:
+        if name == "base":
             continue
         stops = STOPS.get(name, SHORT)
         family, oracles = _drawn(name, seed, num_problems, stops)
@@ -201,6 +203,13 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=52093, help="problem seed; 1, 2, 3 and 7411 were seen in tuning"
     )
     parser.add_argument("--problems", type=int, default=96, help="problems a row")
+    parser.add_argument(
+        "--families",
+        nargs="+",
+        choices=FAMILIES,
+        default=list(FAMILIES),
+        help="problem families; base is always played",
+    )
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--out", type=Path, help="write <out>.md and <out>.png")
     parser.add_argument(
