@@ -150,7 +150,9 @@ class Observer:
     def _guard(self, name: str, act: Callable[[], None]) -> None:
         try:
             act()
-        except Exception as error:  # whatever a tracker raises: a display must not end a run; said in the log
+        except Exception as error:
+            # Trackers are other people's clients of other people's servers: what they raise has no common class, and
+            # a display must not end a run of hours. It is named in the log of the run.
             self._failures.append((name, f"{type(error).__name__}: {error}"))
             assert self._trackers is not None
             self._trackers.pop(name, None)

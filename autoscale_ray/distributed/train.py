@@ -83,7 +83,9 @@ def train_loop(settings: dict[str, Any]) -> None:
         try:
             with deadline:
                 files = train_task(task, place, keeper)
-        except Exception:  # passed on to Train as it is; told to the driver, who knows whether it came before
+        except Exception:
+            # Everything is told to the driver and raised again: Train would start the group anew after a user's bug
+            # as after a lost worker, and only the driver sees that the same error came back.
             ray.get(driver.report_failure.remote(task.task_id, place.rank, traceback.format_exc()))
             raise
         if place.rank == 0:
@@ -142,18 +144,18 @@ def train_encoder(task: EncoderTask, place: Place, keeper: Keeper) -> dict[str, 
         if place.rank != 0:
             keeper.deadline.lift()
             return {}
-        report = lambda step, terms: keeper.deadline.renew()  # noqa: E731
-        model = representation.train(pools, settings, task.seed, report)
+        model = representation.train(pools, settings, task.seed, lambda *_: keeper.deadline.renew())
     else:
+        mine, gather = (
+            shards_of(place.rank, place.num_workers),
+            partial(gather_shards, num_workers=place.num_workers),
+        )
         with one_thread():
             model = sharded.fit_shared(
                 representation.pools_training_set(pools, settings, task.seed),
                 settings,
                 task.seed,
-                sharded.Group(
-                    shards_of(place.rank, place.num_workers),
-                    partial(gather_shards, num_workers=place.num_workers),
-                ),
+                sharded.Group(mine, gather),
                 start=keeper.found(load_file),
                 on_step=lambda state: keeper.keep(
                     state.step, settings.num_steps, partial(sharded.save_state, state)

@@ -30,21 +30,20 @@ def ragged(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
 
 
-def to_scene_frame(points: np.ndarray, origins: np.ndarray) -> np.ndarray:
+def to_scene_frame(points: np.ndarray, origins_M3: np.ndarray, window: np.ndarray) -> np.ndarray:
     """Express map points in the frames of their windows.
 
     Args:
         points: (n, 2) map coordinates.
-        origins: (n, 3) x, y, yaw of each point's frame.
+        origins_M3: x, y, yaw of each window's frame.
+        window: (n,) window of each point.
 
     Returns:
         (n, 2) float64.
     """
-    offset = points - origins[:, :2]
-    cos, sin = np.cos(origins[:, 2]), np.sin(origins[:, 2])
-    return np.stack(
-        [cos * offset[:, 0] + sin * offset[:, 1], cos * offset[:, 1] - sin * offset[:, 0]], axis=1
-    )
+    cos, sin = np.cos(origins_M3[:, 2])[window], np.sin(origins_M3[:, 2])[window]
+    x, y = points[:, 0] - origins_M3[window, 0], points[:, 1] - origins_M3[window, 1]
+    return np.stack([cos * x + sin * y, cos * y - sin * x], axis=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,7 @@ def crop_road(
     window_V = np.repeat(cut.window_J, cut.count_J)
     columns: dict[str, Flat] = {
         "lane_points": _per_window(
-            to_scene_frame(road.center_V2[vertex], origins_M3[window_V]), window_V, count_M
+            to_scene_frame(road.center_V2[vertex], origins_M3, window_V), window_V, count_M
         ),
         "lane_offsets": local_offsets(cut.window_J, cut.count_J, len(count_M)),
         "lane_width_m": (road.width_L[cut.lane_J], count_M),
@@ -148,15 +147,20 @@ def _window_links(road: RoadMap, cut: _Cut, num_windows: int) -> Flat:
 
 @dataclass(frozen=True, slots=True)
 class _Rings:
-    """Polygons of all windows, in any order."""
+    """Polygons of all windows: each a run of vertices forwards and a run backwards, of `_vertices`."""
 
     window_Q: np.ndarray
     layer_Q: np.ndarray
     lane_Q: np.ndarray
     """Lane of the road map, -1 without."""
-    points_W2: np.ndarray
-    """Map coordinates."""
-    count_Q: np.ndarray
+    start_Q2: np.ndarray
+    """Where the run forwards and the run backwards begin."""
+    length_Q2: np.ndarray
+
+
+def _vertices(road: RoadMap) -> np.ndarray:
+    """Return left and right borders, both again for the areas that lanes belong to, and the vertices of areas."""
+    return np.concatenate([road.left_V2, road.right_V2, *_widened(road), road.area_points_W2])
 
 
 def _polygons(
@@ -167,17 +171,19 @@ def _polygons(
     on_route_ML: np.ndarray,
     red_MTL: np.ndarray | None,
 ) -> dict[str, Flat]:
-    parts = [*_lane_rings(road, cut), _area_rings(road, origins_M3, radius_M)]
-    window_Q, layer_Q, lane_Q, count_Q = (
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("window_Q", "layer_Q", "lane_Q", "count_Q")
+    parts = [
+        _lane_rings(road, cut, "lane", "lane_connector", 0),
+        _lane_rings(road, cut, "roadblock", "intersection", 2 * len(road.left_V2)),
+        _area_rings(road, origins_M3, radius_M, 4 * len(road.left_V2)),
+    ]
+    order = np.argsort(np.concatenate([part.window_Q for part in parts]), kind="stable")
+    window_Q, layer_Q, lane_Q, start_Q2, length_Q2 = (
+        np.concatenate([getattr(part, name) for part in parts])[order]
+        for name in ("window_Q", "layer_Q", "lane_Q", "start_Q2", "length_Q2")
     )
-    points_W2 = np.concatenate([part.points_W2 for part in parts])
-    order = np.argsort(window_Q, kind="stable")
-    starts_Q = np.cumsum(count_Q) - count_Q
-    vertex = ragged(starts_Q[order], count_Q[order])
-    window_Q, layer_Q, lane_Q, count_Q = window_Q[order], layer_Q[order], lane_Q[order], count_Q[order]
+    count_Q = length_Q2.sum(1)
     window_W = np.repeat(window_Q, count_Q)
+    points_W2 = _vertices(road)[_forth_and_back(start_Q2, length_Q2)]
     num_M = np.bincount(window_Q, minlength=len(origins_M3))
     has_lane_Q = lane_Q >= 0
     red_QT = np.zeros((len(window_Q), NUM_FRAMES), dtype=bool)
@@ -190,9 +196,7 @@ def _polygons(
     # A map can have areas and no lane.
     local_Q = np.where(own_Q, cut.local_ML[window_Q, lane_Q], -1) if road.num_lanes else lane_Q
     return {
-        "polygon_points": _per_window(
-            to_scene_frame(points_W2[vertex], origins_M3[window_W]), window_W, num_M
-        ),
+        "polygon_points": _per_window(to_scene_frame(points_W2, origins_M3, window_W), window_W, num_M),
         "polygon_offsets": local_offsets(window_Q, count_Q, len(num_M)),
         "polygon_layer": (layer_Q, num_M),
         "polygon_lane": (local_Q, num_M),
@@ -204,26 +208,22 @@ def _polygons(
     }
 
 
-def _lane_rings(road: RoadMap, cut: _Cut) -> tuple[_Rings, _Rings]:
+def _forth_and_back(start_Q2: np.ndarray, length_Q2: np.ndarray) -> np.ndarray:
+    """Return the elements of runs laid end to end, the second of each pair backwards: starts [[5, 3]], lengths [[2, 2]]
+    give [5, 6, 3, 2]."""
+    lengths = length_Q2.reshape(-1)
+    step = np.tile([1, -1], len(length_Q2))
+    begin = start_Q2.reshape(-1) - step * (np.cumsum(lengths) - lengths)
+    return np.repeat(begin, lengths) + np.repeat(step, lengths) * np.arange(lengths.sum())
+
+
+def _lane_rings(road: RoadMap, cut: _Cut, plain: str, crossing: str, base: int) -> _Rings:
+    """Return the borders of the lanes as rings; `base` is where their left borders begin in `_vertices`."""
     keep = road.has_border_L[cut.lane_J]
-    window, lane, first, count = cut.window_J[keep], cut.lane_J[keep], cut.first_J[keep], cut.count_J[keep]
-    vertex = ragged(first, count)
-    position = vertex - np.repeat(first, count)
-    length = np.repeat(count, count)
-    starts = np.repeat(np.cumsum(2 * count) - 2 * count, count)
-    connector = road.is_connector_L[lane]
-    wide_left_V2, wide_right_V2 = _widened(road)
-    rings = []
-    for left_V2, right_V2, plain, crossing in (
-        (road.left_V2, road.right_V2, "lane", "lane_connector"),
-        (wide_left_V2, wide_right_V2, "roadblock", "intersection"),
-    ):
-        points = np.zeros((2 * len(vertex), 2))
-        points[starts + position] = left_V2[vertex]
-        points[starts + 2 * length - 1 - position] = right_V2[vertex]
-        layer = np.where(connector, POLYGON_LAYERS.index(crossing), POLYGON_LAYERS.index(plain))
-        rings.append(_Rings(window, layer, lane, points, 2 * count))
-    return rings[0], rings[1]
+    lane, first, count = cut.lane_J[keep], cut.first_J[keep], cut.count_J[keep]
+    layer = np.where(road.is_connector_L[lane], POLYGON_LAYERS.index(crossing), POLYGON_LAYERS.index(plain))
+    starts = np.stack([base + first, base + len(road.left_V2) + first + count - 1], axis=1)
+    return _Rings(cut.window_J[keep], layer, lane, starts, np.stack([count, count], axis=1))
 
 
 def _widened(road: RoadMap) -> tuple[np.ndarray, np.ndarray]:
@@ -240,8 +240,8 @@ def _widened(road: RoadMap) -> tuple[np.ndarray, np.ndarray]:
     return left_V2, right_V2
 
 
-def _area_rings(road: RoadMap, origins_M3: np.ndarray, radius_M: np.ndarray) -> _Rings:
-    """Return the areas whose bounding box touches the crop, whole."""
+def _area_rings(road: RoadMap, origins_M3: np.ndarray, radius_M: np.ndarray, base: int) -> _Rings:
+    """Return the areas whose bounding box touches the crop, whole; `base` is where areas begin in `_vertices`."""
     counts = np.diff(road.area_offsets)
     layer = np.array([POLYGON_LAYERS.index(name) for name in road.area_layer], dtype=np.int64)
     near_MQ = np.zeros((len(origins_M3), len(counts)), dtype=bool)
@@ -253,5 +253,8 @@ def _area_rings(road: RoadMap, origins_M3: np.ndarray, radius_M: np.ndarray) -> 
             np.linalg.norm(np.maximum(np.maximum(low - here, here - high), 0.0), axis=2) <= radius_M[:, None]
         )
     window, area = np.nonzero(near_MQ)
-    points = road.area_points_W2[ragged(road.area_offsets[area], counts[area])]
-    return _Rings(window, layer[area], road.area_lane_Q[area], points, counts[area])
+    nothing = np.zeros(len(area), dtype=np.int64)
+    starts = np.stack([base + road.area_offsets[area], nothing], axis=1)
+    return _Rings(
+        window, layer[area], road.area_lane_Q[area], starts, np.stack([counts[area], nothing], axis=1)
+    )

@@ -6,6 +6,7 @@ the file.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +16,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from autoscale_ray.errors import InputRejectedError
-from autoscale_ray.scenes.trust import raise_storage_failure
+from autoscale_ray.scenes.arrow_messages import unpacked_bytes
+from autoscale_ray.scenes.trust import raise_storage_failure, read_file
 
 MAX_COLUMNS = 10_000
 MAX_FOOTER_BYTES = 16 << 20
 MAX_ROWS = 1 << 30
 MAX_GROUP_BYTES = 2 << 30
 MAX_TABLE_BYTES = 4 << 30
+MAX_FEATHER_BYTES = 512 << 20
+_FEATHER_HEAD = b"ARROW1\0\0"
 _MIN_VALUE_BYTES = 8
 _TEXT_TYPES = (pa.string(), pa.binary(), pa.large_string(), pa.large_binary())
 
@@ -120,20 +124,21 @@ def _unpacked_bytes(column: pa.ChunkedArray) -> int:
 
 
 def refuse_extension_types(schema: pa.Schema, where: str) -> None:
-    """Refuse Arrow extension types and their metadata marks at any nesting depth.
+    """Refuse Arrow extension types and their metadata marks at any nesting depth, and names that are no text.
 
     Raises:
         InputRejectedError: Naming the field.
     """
-    if len(schema.names) > MAX_COLUMNS:
-        raise InputRejectedError(where, f"must have at most {MAX_COLUMNS} columns", len(schema.names))
-    for field in schema:
-        for name, inner in _fields_below(field, field.name):
-            marked = b"ARROW:extension:name" in (inner.metadata or {})
-            if marked or isinstance(inner.type, pa.BaseExtensionType):
-                raise InputRejectedError(
-                    where, f"column {name} must not have an extension type", str(inner.type)
-                )
+    if len(schema) > MAX_COLUMNS:
+        raise InputRejectedError(where, f"must have at most {MAX_COLUMNS} columns", len(schema))
+    try:
+        fields = [below for field in schema for below in _fields_below(field, field.name)]
+    except UnicodeDecodeError as error:
+        raise InputRejectedError(where, "column names must be UTF-8", str(error)) from None
+    for name, inner in fields:
+        marked = b"ARROW:extension:name" in (inner.metadata or {})
+        if marked or isinstance(inner.type, pa.BaseExtensionType):
+            raise InputRejectedError(where, f"column {name} must not have an extension type", str(inner.type))
 
 
 def _fields_below(field: pa.Field, name: str) -> Iterator[tuple[str, pa.Field]]:
@@ -157,16 +162,26 @@ def _line(error: Exception) -> str:
 def read_feather(path: Path | str) -> pa.Table:
     """Read a whole small Feather (Arrow IPC) file with plain types.
 
+    The file is read as the stream of messages that it holds, so that what was measured is what is read; its index at
+    the end, which could tell of other messages, is left aside.
+
     Raises:
-        InputRejectedError: Missing, damaged, or with an extension type.
+        InputRejectedError: Missing, damaged, with an extension type, or larger than the limit when unpacked.
     """
+    content = read_file(Path(path), MAX_FEATHER_BYTES)
+    if content[: len(_FEATHER_HEAD)] != _FEATHER_HEAD:
+        raise InputRejectedError(str(path), "must be a readable Feather file", "no Arrow IPC file")
+    stream = pa.py_buffer(content)[len(_FEATHER_HEAD) :]
     try:
-        with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as reader:
+        size = sum(map(unpacked_bytes, pa.ipc.MessageReader.open_stream(stream)))
+        if size > MAX_FEATHER_BYTES:
+            raise InputRejectedError(str(path), f"must unpack to at most {MAX_FEATHER_BYTES} bytes", size)
+        with pa.ipc.open_stream(stream) as reader:
             refuse_extension_types(reader.schema, str(path))
             table = reader.read_all()
             # Arrow takes offsets and lengths from the file as they are; using wrong ones ends the process.
             table.validate(full=True)
             return table
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, struct.error) as error:
         raise_storage_failure(error)
         raise InputRejectedError(str(path), "must be a readable Feather file", _line(error)) from None

@@ -182,6 +182,12 @@ def offset_borders(center: np.ndarray, width_m: float | np.ndarray) -> tuple[np.
     return center + half * normal, center - half * normal
 
 
+def lane_polygons(rings: Sequence[np.ndarray]) -> np.ndarray:
+    """Return border rings (n, 2) as shapely polygons."""
+    owner = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+    return shapely.polygons(shapely.linearrings(_stack(rings), indices=owner))
+
+
 def crossing_lanes(
     left: Sequence[np.ndarray], center: Sequence[np.ndarray], right: Sequence[np.ndarray], links: np.ndarray
 ) -> np.ndarray:
@@ -196,8 +202,7 @@ def crossing_lanes(
     """
     flags = np.zeros(len(left), dtype=bool)
     rings = [np.concatenate([a, b[::-1]]) for a, b in zip(left, right, strict=True)]
-    owner = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
-    shapes = shapely.make_valid(shapely.polygons(shapely.linearrings(_stack(rings), indices=owner)))
+    shapes = shapely.make_valid(lane_polygons(rings))
     tree = shapely.STRtree(shapes)
     one, two = tree.query(shapes, predicate="intersects")
     may_cross = (one < two) & _may_cross(center, one, two)

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import shapely
 
+from autoscale_ray.scenes.crops import ragged
 from autoscale_ray.scenes.kinematics import wrap_angle
-from autoscale_ray.scenes.road_map import SUCCESSOR, RoadMap
+from autoscale_ray.scenes.road_map import SUCCESSOR, RoadMap, lane_polygons
 
 MATCH_DISTANCE_M = 0.75
 MATCH_ANGLE_RAD = math.radians(75.0)
@@ -40,11 +41,10 @@ class LaneMatcher:
     lane costs nothing along a successor and most between unconnected lanes.
     """
 
-    def __init__(self, road: RoadMap, lane_shapes: Sequence[shapely.Polygon] | None = None) -> None:
-        count = road.num_lanes
-        self._tree = shapely.STRtree([shapely.Polygon(road.ring_of(k)) for k in range(count)] if lane_shapes is None
-                                     else list(lane_shapes))  # fmt: skip
-        self._lines = np.array([shapely.LineString(road.center_of(k)) for k in range(count)], dtype=object)
+    def __init__(self, road: RoadMap) -> None:
+        count, lane_V = road.num_lanes, np.repeat(np.arange(road.num_lanes), np.diff(road.offsets))
+        self._tree = shapely.STRtree(lane_polygons([road.ring_of(lane) for lane in range(count)]))
+        self._lines = shapely.linestrings(road.center_V2, indices=lane_V)
         self._headings = [_headings(road.center_of(k)) for k in range(count)]
         self._costs_LL = _transition_costs(road)
 
@@ -164,7 +164,7 @@ class RoutePlanner:
         for start, end, kind in road.links_E3.tolist():
             (self._next if kind == SUCCESSOR else self._beside).setdefault(start, []).append(end)
         self._known: dict[tuple[object, ...], Route] = {}
-        self._chains: dict[tuple[int, ...], tuple[int, ...] | None] = {}
+        self._chains: dict[tuple[int, ...], tuple[tuple[int, ...], bool] | None] = {}
 
     def route(self, driven: np.ndarray, position: np.ndarray) -> Route | None:
         """Return the route of a vehicle that is at `position` and drives the lanes `driven` from there.
@@ -183,27 +183,30 @@ class RoutePlanner:
         """
         if len(driven) == 0 or driven[0] < 0:
             return None
-        on_lane = driven[driven >= 0]
-        chain = tuple(on_lane[np.flatnonzero(np.diff(on_lane, prepend=-1))].tolist())
-        lanes = self._cached_lanes(chain)
-        if lanes is None:
+        chain = tuple(lane for lane, _ in itertools.groupby(driven.tolist()) if lane >= 0)
+        chain = tuple(lane for lane, _ in itertools.groupby(chain))
+        found = self._cached_lanes(chain)
+        if found is None:
             return None
-        changes = any(b not in self._next.get(a, ()) for a, b in itertools.pairwise(lanes))
-        key = (lanes, chain, (*np.round(position, 3),) if changes else ())
+        lanes, changes = found
+        key = (chain, *(np.round(position, 3).tolist() if changes else ()))
         if key not in self._known:
             blocks = self._road.roadblock_L[list({*lanes, *chain})]
             on_route_L = np.isin(self._road.roadblock_L, blocks)
             self._known[key] = Route(lanes, on_route_L, self._line(lanes, position))
         return self._known[key]
 
-    def _cached_lanes(self, chain: tuple[int, ...]) -> tuple[int, ...] | None:
+    def _cached_lanes(self, chain: tuple[int, ...]) -> tuple[tuple[int, ...], bool] | None:
+        """Return the lanes of the centre line, and whether it changes lanes on them."""
         if chain not in self._chains:
             blocks = set(self._road.roadblock_L[list(chain)].tolist())
             # Lanes that the match jumped between (say, two exits of one fork) are joined by a way around the
             # jump.
             detour_m = DETOUR_M + float(self._lengths_L[list(chain)].sum())
             path = self._search(chain, blocks, math.inf) or self._search(chain, None, detour_m)
-            self._chains[chain] = None if path is None else self._extended(path)
+            lanes = () if path is None else self._extended(path)
+            changes = any(after not in self._next.get(lane, ()) for lane, after in itertools.pairwise(lanes))
+            self._chains[chain] = (lanes, changes) if lanes else None
         return self._chains[chain]
 
     def _search(
@@ -273,16 +276,6 @@ def _along(line: np.ndarray) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
 
 
-def _foot(line: np.ndarray, along: np.ndarray, position: np.ndarray) -> float:
-    """Return the arc length of the line's point nearest to a position."""
-    steps, offset = np.diff(line, axis=0), position - line[:-1]
-    share = (offset * steps).sum(1) / np.maximum((steps * steps).sum(1), 1e-18)
-    share = np.minimum(np.maximum(share, 0.0), 1.0)
-    gap = offset - share[:, None] * steps
-    nearest = int((gap * gap).sum(1).argmin())
-    return float(along[nearest] + share[nearest] * (along[nearest + 1] - along[nearest]))
-
-
 def _length(line: np.ndarray) -> float:
     return float(_along(line)[-1])
 
@@ -297,28 +290,81 @@ def _turn(line: np.ndarray) -> float:
     return _direction(line[[0, -1]])
 
 
-def cut_line(line_C2: np.ndarray, position: np.ndarray, behind_m: float, ahead_m: float) -> np.ndarray:
-    """Cut a centre line around a position and extend it straight where it ends too early.
+def cut_lines(
+    lines: Sequence[np.ndarray],
+    line_M: np.ndarray,
+    positions_M2: np.ndarray,
+    behind_m: float,
+    ahead_m: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut centre lines around positions and extend them straight where they end too early.
 
     Args:
-        line_C2: (C, 2), C >= 2.
-        position: (2,) point beside the line.
+        lines: (C, 2) each, C >= 2, no two vertices alike.
+        line_M: Line of each position.
+        positions_M2: Points beside the lines.
         behind_m: Length kept behind the foot point, >= 0.
-        ahead_m: Length ahead of the foot point, > 0.
+        ahead_m: Length ahead of each foot point (M,), > 0.
 
     Returns:
-        (C, 3) x, y and yaw of the segment that starts there.
+        The vertices of all cuts laid end to end, x, y and yaw of the segment that starts there, and the number of
+        vertices of each.
     """
-    along = _along(line_C2)
-    foot = _foot(line_C2, along, position)
-    low, high = max(0.0, foot - behind_m), foot + ahead_m
-    if high > along[-1]:
-        unit = (line_C2[-1] - line_C2[-2]) / max(along[-1] - along[-2], 1e-9)
-        line_C2 = np.concatenate([line_C2, line_C2[-1:] + unit * (high - along[-1])])
-        along = np.append(along, high)
-    inside = (along > low + 1e-3) & (along < high - 1e-3)
-    at = np.concatenate([[low], along[inside], [high]])
-    points = np.stack([np.interp(at, along, line_C2[:, axis]) for axis in range(2)], axis=1)
-    steps = np.diff(points, axis=0)
-    yaw = np.arctan2(steps[:, 1], steps[:, 0])
-    return np.column_stack([points, np.append(yaw, yaw[-1])])
+    points_V2, along_V = np.concatenate(lines), np.concatenate([_along(line) for line in lines])
+    ends_U = np.cumsum([len(line) for line in lines])
+    last_M = ends_U[line_M] - 1
+    count_M = np.diff(ends_U, prepend=0)[line_M]
+    vertex_W = ragged(last_M + 1 - count_M, count_M)
+    window_W = np.repeat(np.arange(len(line_M)), count_M)
+    foot_M = _feet(points_V2, along_V, vertex_W, window_W, positions_M2, last_M)
+    low_M, high_M = np.maximum(0.0, foot_M - behind_m), foot_M + ahead_m
+    along_W = along_V[vertex_W]
+    inside_W = (along_W > low_M[window_W] + 1e-3) & (along_W < high_M[window_W] - 1e-3)
+    inside_M = np.bincount(window_W[inside_W], minlength=len(line_M))
+    first_M = np.cumsum(inside_M + 2) - inside_M - 2
+    cut = np.zeros((int(inside_M.sum()) + 2 * len(line_M), 3))
+    cut[ragged(first_M + 1, inside_M), :2] = points_V2[vertex_W[inside_W]]
+    for at_M, row_M in ((low_M, first_M), (high_M, first_M + inside_M + 1)):
+        before_M = last_M - count_M + np.bincount(window_W[along_W <= at_M[window_W]], minlength=len(line_M))
+        cut[row_M, :2] = _points_at(points_V2, along_V, before_M, at_M, last_M)
+    steps = np.diff(cut[:, :2], axis=0)
+    cut[:-1, 2] = np.arctan2(steps[:, 1], steps[:, 0])
+    end_M = first_M + inside_M + 1
+    cut[end_M, 2] = cut[end_M - 1, 2]
+    return cut, inside_M + 2
+
+
+def _feet(
+    points_V2: np.ndarray,
+    along_V: np.ndarray,
+    vertex_W: np.ndarray,
+    window_W: np.ndarray,
+    positions_M2: np.ndarray,
+    last_M: np.ndarray,
+) -> np.ndarray:
+    """Return the arc length of the point of its line that is nearest to each position (M,)."""
+    is_segment = vertex_W != last_M[window_W]
+    begin_S, window_S = vertex_W[is_segment], window_W[is_segment]
+    steps, offset = points_V2[begin_S + 1] - points_V2[begin_S], positions_M2[window_S] - points_V2[begin_S]
+    share_S = (offset * steps).sum(1) / np.maximum((steps * steps).sum(1), 1e-18)
+    share_S = np.minimum(np.maximum(share_S, 0.0), 1.0)
+    gap = offset - share_S[:, None] * steps
+    distance_S = (gap * gap).sum(1)
+    first_M = np.searchsorted(window_S, np.arange(len(last_M)))
+    nearest_S = np.flatnonzero(distance_S == np.minimum.reduceat(distance_S, first_M)[window_S])
+    near_M = nearest_S[np.searchsorted(window_S[nearest_S], np.arange(len(last_M)))]
+    begin_M = begin_S[near_M]
+    return along_V[begin_M] + share_S[near_M] * (along_V[begin_M + 1] - along_V[begin_M])
+
+
+def _points_at(
+    points_V2: np.ndarray, along_V: np.ndarray, before_M: np.ndarray, at_M: np.ndarray, last_M: np.ndarray
+) -> np.ndarray:
+    """Return the points at arc lengths, straight on behind the last vertex; `before_M` is the vertex before each."""
+    is_last = (before_M == last_M)[:, None]
+    begin_M = np.minimum(before_M, last_M - 1)
+    length_M = (along_V[begin_M + 1] - along_V[begin_M])[:, None]
+    step_M2 = points_V2[begin_M + 1] - points_V2[begin_M]
+    inside = step_M2 / length_M * (at_M - along_V[begin_M])[:, None] + points_V2[begin_M]
+    beyond = points_V2[last_M] + step_M2 / np.maximum(length_M, 1e-9) * (at_M - along_V[last_M])[:, None]
+    return np.where(is_last, beyond, inside)

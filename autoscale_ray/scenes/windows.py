@@ -16,7 +16,7 @@ from autoscale_ray.errors import InvalidInputError
 from autoscale_ray.scenes.crops import Flat, crop_radius, crop_road, ragged, to_scene_frame
 from autoscale_ray.scenes.kinematics import center_velocities, gapless_runs, rear_axle_states, wrap_angle
 from autoscale_ray.scenes.recording import Recording
-from autoscale_ray.scenes.routes import LaneMatcher, Route, RoutePlanner, cut_line
+from autoscale_ray.scenes.routes import LaneMatcher, Route, RoutePlanner, cut_lines
 from autoscale_ray.scenes.schema import (
     CURRENT_FRAME,
     DRIVING_COMMANDS,
@@ -147,9 +147,8 @@ class _Cutter:
         row_MT, valid_MT = self._rows(anchors.track_M[:, None], anchors.frame_M[:, None] + self._shift_T())
         origins_M3 = self._ego_R7[row_MT[:, CURRENT_FRAME], :3]
         self._match_lanes(anchors)
-        routes = [
-            self._route(track, frame) for track, frame in zip(anchors.track_M, anchors.frame_M, strict=True)
-        ]
+        here = zip(anchors.track_M.tolist(), anchors.frame_M.tolist(), origins_M3, strict=True)
+        routes = [self._route(*window) for window in here]
         on_route_ML = np.zeros((len(routes), self._recording.road.num_lanes), dtype=bool)
         for window, route in enumerate(routes):
             if route is not None:
@@ -178,10 +177,9 @@ class _Cutter:
 
     def _ego(self, row_MT: np.ndarray, valid_MT: np.ndarray, origins_M3: np.ndarray) -> dict[str, Flat]:
         states = self._ego_R7[row_MT].copy()
-        origins_MT3 = np.repeat(origins_M3, NUM_FRAMES, axis=0)
-        states[..., :2] = to_scene_frame(states[..., :2].reshape(-1, 2), origins_MT3).reshape(
-            *states.shape[:2], 2
-        )
+        window = np.repeat(np.arange(len(row_MT)), NUM_FRAMES)
+        xy = to_scene_frame(states[..., :2].reshape(-1, 2), origins_M3, window)
+        states[..., :2] = xy.reshape(*valid_MT.shape, 2)
         states[..., 2] = wrap_angle(states[..., 2] - origins_M3[:, None, 2])
         states[~valid_MT] = 0.0
         ones = np.ones(len(row_MT), dtype=np.int64)
@@ -193,11 +191,10 @@ class _Cutter:
         window_A, track_A = self._near_tracks(anchors, row_MT)
         row_AT, valid_AT = self._rows(track_A[:, None], anchors.frame_M[window_A, None] + self._shift_T())
         states = self._agents_R5[row_AT].copy()
-        origins = np.repeat(origins_M3[window_A], NUM_FRAMES, axis=0)
-        shape = (*states.shape[:2], 2)
-        turn = np.column_stack([np.zeros((len(origins), 2)), origins[:, 2]])
-        states[..., :2] = to_scene_frame(states[..., :2].reshape(-1, 2), origins).reshape(shape)
-        states[..., 3:] = to_scene_frame(states[..., 3:].reshape(-1, 2), turn).reshape(shape)
+        window, shape = np.repeat(window_A, NUM_FRAMES), (*valid_AT.shape, 2)
+        states[..., :2] = to_scene_frame(states[..., :2].reshape(-1, 2), origins_M3, window).reshape(shape)
+        turn_M3 = np.column_stack([np.zeros((len(origins_M3), 2)), origins_M3[:, 2]])
+        states[..., 3:] = to_scene_frame(states[..., 3:].reshape(-1, 2), turn_M3, window).reshape(shape)
         states[..., 2] = wrap_angle(states[..., 2] - origins_M3[window_A, None, 2])
         states[~valid_AT] = 0.0
         count_M = np.bincount(window_A, minlength=len(row_MT))
@@ -248,27 +245,37 @@ class _Cutter:
             frames = tracks.first_frame_K[track] + rows - tracks.offsets[track]
             self._lanes_by_track[track] = frames, driven
 
-    def _route(self, track: int, frame: int) -> Route | None:
+    def _route(self, track: int, frame: int, pose: np.ndarray) -> Route | None:
         frames, lanes = self._lanes_by_track[track]
         last = frame + round(ROUTE_HORIZON_S / self._recording.frame_interval_s)
         low, high = np.searchsorted(frames, [frame, last + 1])
-        row, _ = self._rows(np.array(track), np.array(frame))
-        return self._planner.route(lanes[low:high], self._ego_R7[row, :2])
+        return self._planner.route(lanes[low:high], pose[:2])
 
     def _centerlines(
         self, routes: list[Route | None], row_MT: np.ndarray, valid_MT: np.ndarray, origins_M3: np.ndarray
     ) -> Flat:
-        lines = []
-        for route, rows, valid in zip(routes, row_MT, valid_MT, strict=True):
-            driven = self._ego_R7[rows[valid], :2]
-            ahead = driven[int(valid[:CURRENT_FRAME].sum()) :]
-            distance = float(np.linalg.norm(np.diff(ahead, axis=0), axis=1).sum())
-            line = _driven_line(driven, self._ego_R7[rows[CURRENT_FRAME]]) if route is None else route.line_C2
-            lines.append(cut_line(line, ahead[0], CENTERLINE_BEHIND_M, distance + CENTERLINE_AHEAD_M))
-        counts = np.array([len(line) for line in lines])
-        flat, origins = np.concatenate(lines), np.repeat(origins_M3, counts, axis=0)
-        yaw = wrap_angle(flat[:, 2] - origins[:, 2])
-        return np.column_stack([to_scene_frame(flat[:, :2], origins), yaw]), counts
+        lines: dict[object, np.ndarray] = {}
+        line_M = np.zeros(len(routes), dtype=np.int64)
+        for window, route in enumerate(routes):
+            key = window if route is None else id(route)
+            if key not in lines:
+                driven = self._ego_R7[row_MT[window, valid_MT[window]], :2]
+                lines[key] = _driven_line(driven, origins_M3[window]) if route is None else route.line_C2
+            line_M[window] = list(lines).index(key)
+        ahead_m = self._distances(row_MT, valid_MT) + CENTERLINE_AHEAD_M
+        cut, counts = cut_lines(list(lines.values()), line_M, origins_M3[:, :2], CENTERLINE_BEHIND_M, ahead_m)
+        window = np.repeat(np.arange(len(counts)), counts)
+        yaw = wrap_angle(cut[:, 2] - origins_M3[window, 2])
+        return np.column_stack([to_scene_frame(cut[:, :2], origins_M3, window), yaw]), counts
+
+    def _distances(self, row_MT: np.ndarray, valid_MT: np.ndarray) -> np.ndarray:
+        """Return the length of each ego's drive from 0 s on, over the frames that are recorded."""
+        distance_M = np.zeros(len(row_MT))
+        for pattern in np.unique(valid_MT[:, CURRENT_FRAME:], axis=0):
+            same = (valid_MT[:, CURRENT_FRAME:] == pattern).all(axis=1)
+            positions = self._ego_R7[row_MT[same, CURRENT_FRAME:][:, pattern], :2]
+            distance_M[same] = np.linalg.norm(np.diff(positions, axis=1), axis=2).sum(1)
+        return distance_M
 
     def _red(self, anchors: _Anchors) -> np.ndarray | None:
         red_FL = self._recording.red_FL
@@ -350,12 +357,17 @@ def _commands(routes: list[Route | None], centerline: Flat) -> np.ndarray:
     m."""
     points, counts = centerline
     commands = np.full(len(routes), DRIVING_COMMANDS.index("unknown"), dtype=np.int8)
-    for window, line in enumerate(np.split(points[:, :2], np.cumsum(counts)[:-1])):
+    away, steps = (
+        np.linalg.norm(points[:, :2], axis=1),
+        np.linalg.norm(np.diff(points[:, :2], axis=0), axis=1),
+    )
+    ends = np.cumsum(counts)
+    for window, (low, high) in enumerate(zip((ends - counts).tolist(), ends.tolist(), strict=True)):
         if routes[window] is None:
             continue
-        begin = int(np.argmin(np.linalg.norm(line, axis=1)))
-        along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line[begin:], axis=0), axis=1))])
-        side = float(np.interp(COMMAND_DISTANCE_M, along, line[begin:, 1]))
+        begin = low + int(away[low:high].argmin())
+        along = np.concatenate([[0.0], np.cumsum(steps[begin : high - 1])])
+        side = float(np.interp(COMMAND_DISTANCE_M, along, points[begin:high, 1]))
         name = "left" if side > COMMAND_OFFSET_M else "right" if side < -COMMAND_OFFSET_M else "forward"
         commands[window] = DRIVING_COMMANDS.index(name)
     return commands
@@ -375,7 +387,14 @@ def scene_table(scalars: Mapping[str, object], columns: Mapping[str, Flat]) -> p
             continue
         values, counts = columns[field.name]
         width = int(np.prod(inner_shape(field)))
-        flat = pa.array(np.asarray(values).reshape(-1)).cast(field.type.value_type)
+        flat = _column(np.asarray(values).reshape(-1), field.type.value_type)
         offsets = np.concatenate([[0], np.cumsum(counts)]) * width
         arrays.append(pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), flat, type=field.type))
     return pa.Table.from_arrays(arrays, schema=SCENE_SCHEMA)
+
+
+def _column(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    if kind == pa.float32():
+        with np.errstate(over="ignore"):  # A gate refuses what becomes infinite.
+            return pa.array(values.astype(np.float32, copy=False))
+    return pa.array(values).cast(kind)

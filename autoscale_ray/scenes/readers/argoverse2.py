@@ -106,7 +106,7 @@ def _columns(table: pa.Table, names: tuple[str, ...], where: str) -> dict[str, n
         column = table[name]
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             arrays[name] = np.array(column.to_pylist(), dtype=str)
-        elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        elif pa.types.is_integer(column.type) or column.type in (pa.float32(), pa.float64()):
             arrays[name] = column.to_numpy()
         else:
             raise InputRejectedError(where, f"column {name} must hold numbers or texts", str(column.type))

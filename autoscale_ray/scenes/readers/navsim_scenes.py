@@ -261,7 +261,8 @@ class _Cutter:
     def _ego(self, frames_MT: np.ndarray, valid_MT: np.ndarray, origins_M3: np.ndarray) -> dict[str, Flat]:
         log = self._log
         poses = log.poses_F3[frames_MT]
-        xy = to_scene_frame(poses[..., :2].reshape(-1, 2), np.repeat(origins_M3, NUM_FRAMES, axis=0))
+        window = np.repeat(np.arange(len(origins_M3)), NUM_FRAMES)
+        xy = to_scene_frame(poses[..., :2].reshape(-1, 2), origins_M3, window)
         yaw = wrap_angle(poses[..., 2:] - origins_M3[:, None, 2:])
         states = np.concatenate([xy.reshape(*valid_MT.shape, 2), yaw, log.dynamics_F4[frames_MT]], axis=2)
         states[~valid_MT] = 0.0
@@ -280,7 +281,7 @@ class _Cutter:
         num_tracks = int(log.box_track_A.max(initial=0)) + 1
         key_A, agent_X = np.unique(window_X * num_tracks + log.box_track_A[box_X], return_inverse=True)
         states = np.zeros((len(key_A), NUM_FRAMES, 5))
-        states[agent_X, frame_X] = _in_scene(self._boxes_A5[box_X], origins_M3[window_X])
+        states[agent_X, frame_X] = _in_scene(self._boxes_A5[box_X], origins_M3, window_X)
         valid = np.zeros((len(key_A), NUM_FRAMES), dtype=bool)
         valid[agent_X, frame_X] = True
         # NAVSIM's observation starts at 0 s: type and size are those of the first sighting from there on.
@@ -332,7 +333,7 @@ class _Cutter:
         points, point_J = _gathered(road.center_C2, road.center_offsets, lane_J)
         return {
             "lane_points": (
-                to_scene_frame(points, origins_M3[np.repeat(window_J, point_J)]),
+                to_scene_frame(points, origins_M3, np.repeat(window_J, point_J)),
                 np.bincount(window_J, weights=point_J, minlength=count).astype(np.int64),
             ),
             "lane_offsets": local_offsets(window_J, point_J, count),
@@ -374,7 +375,7 @@ class _Cutter:
         num_M = np.bincount(window_Q, minlength=count)
         return {
             "polygon_points": (
-                to_scene_frame(points, origins_M3[np.repeat(window_Q, point_Q)]),
+                to_scene_frame(points, origins_M3, np.repeat(window_Q, point_Q)),
                 np.bincount(window_Q, weights=point_Q, minlength=count).astype(np.int64),
             ),
             "polygon_offsets": local_offsets(window_Q, point_Q, count),
@@ -399,9 +400,9 @@ class _Cutter:
     def _centerlines(self, routes: Sequence[NavsimRoute], origins_M3: np.ndarray) -> Flat:
         lines = [self._cut(route, pose) for route, pose in zip(routes, origins_M3, strict=True)]
         counts = np.array([len(line) for line in lines], dtype=np.int64)
-        flat, origins = np.concatenate(lines), np.repeat(origins_M3, counts, axis=0)
-        yaw = wrap_angle(flat[:, 2] - origins[:, 2])
-        return np.column_stack([to_scene_frame(flat[:, :2], origins), yaw]), counts
+        flat, window = np.concatenate(lines), np.repeat(np.arange(len(lines)), counts)
+        yaw = wrap_angle(flat[:, 2] - origins_M3[window, 2])
+        return np.column_stack([to_scene_frame(flat[:, :2], origins_M3, window), yaw]), counts
 
     def _cut(self, route: NavsimRoute, pose: np.ndarray) -> np.ndarray:
         """Return the vertices of the centre line around the ego."""
@@ -415,11 +416,12 @@ class _Cutter:
         return line[low:high] if high - low >= 2 else line
 
 
-def _in_scene(states: np.ndarray, origins: np.ndarray) -> np.ndarray:
+def _in_scene(states: np.ndarray, origins_M3: np.ndarray, window: np.ndarray) -> np.ndarray:
     """Turn box states (n, 5) from map axes into the frames of their scenes."""
-    turn = np.column_stack([np.zeros((len(origins), 2)), origins[:, 2]])
-    yaw = wrap_angle(states[:, 2] - origins[:, 2])
-    return np.column_stack([to_scene_frame(states[:, :2], origins), yaw, to_scene_frame(states[:, 3:], turn)])
+    turn_M3 = np.column_stack([np.zeros((len(origins_M3), 2)), origins_M3[:, 2]])
+    yaw = wrap_angle(states[:, 2] - origins_M3[window, 2])
+    xy = to_scene_frame(states[:, :2], origins_M3, window)
+    return np.column_stack([xy, yaw, to_scene_frame(states[:, 3:], turn_M3, window)])
 
 
 def _gathered(values: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ import zipfile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from autoscale_ray.errors import InputRejectedError, InvalidInputError
 from autoscale_ray.evaluation.score_file import read_trajectories
 from autoscale_ray.scenes import parquet
+from autoscale_ray.scenes.arrow_messages import unpacked_bytes
 from autoscale_ray.scenes.ingest import ingest
 from autoscale_ray.scenes.parquet import open_parquet, read_feather, read_parquet
 from autoscale_ray.scenes.pool import open_pool
@@ -207,6 +209,24 @@ def test_ray_s_extension_types_are_refused_before_a_row_is_read(tmp_path, name, 
         with pytest.raises(InputRejectedError, match="extension type"):
             read(tmp_path / path)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_feather_is_measured_before_it_is_unpacked(compression, tmp_path):
+    numbers = np.arange(5000, dtype=np.int64)
+    table = pa.table({"number": numbers, "text": [f"row {row % 7}" for row in numbers]})
+    file = tmp_path / "f.feather"
+    pa.feather.write_feather(table, str(file), compression=compression, chunksize=1000)
+    content = file.read_bytes()
+    messages = list(pa.ipc.MessageReader.open_stream(pa.py_buffer(content)[8:]))
+    sizes = [buffer.size for batch in table.to_batches(1000) for column in batch.columns for buffer in
+             pa.concat_arrays([column]).buffers() if buffer is not None]  # fmt: skip
+    assert sum(map(unpacked_bytes, messages)) == pytest.approx(sum(sizes), rel=0.02)
+    assert read_feather(file).equals(table)
+    assert content.count(struct.pack("<q", 8000)) >= 5
+    file.write_bytes(content.replace(struct.pack("<q", 8000), struct.pack("<q", 1 << 40)))
+    with pytest.raises(InputRejectedError, match="must unpack to at most"):
+        read_feather(file)
 
 
 def test_feather_whose_offsets_point_outside_is_refused_and_ends_no_process(tmp_path):

@@ -4,12 +4,13 @@ import math
 import numpy as np
 import pytest
 import shapely
+import shapely.ops
 
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.kinematics import rear_axle_states
 from autoscale_ray.scenes.recording import Track, gather_tracks
 from autoscale_ray.scenes.road_map import Lane, make_road_map, offset_borders, pair_borders
-from autoscale_ray.scenes.routes import LaneMatcher, RoutePlanner, cut_line
+from autoscale_ray.scenes.routes import LaneMatcher, RoutePlanner, cut_lines
 from scenes.small_world import lane
 
 
@@ -126,7 +127,7 @@ def test_route_changes_lanes_only_where_successors_do_not_lead_on():
     start = place(np.array([[5.0, -4.0]]))[0]
     over = planner.route(np.array([1, 1, 0, 2]), start)
     assert over.lanes == (1, 0, 2)
-    local = cut_line(over.line_C2, start, 0.0, 80.0)
+    local, _ = cut_lines([over.line_C2], np.array([0]), start[None], 0.0, np.array([80.0]))
     assert np.linalg.norm(local[0, :2] - start) < 0.01
     end = place(np.array([[85.0, 0.0]]))[0]
     assert np.linalg.norm(local[-1, :2] - end) < 1.0
@@ -135,9 +136,34 @@ def test_route_changes_lanes_only_where_successors_do_not_lead_on():
 
 def test_cut_line_extends_straight_and_keeps_what_lies_behind():
     line = np.array([[0.0, 0.0], [10.0, 0.0], [10.0, 10.0]])
-    cut = cut_line(line, np.array([4.0, 1.0]), 2.0, 30.0)
+    cut, counts = cut_lines([line], np.array([0]), np.array([[4.0, 1.0]]), 2.0, np.array([30.0]))
+    assert counts.tolist() == [len(cut)]
     np.testing.assert_allclose(cut[0], [2.0, 0.0, 0.0], atol=1e-9)
     np.testing.assert_allclose(cut[-1], [10.0, 24.0, math.pi / 2], atol=1e-9)
+
+
+def test_cut_lines_are_those_of_shapely():
+    generator = np.random.default_rng(0)
+    lines = [
+        np.cumsum(generator.uniform([0.5, -1.0], [6.0, 1.0], (num, 2)), axis=0) for num in (2, 3, 40, 7, 90)
+    ]
+    line_M = generator.integers(len(lines), size=60)
+    positions = np.array([lines[k][generator.integers(len(lines[k]))] for k in line_M]) + generator.normal(
+        size=(60, 2)
+    )
+    ahead_m = generator.uniform(1.0, 60.0, 60)
+    cut, counts = cut_lines(lines, line_M, positions, 12.0, ahead_m)
+    for found, line, position, ahead in zip(
+        np.split(cut, np.cumsum(counts)[:-1]), (lines[k] for k in line_M), positions, ahead_m, strict=True
+    ):
+        unit = (line[-1] - line[-2]) / np.linalg.norm(line[-1] - line[-2])
+        longer = shapely.LineString([*line, line[-1] + 100.0 * unit])
+        foot = shapely.LineString(line).project(shapely.Point(position))
+        expected = shapely.ops.substring(longer, max(0.0, foot - 12.0), foot + ahead)
+        assert shapely.hausdorff_distance(shapely.LineString(found[:, :2]), expected) < 1e-6
+        steps = np.diff(found[:, :2], axis=0)
+        np.testing.assert_allclose(found[:-1, 2], np.arctan2(steps[:, 1], steps[:, 0]), atol=1e-12)
+        assert found[-1, 2] == found[-2, 2]
 
 
 @pytest.mark.parametrize("given", [False, True])
