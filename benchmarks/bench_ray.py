@@ -21,6 +21,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,20 +71,22 @@ class ObjectStoreWatch:
     """Samples the bytes in the object store until it is stopped; keeps the largest sum."""
 
     def __init__(self) -> None:
-        self.largest = 0
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1)
+        self._largest = self._thread.submit(self._watch)
 
-    def _watch(self) -> None:
+    def _watch(self) -> int:
+        largest = 0
         while not self._end.wait(SAMPLE_S):
-            sizes = [item.object_size for item in list_objects(detail=True, limit=10_000)]
-            self.largest = max(self.largest, sum(size for size in sizes if size and size > 0))
+            # An object may go while it is listed; that is no reason to give up the others.
+            listed = list_objects(detail=True, limit=10_000, raise_on_missing_output=False)
+            largest = max(largest, sum(max(item.object_size or 0, 0) for item in listed))
+        return largest
 
     def stop(self) -> int:
+        """Return the largest sum; raise what ended the watch early."""
         self._end.set()
-        self._thread.join(30)
-        return self.largest
+        return self._largest.result(30)
 
 
 def measure_embedding(seed: int, num_scenes: int, folder: Path) -> dict[str, float]:
