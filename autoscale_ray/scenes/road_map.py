@@ -185,7 +185,7 @@ def offset_borders(center: np.ndarray, width_m: float | np.ndarray) -> tuple[np.
 def lane_polygons(rings: Sequence[np.ndarray]) -> np.ndarray:
     """Return border rings (n, 2) as shapely polygons."""
     owner = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
-    return shapely.polygons(shapely.linearrings(_stack(rings), indices=owner))
+    return np.asarray(shapely.polygons(shapely.linearrings(_stack(rings), indices=owner)))
 
 
 def crossing_lanes(
