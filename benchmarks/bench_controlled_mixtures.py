@@ -208,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=FAMILIES,
         default=list(FAMILIES),
-        help="problem families; base is always played",
+        help="families; base is always played",
     )
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--out", type=Path, help="write <out>.md and <out>.png")
