@@ -194,15 +194,15 @@ def test_a_killed_sweep_goes_on_stops_a_poor_trial_and_computes_nothing_twice(
     assert not (folder / "sweep.csv").exists()
 
     given = [*arguments, f"placement.run_dir={folder}"]
-    assert sweep(given, Console(quiet=True)) == folder
+    job = subprocess.run([sys.executable, JOB, *given], capture_output=True, text=True, cwd=tmp_path)
+    assert job.returncode == 0, job.stderr
+    assert job.stdout.splitlines()[-1] == f"finished: everything lies in {folder}"
     assert {path: path.read_bytes() for path in before} == before, "a published round is not made again"
     check_table(folder)
     check_shared(folder, shared)
     table, events = (folder / "sweep.csv").read_bytes(), num_events(folder)
     (folder / "sweep.csv").unlink()
-    job = subprocess.run([sys.executable, JOB, *given], capture_output=True, text=True, cwd=tmp_path)
-    assert job.returncode == 0, job.stderr
-    assert job.stdout.splitlines()[-1] == f"finished: everything lies in {folder}"
+    assert sweep(given, Console(quiet=True)) == folder
     assert (folder / "sweep.csv").read_bytes() == table
     assert num_events(folder) == events, "a finished sweep is restored, not run again"
 
