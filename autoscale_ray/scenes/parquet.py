@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.arrow_messages import unpacked_bytes
+from autoscale_ray.scenes.parquet_footer import Footer, parse_footer
 from autoscale_ray.scenes.trust import raise_storage_failure, read_file
 
 MAX_COLUMNS = 10_000
@@ -43,7 +44,7 @@ def open_parquet(path: Path | str) -> pq.ParquetFile:
         InputRejectedError: The file is not Parquet, has an extension type at any depth, too many columns, or row
             groups that would unpack to more than the limits.
     """
-    _check_footer(Path(path))
+    _check_sizes(_read_footer(Path(path)), str(path))
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         schema = file.schema_arrow
@@ -51,35 +52,44 @@ def open_parquet(path: Path | str) -> pq.ParquetFile:
         raise_storage_failure(error)
         raise InputRejectedError(str(path), "must be a readable Parquet file", _line(error)) from None
     refuse_extension_types(schema, str(path))
-    _check_sizes(file.metadata, str(path))
     return file
 
 
-def _check_footer(path: Path) -> None:
-    """Refuse a description so long that reading it alone would take too much; the parser comes after."""
+def _read_footer(path: Path) -> Footer:
+    """Return the description of a file; one so long that reading it alone would take too much is refused."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - 8))
             tail = file.read(8)
+            length = int.from_bytes(tail[:4], "little")
+            if tail[4:] != b"PAR1" or length > size - 12:
+                raise InputRejectedError(str(path), "must be a readable Parquet file", "no footer")
+            if length > MAX_FOOTER_BYTES:
+                raise InputRejectedError(
+                    str(path), f"footer must be at most {MAX_FOOTER_BYTES} bytes", length
+                )
+            file.seek(size - 8 - length)
+            return parse_footer(file.read(length))
     except FileNotFoundError:
         raise InputRejectedError(str(path), "must be a file", "no such path") from None
-    length = int.from_bytes(tail[:4], "little")
-    if tail[4:] == b"PAR1" and MAX_FOOTER_BYTES < length <= size:
-        raise InputRejectedError(str(path), f"footer must be at most {MAX_FOOTER_BYTES} bytes", length)
+    except ValueError as error:
+        if isinstance(error, InputRejectedError):
+            raise
+        raise InputRejectedError(str(path), "must be a readable Parquet file", f"footer {error}") from None
 
 
-def _check_sizes(metadata: pq.FileMetaData, where: str) -> None:
+def _check_sizes(footer: Footer, where: str) -> None:
     """Refuse row groups that say, or whose counts imply, more than they may unpack to."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    if not 0 <= metadata.num_rows <= MAX_ROWS or metadata.num_rows != sum(group.num_rows for group in groups):
-        raise InputRejectedError(where, "row groups must add up to the file's rows", metadata.num_rows)
-    for group in groups:
-        chunks = [group.column(number) for number in range(group.num_columns)]
-        size = sum(
-            max(chunk.total_uncompressed_size, chunk.num_values * _MIN_VALUE_BYTES) for chunk in chunks
-        )
-        if group.num_rows < 0 or any(chunk.num_values < 0 for chunk in chunks) or size > MAX_GROUP_BYTES:
+    if not 0 <= footer.num_rows <= MAX_ROWS or footer.num_rows != sum(
+        group.num_rows for group in footer.groups
+    ):
+        raise InputRejectedError(where, "row groups must add up to the file's rows", footer.num_rows)
+    for rows, chunks in footer.groups:
+        if len(chunks) > MAX_COLUMNS:
+            raise InputRejectedError(where, f"must have at most {MAX_COLUMNS} columns", len(chunks))
+        size = sum(max(chunk.unpacked_bytes, chunk.num_values * _MIN_VALUE_BYTES) for chunk in chunks)
+        if rows < 0 or any(chunk.num_values < 0 for chunk in chunks) or size > MAX_GROUP_BYTES:
             raise InputRejectedError(
                 where, f"row groups must unpack to at most {MAX_GROUP_BYTES} bytes", size
             )
