@@ -87,6 +87,7 @@ def ingest(
     filter: Path | None = None,
     rewards: Path | None = None,
     vocabulary: Path | None = None,
+    max_quarantined_share: float = 0.02,
     backend: Literal["local", "ray"] = "local",
 ) -> None:
     """Make a scene pool of recordings or simulations in another format.
@@ -103,6 +104,7 @@ def ingest(
         filter: NAVSIM scene filter, YAML (navsim, simscale).
         rewards: Reward file, or folder with one for each token (simscale).
         vocabulary: Trajectories that the rewards score, .npy (simscale).
+        max_quarantined_share: No pool is made where more than this share of scenes and files is quarantined.
         backend: Processes of this machine, or the tasks of a Ray cluster.
     """
     from autoscale_ray.scenes.ingest import ingest as ingest_here
@@ -121,6 +123,7 @@ def ingest(
             out,
             domain,
             files={name: file for name, file in beside.items() if file is not None},
+            max_quarantined_share=max_quarantined_share,
             progress=lambda done, total: status.update(f"reading {path}: {done} of {total} parts"),
         )
     refused = f"{manifest.num_quarantined} refused with a reason"

@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -25,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from autoscale_ray.errors import InvalidInputError, PoolError, SourceReadError
+from autoscale_ray.errors import InputRejectedError, InvalidInputError, PoolError, SourceReadError
 from autoscale_ray.scenes.gates import QUARANTINE_SCHEMA, gate
 from autoscale_ray.scenes.manifest import PoolManifest
 from autoscale_ray.scenes.motion_fingerprint import shared_groups
@@ -75,6 +76,7 @@ def ingest(
     files: Mapping[str, Path | str] | None = None,
     known_groups: Mapping[str, str] | None = None,
     num_processes: int = 1,
+    max_quarantined_share: float = 1.0,
     run_parts: Callable[[Sequence[PartJob]], Iterable[object]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PoolManifest:
@@ -90,6 +92,7 @@ def ingest(
         known_groups: Group of recordings by file name; recordings of one group get one log_id. It adds to
             what shared motion tells, for links that run through files which are not at hand.
         num_processes: Parts read side by side on this machine, >= 1.
+        max_quarantined_share: More than this share of quarantined scenes and refused files, 0 to 1, is no pool.
         run_parts: Calls `run_part` on every job, elsewhere than in processes of this machine, and yields once
             for each finished one; the pool does not depend on it.
         progress: Called with the number of finished and of all parts.
@@ -100,6 +103,8 @@ def ingest(
     Raises:
         InvalidInputError: Unknown format or domain, or nothing to read.
         PoolError: The folder is in use.
+        InputRejectedError: Too much was quarantined; what is finished is kept, the same call with a larger share
+            makes the pool of it.
         SourceReadError: The storage failed; what is finished is kept, the same call goes on there.
     """
     jobs = plan_parts(format, path, out, domain, options, files)
@@ -110,6 +115,7 @@ def ingest(
     for done, _ in enumerate(finished, start=1 + len(jobs) - len(missing)):
         if progress is not None:
             progress(done, len(jobs))
+    _check_quarantined(jobs, max_quarantined_share)
     manifest = merge_parts(jobs, out, known_groups)
     shutil.rmtree(staging)
     return manifest
@@ -252,6 +258,20 @@ def _refusal(unit: str, error: InvalidInputError) -> pa.Table:
 
 def _finished(job: PartJob) -> bool:
     return (Path(job.staging) / f"{job.stem}.scenes").exists()
+
+
+def _check_quarantined(jobs: Sequence[PartJob], max_share: float) -> None:
+    """Stop where a source is so bad that leaving its bad scenes out would hide it."""
+    stems = [Path(job.staging) / job.stem for job in jobs]
+    rules = Counter(rule for stem in stems for rule in _read_part(stem, "bad")["rule"].to_pylist())
+    num_kept = sum(sum(_read_part(stem, "units")["num_scenes"].to_pylist()) for stem in stems)
+    total = num_kept + rules.total()
+    if rules.total() <= max_share * total:
+        return
+    (rule, count), *_ = rules.most_common(1)
+    limit = f"at most {100.0 * max_share:g} % may be quarantined (most often, {count} times: {rule})"
+    hint = "what is read is kept, the same command with a larger --max-quarantined-share goes on with it"
+    raise InputRejectedError(jobs[0].path, f"{limit}; {hint}", f"{rules.total()} of {total}")
 
 
 def merge_parts(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autoscale_ray.cli import EXIT_READER_FAULT, main
-from autoscale_ray.errors import InvalidInputError, PoolError, SourceReadError
+from autoscale_ray.errors import InputRejectedError, InvalidInputError, PoolError, SourceReadError
 from autoscale_ray.scenes import ingest as ingest_module
 from autoscale_ray.scenes import trust
 from autoscale_ray.scenes.ingest import READER_FAULT, ingest, plan_parts, run_part
@@ -46,6 +46,25 @@ def test_files_and_scenes_are_all_accounted_for(source, tmp_path):
     info = pool_info(tmp_path / "pool")
     assert info.scenes_by_source == {"commonroad/USA_One": 4, "commonroad/USA_Two": 1}
     assert sum(info.quarantined_by_rule.values()) == info.num_quarantined == 2
+    assert not [path for path in tmp_path.iterdir() if path.name != "pool"]
+
+
+def test_a_source_with_too_much_in_quarantine_stops_and_goes_on_when_allowed(
+    source, tmp_path, monkeypatch, capsys
+):
+    command = ["ingest", "commonroad", str(source), "--out", str(tmp_path / "pool"), "--domain", "real"]
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "at most 2 % may be quarantined" in said
+    assert "2 of 7" in said
+    assert not (tmp_path / "pool").exists()
+    with pytest.raises(InputRejectedError):
+        ingest("commonroad", source, tmp_path / "pool", "real", max_quarantined_share=1.99 / 7)
+    monkeypatch.setattr(ingest_module, "run_part", None)  # nothing is left to read
+    manifest = ingest("commonroad", source, tmp_path / "pool", "real", max_quarantined_share=2.0 / 7)
+    assert manifest.num_scenes == 5
     assert not [path for path in tmp_path.iterdir() if path.name != "pool"]
 
 
@@ -154,7 +173,8 @@ def test_a_fault_of_a_reader_loses_one_file_and_says_so(source, tmp_path, monkey
     assert rows[0]["value"].startswith("ZeroDivisionError at ingest.py:")
     assert rows[0]["value"].endswith(": by zero")
     with pytest.raises(SystemExit) as ended:
-        main(["ingest", "faulty", str(source), "--out", str(tmp_path / "again"), "--domain", "real"])
+        main(["ingest", "faulty", str(source), "--out", str(tmp_path / "again"), "--domain", "real",
+              "--max-quarantined-share", "1"])  # fmt: skip
     assert ended.value.code == EXIT_READER_FAULT
     assert "3 files were lost to a fault of the reader" in " ".join(capsys.readouterr().out.split())
 
