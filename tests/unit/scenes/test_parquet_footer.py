@@ -55,11 +55,10 @@ def test_a_damaged_footer_is_read_or_refused(written, place, value, keep):
     content[int(place * len(content))] = value
     try:
         footer = parse_footer(bytes(content[: int(keep * len(content)) if value % 2 else None]))
-    except ValueError as error:
-        assert "\n" not in str(error)
-    else:
-        assert isinstance(footer, Footer)
-        assert all(isinstance(chunk.num_values, int) for group in footer.groups for chunk in group.chunks)
+    except ValueError:
+        return
+    assert isinstance(footer, Footer)
+    assert all(isinstance(chunk.num_values, int) for group in footer.groups for chunk in group.chunks)
 
 
 @pytest.mark.parametrize(
