@@ -48,7 +48,7 @@ def open_parquet(path: Path | str) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         schema = file.schema_arrow
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise_storage_failure(error)
         raise InputRejectedError(str(path), "must be a readable Parquet file", _line(error)) from None
     refuse_extension_types(schema, str(path))
@@ -112,6 +112,8 @@ def read_parquet(path: Path | str, columns: list[str] | None = None) -> pa.Table
     with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=texts) as file:
         try:
             table = file.read(columns=columns)
+            # Arrow takes numbers of dictionary entries and bytes of texts from the file as they are.
+            table.validate(full=True)
             if sum(map(_unpacked_bytes, table.columns)) > MAX_TABLE_BYTES:
                 raise InputRejectedError(str(path), f"must unpack to at most {MAX_TABLE_BYTES} bytes")
             return table.cast(pa.schema([schema.field(name) for name in table.column_names], schema.metadata))

@@ -20,7 +20,7 @@ from autoscale_ray.scenes.schema import AGENT_TYPES, FRAME_INTERVAL_S
 WHEELBASE_SHARE = 0.6
 REAR_AXLE_TO_CENTER_SHARE = 0.28
 MAX_COORDINATE_M = 1e8
-MAX_ROWS = 10_000_000
+MAX_ROWS_IN_GAPS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,14 +108,17 @@ def gather_tracks(tracks: Sequence[Track]) -> Tracks:
         tracks: At least one frame each.
 
     Raises:
-        InputRejectedError: A pose, velocity or size that is not finite, or beyond all that a map holds; more frames
-            than fit into memory.
+        InputRejectedError: A pose, velocity or size that is not finite, or beyond all that a map holds; frames
+            so far apart that their gaps would fill the memory.
     """
     firsts = np.array([track.frames[0] for track in tracks], dtype=np.int64)
     lengths = np.array([track.frames[-1] - track.frames[0] + 1 for track in tracks], dtype=np.int64)
     # One frame number that is far off would ask for rows without number.
-    if not lengths.astype(np.float64).sum() <= MAX_ROWS:
-        rule = f"must span at most {MAX_ROWS} frames with its gaps, all tracks together"
+    num_recorded = sum(len(track.frames) for track in tracks)
+    if not lengths.astype(np.float64).sum() - 10.0 * num_recorded <= MAX_ROWS_IN_GAPS:
+        rule = (
+            f"gaps must be at most {MAX_ROWS_IN_GAPS} frames and 9 for each recorded one, all tracks together"
+        )
         raise InputRejectedError(f"track {tracks[int(lengths.argmax())].key}", rule, lengths.max())
     offsets = np.cumsum([0, *lengths])
     starts = (offsets[:-1] - firsts).tolist()
