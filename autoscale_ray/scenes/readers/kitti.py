@@ -43,6 +43,8 @@ def read(path: Path, name: str) -> Iterator[Recording]:
     oxts = _table(path / "oxts" / f"{name}.txt", f"{name}: oxts")
     if oxts.shape[1] < 6 or len(oxts) < 2:
         raise InputRejectedError(f"{name}: oxts", "must have at least 2 rows of 6 numbers", oxts.shape)
+    if not (np.abs(oxts[:, 0]) < 90.0).all() or not (np.abs(oxts[:, 1]) <= 360.0).all():
+        raise InputRejectedError(f"{name}: oxts", "must hold latitudes and longitudes in degrees")
     ego_F3 = np.column_stack([*mercator(oxts[:, 0], oxts[:, 1], float(oxts[0, 0])), oxts[:, 5]])
     camera_to_imu = _camera_to_imu(path / "calib" / f"{name}.txt", f"{name}: calib")
     tracks = [_ego_track(ego_F3), *_label_tracks(path / "label" / f"{name}.txt", name, ego_F3, camera_to_imu)]
