@@ -79,22 +79,29 @@ def read_rows(file: Path) -> dict[str, np.ndarray]:
     Raises:
         InputRejectedError: A column is missing or holds something else than finite numbers.
     """
-    text = read_file(file).decode("utf-8", errors="replace")
-    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True, restval="")
-    try:
-        rows = list(reader)
-    except csv.Error as error:
-        raise InputRejectedError(file.name, "must be a CSV table", str(error)) from None
-    names = [(name or "").strip() for name in reader.fieldnames or []]
-    missing = [name for name in (*_NUMBERS, "agent_type") if name not in names]
+    rows = _csv_rows(file)
+    missing = [name for name in (*_NUMBERS, "agent_type") if rows and name not in rows[0]]
     if missing or not rows:
         raise InputRejectedError(file.name, "must have rows and its columns", missing)
     columns: dict[str, np.ndarray] = {
-        "agent_type": np.array([str(row["agent_type"]).strip().lower() for row in rows])
+        "agent_type": np.array([row["agent_type"].strip().lower() for row in rows])
     }
     for name in _NUMBERS:
-        columns[name] = _numbers([str(row[name]) for row in rows], f"{file.name}: {name}")
+        columns[name] = _numbers([row[name] for row in rows], f"{file.name}: {name}")
     return columns
+
+
+def _csv_rows(file: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV table by column, blanks around the names left out."""
+    text = read_file(file).decode("utf-8", errors="replace")
+    try:
+        lines = list(csv.reader(io.StringIO(text, newline=""), skipinitialspace=True))
+    except csv.Error as error:
+        raise InputRejectedError(file.name, "must be a CSV table", str(error)) from None
+    names, *rows = [line for line in lines if line] or [[]]
+    return [
+        dict(zip([name.strip() for name in names], row + [""] * len(names), strict=False)) for row in rows
+    ]
 
 
 def _numbers(texts: list[str], where: str) -> np.ndarray:
@@ -109,23 +116,17 @@ def _numbers(texts: list[str], where: str) -> np.ndarray:
 
 def _metadata(file: Path, place: str) -> tuple[float, tuple[float, float]]:
     """Return the frame interval and the latitude and longitude of the map's origin."""
-    rows = list(
-        csv.DictReader(io.StringIO(read_file(file).decode("utf-8", errors="replace")), skipinitialspace=True)
-    )
-    first = {(key or "").strip(): value for key, value in rows[0].items()} if rows else {}
+    first = next(iter(_csv_rows(file)), {})
     where = f"{place}: meta_data.csv"
     try:
-        rate, latitude, longitude = (
-            float(first[key] or "") for key in ("frameRate_hz", "originLat", "originLon")
-        )
-    except (KeyError, ValueError, TypeError) as error:
+        rate, latitude, longitude = (float(first[key]) for key in ("frameRate_hz", "originLat", "originLon"))
+    except (KeyError, ValueError) as error:
         raise InputRejectedError(
             where, "must have frameRate_hz, originLat and originLon", str(error)
         ) from None
-    if not 2.0 <= rate <= 100.0 or abs(latitude) > 85.0:
-        raise InputRejectedError(
-            where, "frame rate must be 2 to 100 Hz and the latitude at most 85 degrees", rate
-        )
+    if not 2.0 <= rate <= 100.0:
+        raise InputRejectedError(where, "frame rate must be 2 to 100 Hz", rate)
+    _check_degrees(np.array([latitude]), np.array([longitude]), where)
     return 1.0 / rate, (latitude, longitude)
 
 
@@ -253,11 +254,15 @@ def _nodes(
     keys = [node.get("id") for node in root.iterchildren("node")]
     texts = [(node.get("lat"), node.get("lon")) for node in root.iterchildren("node")]
     latitude, longitude = (_numbers([str(pair[k]) for pair in texts], f"{name}: node") for k in range(2))
-    if len(latitude) and np.abs(latitude).max() > 85.0:
-        raise InputRejectedError(f"{name}: node", "latitude must be at most 85 degrees")
+    _check_degrees(latitude, longitude, f"{name}: node")
     east, north = mercator(latitude, longitude, latitude_deg)
     east_0, north_0 = mercator(np.array([latitude_deg]), np.array([longitude_deg]), latitude_deg)
     return dict(zip(keys, np.column_stack([east - east_0, north - north_0]), strict=True))
+
+
+def _check_degrees(latitude: np.ndarray, longitude: np.ndarray, where: str) -> None:
+    if not ((np.abs(latitude) <= 85.0) & (np.abs(longitude) <= 360.0)).all():
+        raise InputRejectedError(where, "latitude must be at most 85 degrees, longitude at most 360")
 
 
 def _border(relation: etree._Element, role: str, ways: Mapping[str | None, list], where: str) -> list:

@@ -53,14 +53,15 @@ def test_damaged_files_give_sound_scenes_or_one_refusal(format, seed):
 # Seeds that once ended in a traceback, by format; 11824: a track 1e18 frames long, 469: a lane 1e18 m long, 3637 and
 # 5742: a link that its light does not have, 52: coordinates that overflow, 1920: a column name that is no text, 8476:
 # 16-bit floats, 10449: a footer at which Arrow ends the process,
-# 1156, 9147 and 12003: names, texts and dictionaries that Arrow hands on unchecked, 1121: a latitude beyond
-# the pole.
+# 1156, 9147 and 12003: names, texts and dictionaries that Arrow hands on unchecked, 1121 and 4610: degrees
+# beyond the pole, 2209: a line end inside a line.
 FOUND = {
     "commonroad": (11824,),
     "sumo": (469, 656, 3637, 4905, 5742, 5988, 11479),
     "av2-sensor": (52, 1920, 8476, 9176, 9764, 11292),
     "av2-forecasting": (10449, 1156, 9147, 12003),
     "kitti": (1121, 3460, 5533),
+    "interaction": (2209, 4610, 5056, 5214),
 }
 
 
