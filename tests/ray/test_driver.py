@@ -57,7 +57,6 @@ def test_two_workers_and_two_scorers_give_the_run_of_one_process(cluster, refere
     assert find_driver(str(run_dir)) is None
 
 
-@pytest.mark.slow  # minutes; shown by the dated results on Ray runs
 @pytest.mark.timeout(400)
 def test_a_driver_killed_in_training_evaluation_and_retrieval_ends_with_the_same_run(
     cluster, reference, tmp_path
@@ -87,7 +86,6 @@ def checkpoints(run_dir: Path) -> set[str]:
     return {path.name for path in (run_dir / "train" / "trainers").glob("*-*") if path.is_dir()}
 
 
-@pytest.mark.slow  # minutes; shown by the dated results on Ray runs
 @pytest.mark.timeout(300)
 def test_a_killed_training_worker_ends_with_the_same_run(cluster, reference, tmp_path) -> None:
     run_dir = with_cached_stages(tmp_path / "run", reference)

@@ -13,7 +13,6 @@ from autoscale_ray.scenes.ingest import ingest, plan_parts, run_part
 from autoscale_ray.scenes.pool import open_pool
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.timeout(400),
     # Ray Data warns of attributes of its own the first time that a process asks for its context.
     pytest.mark.filterwarnings("ignore:`use_.* is deprecated:DeprecationWarning"),

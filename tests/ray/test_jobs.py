@@ -44,7 +44,6 @@ def wait(client: JobSubmissionClient, job: str, until, timeout_s: float = 300) -
     return status
 
 
-@pytest.mark.slow  # minutes; shown by the dated results on Ray runs
 @pytest.mark.timeout(400)
 def test_a_job_stopped_and_submitted_again_ends_with_the_same_run(cluster, reference, tmp_path) -> None:
     run_dir = with_cached_stages(tmp_path / "run", reference)
