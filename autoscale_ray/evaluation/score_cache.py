@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import yaml
 
 from autoscale_ray.errors import InvalidInputError
 from autoscale_ray.evaluation.aggregate import (
@@ -47,7 +46,7 @@ from autoscale_ray.scenes.readers.metric_cache import (
     read_metric_cache,
 )
 from autoscale_ray.scenes.safe_pickle import PickleReader
-from autoscale_ray.scenes.trust import read_file
+from autoscale_ray.scenes.trust import read_yaml
 
 MAPPING_KEY = "reactive_all_mapping"
 SCORE_WITH_COMFORT = "score_with_comfort"
@@ -255,13 +254,7 @@ def read_mapping(path: Path) -> list[tuple[str, str, str, str]]:
     Raises:
         InvalidInputError: Not such a file.
     """
-    try:
-        content = read_file(path, _MAX_MAPPING_BYTES)
-        values = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InvalidInputError(
-            str(path), "must be a readable YAML file", str(error).splitlines()[0]
-        ) from None
+    values = read_yaml(path, _MAX_MAPPING_BYTES)
     groups = values.get(MAPPING_KEY) if isinstance(values, dict) else None
     rule = f"{MAPPING_KEY} must list [token, token, [[token, token], ...]]"
     if not isinstance(groups, list) or not groups:

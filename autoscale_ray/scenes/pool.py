@@ -54,11 +54,6 @@ class ScenePool:
         return self.column("origin_id")
 
     @cached_property
-    def domains(self) -> np.ndarray:
-        """Return ``real`` or ``synthetic`` for each row."""
-        return self.column("domain")
-
-    @cached_property
     def sources(self) -> np.ndarray:
         """Return the source of each row."""
         return self.column("source")

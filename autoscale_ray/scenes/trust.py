@@ -13,9 +13,10 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import numpy as np
+import yaml
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
 from autoscale_ray.errors import InputRejectedError
@@ -25,6 +26,8 @@ MAX_MEMBER_BYTES = 1 << 30
 MAX_ARCHIVE_BYTES = 64 << 30
 MAX_MEMBERS = 1_000_000
 MAX_RATIO = 200.0
+MAX_YAML_DEPTH = 50
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CHUNK_BYTES = 1 << 20
 _RATIO_FLOOR_BYTES = 1 << 20
 _MAX_PROLOG_BYTES = 1 << 18
@@ -125,6 +128,30 @@ def read_file(path: Path, limit: int = MAX_MEMBER_BYTES) -> bytes:
             return bounded_read(cast(IO[bytes], stream), str(path), limit)
     with path.open("rb") as stream:
         return bounded_read(stream, str(path), limit)
+
+
+def read_yaml(path: Path, limit: int) -> Any:
+    """Read a YAML file of plain values, of at most `limit` bytes.
+
+    Raises:
+        InputRejectedError: Missing, too large, no YAML, nested too deep, or with aliases.
+    """
+    content = read_file(path, limit)
+    try:
+        depth = 0
+        # The loader builds nested values by calling itself, until the process ends; the events are a flat stream.
+        for event in yaml.parse(content, Loader=_YAML_LOADER):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_YAML_DEPTH:
+                raise InputRejectedError(str(path), f"YAML must be nested at most {MAX_YAML_DEPTH} deep")
+            if isinstance(event, yaml.AliasEvent):
+                raise InputRejectedError(str(path), "YAML must not have aliases")
+        return yaml.load(content, Loader=_YAML_LOADER)  # a safe loader: plain values only
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, InputRejectedError):
+            raise
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputRejectedError(str(path), "must be YAML", line) from None
 
 
 def ratio_limit(compressed_bytes: int) -> int:

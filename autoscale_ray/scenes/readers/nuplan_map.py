@@ -294,11 +294,7 @@ def build_map(layers: Mapping[str, Layer], location: str, where: str) -> NuplanM
     rings = _all_rings(layers, where)
     lane_S = slice(num_blocks, num_blocks + num_lanes)
     rings.sound_S[lane_S] &= (np.diff(base_offsets) >= 2) & (block_L >= 0)
-    in_tree = np.delete(np.arange(len(rings.shapes_S)), lane_S)
-    if shapely.is_missing(rings.shapes_S[in_tree]).any():
-        raise InputRejectedError(
-            where, "every roadblock, intersection, car park and crosswalk must have a polygon"
-        )
+    in_tree = _searched(rings.shapes_S, lane_S, where)
     order = np.argsort(block_L, kind="stable")
     length_L = _lengths(base_offsets, base_V3)
     successors = _successors(connectors, lane_number, ("exit_lane_fid", "entry_lane_fid"), where)
@@ -333,6 +329,16 @@ def build_map(layers: Mapping[str, Layer], location: str, where: str) -> NuplanM
         tree=shapely.STRtree(rings.shapes_S[in_tree]),
         tree_shape=in_tree,
     )
+
+
+def _searched(shapes_S: np.ndarray, lane_S: slice, where: str) -> np.ndarray:
+    """Return the shapes that are looked for by place: all but those of lanes."""
+    found = np.delete(np.arange(len(shapes_S)), lane_S)
+    if shapely.is_missing(shapes_S[found]).any():
+        raise InputRejectedError(
+            where, "every roadblock, intersection, car park and crosswalk must have a polygon"
+        )
+    return found
 
 
 def _numbered(layer: Layer, first: int) -> dict[int, int]:

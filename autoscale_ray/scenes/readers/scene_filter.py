@@ -8,16 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from autoscale_ray.errors import InvalidInputError
 from autoscale_ray.scenes.schema import CURRENT_FRAME, NUM_FRAMES, NUM_HISTORY, NUM_PLAN_FRAMES
-from autoscale_ray.scenes.trust import read_file
+from autoscale_ray.scenes.trust import read_yaml
 
 MAX_FILTER_BYTES = 64 << 20
-MAX_NESTING = 200
 _HYDRA_KEYS = ("_target_", "_convert_", "defaults")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,15 +64,7 @@ def read_scene_filter(path: Path) -> SceneFilter:
 @lru_cache(maxsize=4)
 def _read(path: Path, state: tuple[int, int] | None) -> SceneFilter:
     where = str(path)
-    content = read_file(path, MAX_FILTER_BYTES)
-    if content.count(b"[") + content.count(b"{") > MAX_NESTING:
-        raise InvalidInputError(where, f"must not open more than {MAX_NESTING} brackets")
-    try:
-        values = yaml.load(content, Loader=_LOADER)  # a safe loader: plain values only
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InvalidInputError(
-            where, "must be YAML", str(error).splitlines()[0] if str(error) else None
-        ) from None
+    values = read_yaml(path, MAX_FILTER_BYTES)
     if not isinstance(values, dict):
         raise InvalidInputError(where, "must be a mapping of filter settings")
     if "scene_filter" in str(values.get("defaults")) and "num_history_frames" not in values:

@@ -270,8 +270,8 @@ def _points(points: Sequence[Any], where: str) -> np.ndarray:
 def _pieces(points: np.ndarray) -> shapely.STRtree:
     """Return a search tree over the segments of a polyline, or over its only point."""
     if len(points) < 2:
-        return shapely.STRtree(shapely.points(points))  # pyright: ignore
-    return shapely.STRtree(shapely.linestrings(np.stack([points[:-1], points[1:]], axis=1)))  # pyright: ignore
+        return shapely.STRtree(np.asarray(shapely.points(points)))
+    return shapely.STRtree(np.asarray(shapely.linestrings(np.stack([points[:-1], points[1:]], axis=1))))
 
 
 def _lane(key: int, lane: Any, points: np.ndarray, lines: Mapping[int, shapely.STRtree]) -> Lane:

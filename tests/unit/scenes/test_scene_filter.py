@@ -39,9 +39,10 @@ BAD = {
     "list": ("- 1", "must be a mapping"),
     "no YAML": ("a: [", "must be YAML"),
     "object": ("tokens: !!python/object/apply:os.system ['true']", "must be YAML"),
-    "deep": ("[" * 100_000, "brackets"),
+    "deep": ("[" * 100_000, "nested at most"),
+    "deep list": ("- " * 100_000, "nested at most"),
     "split": ("defaults:\n- scene_filter: navtest\ndata_split: test", "is a split"),
-    "laughs": ("a: &a [x, x]\nb: &b [*a, *a]\nlog_names: [*b, *b]", "must be a list of texts|is no setting"),
+    "laughs": ("a: &a [x, x]\nb: &b [*a, *a]\nlog_names: [*b, *b]", "must not have aliases"),
 }
 
 
