@@ -288,16 +288,6 @@ def min_dev_scenes(smallest_effect: float, paired_sd: float = 0.206) -> int:
     return int(np.ceil((2.8 * paired_sd / smallest_effect) ** 2 - 1e-9))
 
 
-def coarse_centroids(model: ClusterModel, sizes_F: NDArray[Any]) -> Float32:
-    """Return unit coarse centroids: the size-weighted mean of each cluster's fine centroids.
-
-    Args:
-        model: Fitted clusters.
-        sizes_F: Scenes of each fine cluster; empty ones count a little, so that no centroid is undefined.
-    """
-    return _coarse_means(model.coarse_of_fine_F, model.centroids_fine_FD, sizes_F)
-
-
 def random_labels(num_scenes: int, shares_K: NDArray[Any], seed: int) -> Int64:
     """Deal scenes to clusters at random in fixed shares: the control in which clusters mean nothing.
 

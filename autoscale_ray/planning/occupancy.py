@@ -21,7 +21,6 @@ NUM_CELLS = 32
 CELL_M = 2.0
 ORIGIN_X_M, ORIGIN_Y_M = -16.0, -32.0
 AGENT_FRAMES = (CURRENT_FRAME, CURRENT_FRAME + 4, CURRENT_FRAME + 8)
-CHANNELS = ("drivable", "agents_0s", "agents_2s", "agents_4s")
 DRIVABLE_LAYERS = ("roadblock", "intersection", "carpark_area")
 BOX_POINTS = (10, 4)
 
@@ -33,7 +32,7 @@ def occupancy_targets(batch: SceneBatch) -> Tensor:
         batch: N scenes.
 
     Returns:
-        occupied_NOGG: uint8, 0 or 1.
+        occupied_NOGG: uint8, 0 or 1; the channels are the drivable area and the agents at 0, 2 and 4 s.
     """
     agents = [_agent_raster(batch, frame) for frame in AGENT_FRAMES]
     return torch.stack([_drivable_raster(batch), *agents], 1).to(torch.uint8)

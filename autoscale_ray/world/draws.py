@@ -47,12 +47,6 @@ def cube_rows(stream: tuple[int | str, ...], rows_N: np.ndarray) -> np.ndarray:
     return points_ND
 
 
-def jitter_cube(points_ND: np.ndarray, width: float, seed: np.random.SeedSequence) -> np.ndarray:
-    """Move cube points by a uniform step of at most `width` in every coordinate, staying inside the cube."""
-    steps_ND = np.random.default_rng(seed).uniform(-width, width, points_ND.shape)
-    return np.clip(points_ND + steps_ND, 0.0, np.nextafter(1.0, 0.0))
-
-
 @final
 class Draw:
     """Reads the coordinates of N cube points column by column, as values of chosen distributions."""

@@ -152,17 +152,6 @@ def test_no_dev_scene_keeps_all_clusters():
     assert model.num_coarse == 5
 
 
-def test_coarse_centroids_are_weighted_means_of_the_fine_ones():
-    model = module.ClusterModel(
-        whitening=similarity.fit_whitening(np.eye(2)),
-        centroids_fine_FD=np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32),
-        coarse_of_fine_F=np.array([0, 0, 1]),
-    )
-    # (3 * (1, 0) + 4 * (0, 1)) / 5 has length 1 already
-    means = module.coarse_centroids(model, np.array([3, 4, 9]))
-    assert np.allclose(means, [[0.6, 0.8], [0.6, 0.8]], atol=1e-6)
-
-
 def test_labels_do_not_depend_on_row_order():
     train, _ = _blobs(400, 6, seed=0)
     model = module.fit_clusters(train, train[:100], ClusterConfig(num_fine=30, num_coarse=6), seed=0)
