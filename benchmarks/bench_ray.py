@@ -52,6 +52,8 @@ TARGETS = {
     "object_store_mb": 1.0,
 }
 WAIT_S = 900
+REST_S = 20
+"""How long a cluster is watched that has nothing to do: its own processes cost CPU all the same."""
 OUTER_STAGES = ("train", "evaluate dev")
 SMALL = ["representation.num_steps=5", "loop.final_seeds=1", "loop.baselines=[]"]
 LARGE = [
@@ -109,7 +111,10 @@ def measure_embedding(seed: int, num_scenes: int, folder: Path) -> dict[str, flo
     figures = {"ray_start_s": time.perf_counter() - started}
     ray_config = config.placement.ray
     start_s = metered(lambda: run_ranges(encoder, ranges[:1], ray_config)) - one_local_s
+    started = time.perf_counter()
     ray_s = metered(lambda: run_ranges(encoder, ranges, ray_config))
+    figures["embed_ray_wall_s"] = time.perf_counter() - started
+    figures["ray_at_rest_cpu_s_per_s"] = metered(lambda: time.sleep(REST_S)) / REST_S
     watch = ObjectStoreWatch()
     run_ranges(encoder, ranges[:16], ray_config)
     return figures | {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,17 +35,10 @@ class RangeEmbedder:
         torch.set_num_threads(1)
         self._model = load(Path(encoder))
         self._pools: dict[str, ScenePool] = {}
-        self._start_cpu_s = time.process_time()
 
     def __call__(self, ranges: pa.Table) -> pa.Table:
-        """Write the part of every range; return its rows, and what starting this process cost."""
-        counts = [self._embed(**row) for row in ranges.to_pylist()]
-        columns = {
-            "num_rows": counts,
-            "start_cpu_s": [self._start_cpu_s] * len(counts),
-            "pid": [os.getpid()] * len(counts),
-        }
-        return pa.table(columns)
+        """Write the part of every range; return how many rows each has."""
+        return pa.table({"num_rows": [self._embed(**row) for row in ranges.to_pylist()]})
 
     def _embed(self, pool: str, start: int, stop: int, part: str) -> int:
         if pool not in self._pools:
@@ -71,8 +63,12 @@ def embed_pools(
     Returns:
         Nothing to record beside the files.
     """
-    ranges = [item for side, pool in pools.items() for item in row_ranges(side, pool, parts)]
-    missing = [item for item in ranges if not is_whole(item, pools)]
+    missing = [
+        item
+        for side, pool in pools.items()
+        for item in row_ranges(side, pool, parts)
+        if not is_whole(item, pool)
+    ]
     parts.mkdir(parents=True, exist_ok=True)
     if missing:
         run_ranges(encoder, missing, config)
@@ -86,8 +82,8 @@ def embed_pools(
     return {}
 
 
-def run_ranges(encoder: Path, ranges: list[dict[str, Any]], config: RayConfig) -> float:
-    """Send row ranges through a pool of embedders; return the CPU seconds that starting those took."""
+def run_ranges(encoder: Path, ranges: list[dict[str, Any]], config: RayConfig) -> None:
+    """Send row ranges through a pool of embedders, which write the part of each."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
@@ -101,10 +97,8 @@ def run_ranges(encoder: Path, ranges: list[dict[str, Any]], config: RayConfig) -
         num_cpus=1,
         num_gpus=config.gpus_per_worker or None,
     )
-    batches = list(embedded.iter_batches(batch_size=None, batch_format="pyarrow"))
-    done = pa.concat_tables(batches)
+    done = pa.concat_tables(embedded.iter_batches(batch_size=None, batch_format="pyarrow"))
     assert sum(done["num_rows"].to_pylist()) == sum(item["stop"] - item["start"] for item in ranges)
-    return sum(dict(zip(done["pid"].to_pylist(), done["start_cpu_s"].to_pylist(), strict=True)).values())
 
 
 def row_ranges(side: str, pool: ScenePool, parts: Path) -> Iterator[dict[str, Any]]:
@@ -115,12 +109,11 @@ def row_ranges(side: str, pool: ScenePool, parts: Path) -> Iterator[dict[str, An
         yield {"pool": str(pool.path), "start": start, "stop": stop, "part": str(part)}
 
 
-def is_whole(item: dict[str, Any], pools: dict[str, ScenePool]) -> bool:
+def is_whole(item: dict[str, Any], pool: ScenePool) -> bool:
     """Return whether a part holds exactly the scenes of its range."""
     path = Path(item["part"])
     if not path.is_file():
         return False
-    pool = next(pool for pool in pools.values() if str(pool.path) == item["pool"])
     try:
         ids, _ = tasks.read_embeddings(path)
     except (InputRejectedError, pa.ArrowInvalid, OSError):

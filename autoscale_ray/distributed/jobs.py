@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from autoscale_ray.config import RunConfig, load_config
-from autoscale_ray.distributed.session import embed_on_ray, run_on_ray, with_absolute_paths
-from autoscale_ray.distributed.sweep import sweep
-from autoscale_ray.errors import AutoScaleError, ConfigError, InvalidInputError
+from autoscale_ray.distributed.session import embed_on_ray, run_on_ray
+from autoscale_ray.distributed.sweep_plan import config_of
+from autoscale_ray.errors import AutoScaleError, InvalidInputError
 from autoscale_ray.inputs import open_inputs
 from autoscale_ray.reporting.tables import cluster_table
 from autoscale_ray.session import work_dir
@@ -35,36 +34,26 @@ def prepare_pools(arguments: Sequence[str]) -> int:
 
 def sweep_budgets(arguments: Sequence[str]) -> int:
     """Run a sweep over budgets or any other field."""
+    # Imported here: Ray Tune takes seconds that the other jobs do not need.
+    from autoscale_ray.distributed.sweep import sweep
+
     return _report(lambda console: f"finished: everything lies in {sweep(arguments, console)}")
 
 
-def read_arguments(arguments: Sequence[str]) -> RunConfig:
-    """Return the configuration of ``[run.yaml] [section.field=value ...]`` with absolute paths.
-
-    Raises:
-        ConfigError: More than one file, or a bad configuration.
-    """
-    files = [item for item in arguments if "=" not in item]
-    if len(files) > 1:
-        raise ConfigError(files[1], "only one configuration file can be given")
-    overrides = [item for item in arguments if "=" in item]
-    return with_absolute_paths(load_config(files[0] if files else None, overrides))
-
-
 def _run(arguments: Sequence[str], console: Console) -> str:
-    config = read_arguments(arguments)
+    config = config_of(arguments)
     run_on_ray(config, console)
     return f"everything lies in {config.placement.run_dir}"
 
 
 def _embed(arguments: Sequence[str], console: Console) -> str:
-    config = read_arguments(arguments)
+    config = config_of(arguments)
     console.print(cluster_table(embed_on_ray(config, console)))
     return f"embedded: everything lies in {config.placement.run_dir}"
 
 
 def _prepare(arguments: Sequence[str], console: Console) -> str:
-    config = read_arguments(arguments)
+    config = config_of(arguments)
     inputs = open_inputs(config, work_dir(config) / "pools")
     for side, pool in inputs.pools.items():
         console.print(f"{side}: {len(pool.cached)} scenes in {pool.path}")

@@ -35,12 +35,13 @@ def run_on_ray(config: RunConfig, console: Console) -> dict[str, Any]:
     Raises:
         AutoScaleError: One clear line: bad configuration, pools or state, or too small a cluster.
     """
-    status = drive(config, console)
-    shown, run_dir = work_dir(with_absolute_paths(config)), with_absolute_paths(config).placement.run_dir
+    config = with_absolute_paths(config)
+    status, shown = drive(config, console), work_dir(config)
     if status["state"] == "finished":
         console.print(arm_table(status["summary"]))
+    rounds = f"{config.placement.run_dir}/rounds"
     console.print(
-        f"{status['state']}: report {shown / REPORT_FILE}, plots {shown / 'plots'}, rounds {run_dir}/rounds",
+        f"{status['state']}: report {shown / REPORT_FILE}, plots {shown / 'plots'}, rounds {rounds}",
         soft_wrap=True,
     )
     return status
@@ -52,15 +53,15 @@ def embed_on_ray(config: RunConfig, console: Console) -> Clusters:
     Raises:
         AutoScaleError: As `run_on_ray`.
     """
+    config = with_absolute_paths(config)
     drive(config, console, embed_only=True)
-    inputs, store = open_run(with_absolute_paths(config))
+    inputs, store = open_run(config)
     stages = LocalStages(config, inputs, store)  # everything is there: this only reads it
     return stages.cluster(stages.embed())
 
 
 def drive(config: RunConfig, console: Console, embed_only: bool = False) -> dict[str, Any]:
-    """Start the driver of a run, or join it, and follow it to its end; return its last status."""
-    config = with_absolute_paths(config)
+    """Start the driver of a run with absolute paths, or join it, and follow it to its end; return its last status."""
     check_ready(config)
     run_dir = config.placement.run_dir
     with console.status("reaching the cluster, or starting one on this machine"):

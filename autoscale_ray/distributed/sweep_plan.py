@@ -99,7 +99,11 @@ def read_values(name: str, text: str) -> list[Any] | Range:
 
 
 def config_of(arguments: Sequence[str], swept: Mapping[str, Any] | None = None) -> RunConfig:
-    """Return the configuration of a trial, with absolute paths.
+    """Return the configuration of ``[run.yaml] [section.field=value ...]``, with absolute paths.
+
+    Args:
+        arguments: As on a command line.
+        swept: Values of a trial's own fields.
 
     Raises:
         ConfigError: More than one file, or a bad field or value.
