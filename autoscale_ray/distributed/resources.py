@@ -67,6 +67,13 @@ def shortage(needs: Needs, total: Mapping[str, float]) -> str | None:
     )
 
 
+def bundles_of(needs: Needs, gpus_per_worker: float) -> list[dict[str, float]]:
+    """Return one bundle for every worker of a run, as a cluster that grows by itself is asked for them."""
+    num_gpu_workers = round(needs.gpus / gpus_per_worker) if gpus_per_worker else 0
+    with_gpu = [{"CPU": 1.0, "GPU": gpus_per_worker}] * num_gpu_workers
+    return with_gpu + [{"CPU": 1.0}] * (int(needs.cpus) - num_gpu_workers)
+
+
 def connect(config: RayConfig) -> None:
     """Reach the cluster that RAY_ADDRESS or the job names; start one on this machine where there is none.
 
@@ -128,11 +135,7 @@ def wait_for_room(config: RayConfig) -> None:
     """
     needs, give_up = needs_of(config), time.monotonic() + config.start_timeout_s
     if shortage(needs, ray.cluster_resources()):
-        gpus = config.num_trainers + config.num_embedders if config.gpus_per_worker else 0
-        bundles = [{"CPU": 1.0, "GPU": config.gpus_per_worker}] * gpus + [{"CPU": 1.0}] * (
-            int(needs.cpus) - gpus
-        )
-        request_resources(bundles=bundles)
+        request_resources(bundles=bundles_of(needs, config.gpus_per_worker))
     while True:
         free = shortage(needs, ray.available_resources())
         if free is None:

@@ -18,7 +18,7 @@ from autoscale_ray.config import PlannerConfig, RayConfig, load_config
 from autoscale_ray.distributed.board import Task, TaskBoard, TrainingFailedError
 from autoscale_ray.distributed.evaluate import shares
 from autoscale_ray.distributed.observe import GAUGES, samples
-from autoscale_ray.distributed.resources import ResourcesError, connect, needs_of, shortage
+from autoscale_ray.distributed.resources import ResourcesError, bundles_of, connect, needs_of, shortage
 from autoscale_ray.distributed.steps import shards_of
 from autoscale_ray.errors import ConfigError
 from tests.ray.small_run import SUMMARY
@@ -124,6 +124,21 @@ def test_a_shortage_is_seen_and_named(config: RayConfig, total: dict[str, float]
     if line:
         assert f"{total['CPU']} CPUs" in line
         assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RayConfig(),
+        RayConfig(num_scorers=8, gpus_per_worker=0.5),
+        RayConfig(num_trainers=4, gpus_per_worker=1),
+    ],
+)
+def test_a_growing_cluster_is_asked_for_all_that_is_needed(config: RayConfig) -> None:
+    needs = needs_of(config)
+    bundles = bundles_of(needs, config.gpus_per_worker)
+    assert sum(bundle["CPU"] for bundle in bundles) == needs.cpus
+    assert sum(bundle.get("GPU", 0) for bundle in bundles) == needs.gpus
 
 
 def test_switches_that_run_code_from_parquet_are_refused(monkeypatch) -> None:
