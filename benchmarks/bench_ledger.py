@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.bench_ledger --scenes 1000000 --kills 5 --check --json out.json
 
 The source are SUMO files written here: cars on eight far-apart roads, one window every 7.5 s, so that windows share no
-frame and what is planted in one shows in that one alone. Ten kinds of damage, files cut short, and an ingest killed at
+frame and what is planted in one shows in that one alone. Nine kinds of damage, files cut short, and an ingest killed at
 drawn times and started again. Afterwards the ids in the pool and in its quarantine table are compared, as sets, with
 those that the generator knows; the bytes of a second, undisturbed ingest of the same files have to be the same
 (`--quick`, 10^4 scenes).

@@ -163,7 +163,7 @@ class RoutePlanner:
         self._beside: dict[int, list[int]] = {}
         for start, end, kind in road.links_E3.tolist():
             (self._next if kind == SUCCESSOR else self._beside).setdefault(start, []).append(end)
-        self._known: dict[tuple[object, ...], Route] = {}
+        self._known: dict[tuple[object, ...], Route | None] = {}
         self._chains: dict[tuple[int, ...], tuple[tuple[int, ...], bool] | None] = {}
 
     def route(self, driven: np.ndarray, position: np.ndarray) -> Route | None:
@@ -192,8 +192,9 @@ class RoutePlanner:
         key = (chain, *(np.round(position, 3).tolist() if changes else ()))
         if key not in self._known:
             blocks = self._road.roadblock_L[list({*lanes, *chain})]
-            on_route_L = np.isin(self._road.roadblock_L, blocks)
-            self._known[key] = Route(lanes, on_route_L, self._line(lanes, position))
+            on_route_L, line = np.isin(self._road.roadblock_L, blocks), self._line(lanes, position)
+            # Lanes of no length give no line to follow.
+            self._known[key] = Route(lanes, on_route_L, line) if len(line) > 1 else None
         return self._known[key]
 
     def _cached_lanes(self, chain: tuple[int, ...]) -> tuple[tuple[int, ...], bool] | None:

@@ -254,16 +254,16 @@ class _Cutter:
     def _centerlines(
         self, routes: list[Route | None], row_MT: np.ndarray, valid_MT: np.ndarray, origins_M3: np.ndarray
     ) -> Flat:
-        lines: dict[object, np.ndarray] = {}
+        lines: list[np.ndarray] = []
+        numbers: dict[object, int] = {}
         line_M = np.zeros(len(routes), dtype=np.int64)
         for window, route in enumerate(routes):
-            key = window if route is None else id(route)
-            if key not in lines:
+            line_M[window] = numbers.setdefault(("none", window) if route is None else id(route), len(lines))
+            if line_M[window] == len(lines):
                 driven = self._ego_R7[row_MT[window, valid_MT[window]], :2]
-                lines[key] = _driven_line(driven, origins_M3[window]) if route is None else route.line_C2
-            line_M[window] = list(lines).index(key)
+                lines.append(_driven_line(driven, origins_M3[window]) if route is None else route.line_C2)
         ahead_m = self._distances(row_MT, valid_MT) + CENTERLINE_AHEAD_M
-        cut, counts = cut_lines(list(lines.values()), line_M, origins_M3[:, :2], CENTERLINE_BEHIND_M, ahead_m)
+        cut, counts = cut_lines(lines, line_M, origins_M3[:, :2], CENTERLINE_BEHIND_M, ahead_m)
         window = np.repeat(np.arange(len(counts)), counts)
         yaw = wrap_angle(cut[:, 2] - origins_M3[window, 2])
         return np.column_stack([to_scene_frame(cut[:, :2], origins_M3, window), yaw]), counts

@@ -134,6 +134,11 @@ def test_route_changes_lanes_only_where_successors_do_not_lead_on():
     assert planner.route(np.array([-1, 0]), here) is None
 
 
+def test_a_lane_of_no_length_gives_no_route():
+    planner = RoutePlanner(make_road_map([lane("dot", [(0, 0), (0.0004, 0)])]))
+    assert planner.route(np.array([0, 0]), np.zeros(2)) is None
+
+
 def test_cut_line_extends_straight_and_keeps_what_lies_behind():
     line = np.array([[0.0, 0.0], [10.0, 0.0], [10.0, 10.0]])
     cut, counts = cut_lines([line], np.array([0]), np.array([[4.0, 1.0]]), 2.0, np.array([30.0]))
