@@ -346,13 +346,22 @@ def _tree(title: str, values: Mapping[str, Any]) -> Tree:
     return tree
 
 
+def pool() -> None:
+    """Look at a scene pool: `pool info` counts its scenes, `pool plot` draws some of them."""
+    main(["pool", "--help"])
+
+
+def simulate() -> None:
+    """Make a synthetic pool with a traffic simulator: `simulate sumo` (extra `sumo`)."""
+    main(["simulate", "--help"])
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "world": world,
     "ingest": ingest,
-    "simulate-sumo": simulate_sumo,
-    "pool-info": pool_info,
-    "pool-plot": pool_plot,
+    "simulate": simulate,
+    "pool": pool,
     "embed": embed,
     "score": score,
     "report": report,
@@ -361,15 +370,23 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+GROUPS: dict[str, dict[str, Callable[..., None]]] = {
+    "pool": {"info": pool_info, "plot": pool_plot},
+    "simulate": {"sumo": simulate_sumo},
+}
+"""Commands of two words."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; bad input ends with one line on standard error and exit code 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] in (["pool"], ["simulate"]) and len(given) > 1:  # `pool info` reads better than `pool-info`
-        given = [f"{given[0]}-{given[1]}", *given[2:]]
+    commands, prog = COMMANDS, "autoscale"
+    if len(given) > 1 and given[0] in GROUPS:
+        commands, prog = GROUPS[given[0]], f"autoscale {given.pop(0)}"
     try:
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="autoscale",
+            commands,
+            prog=prog,
             description="AutoScale (driving data mixture): choose synthetic driving scenes by closed-loop feedback.",
             args=given or ["--help"],
         )
