@@ -62,7 +62,8 @@ from commonroad.common.file_reader import CommonRoadFileReader
 
 def values(scenario):
     for obstacle in scenario.dynamic_obstacles:
-        states = [obstacle.initial_state, *obstacle.prediction.trajectory.state_list]
+        later = obstacle.prediction.trajectory.state_list if obstacle.prediction else []
+        states = [obstacle.initial_state, *later]
         rows = [(*s.position, s.orientation, s.velocity, s.time_step, getattr(s, "acceleration", None)) for s in states]
         yield np.array(rows, dtype=float), obstacle.obstacle_shape.length, obstacle.obstacle_shape.width
     for lane in scenario.lanelet_network.lanelets:
