@@ -175,13 +175,13 @@ def choose_scenes(
     Returns:
         Scenes delivered by cluster id.
     """
-    chosen: dict[str, tuple[str, ...]] = dict.fromkeys(counts, ())
+    chosen: Mapping[str, tuple[str, ...]] = dict.fromkeys(counts, ())
     if sum(counts.values()) > 0:
         candidates, clusters_N = _candidates(config, synthetic, files)
         queries = _queries(files, guide) if guide is not None and config.method != "random" else {}
         wanted = dict(counts)
         for _ in range(len(counts) + 1):
-            result = retrieve(candidates, clusters_N, queries, wanted, config, seed)
+            result = retrieve(candidates, clusters_N, queries, wanted, config, seed, chosen)
             chosen = result.scene_ids
             spilled = _spill(wanted, {name: len(ids) for name, ids in chosen.items()})
             if spilled is None:

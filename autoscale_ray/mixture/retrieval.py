@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -158,6 +158,7 @@ def retrieve(
     counts: Mapping[str, int],
     config: RetrievalConfig,
     seed: int,
+    before: Mapping[str, Sequence[str]] | None = None,
 ) -> Retrieved:
     """Choose scenes in every cluster.
 
@@ -172,6 +173,7 @@ def retrieve(
         counts: Scenes wanted by cluster id, >= 0.
         config: Method and its constants.
         seed: Seed of the random share; the same seed nests selections of different counts.
+        before: Selections of the same call with other counts: a cluster that has enough there is not searched again.
 
     Raises:
         InvalidInputError: A negative count or an unknown method.
@@ -189,8 +191,12 @@ def retrieve(
     if config.method != "random":
         members = {name: _without_outliers(candidates, rows, config) for name, rows in members.items()}
         members = _capped_per_origin(candidates, members, wanted, config)
-    chosen = {}
+    chosen = {
+        name: tuple(ids[: counts[name]]) for name, ids in (before or {}).items() if len(ids) >= counts[name]
+    }
     for name, rows in members.items():
+        if name in chosen:
+            continue
         if config.method != "random":
             rows = shortlist(candidates, rows, wanted[name], config, seed, counts[name])
         best = order_scenes(candidates.take(rows), wanted[name], config, seed, counts[name])

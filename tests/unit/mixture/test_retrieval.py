@@ -109,6 +109,17 @@ def test_a_shorter_selection_is_a_prefix_of_a_longer_one(short, more, method, sh
 
 
 @pytest.mark.parametrize("method", ["facility_location", "mmr", "random"])
+def test_a_search_goes_on_from_an_earlier_one_of_the_same_scenes(method):
+    pool, labels = _pool(240), np.array(["c00", "c01"] * 120)
+    queries = {"c00": _queries(6), "c01": _queries(4)}
+    config = RetrievalConfig(method=method)
+    counts, more = {"c00": 20, "c01": 30}, {"c00": 12, "c01": 45}
+    first = module.retrieve(pool, labels, queries, counts, config, 0)
+    again = module.retrieve(pool, labels, queries, more, config, 0, first.scene_ids)
+    assert again == module.retrieve(pool, labels, queries, more, config, 0)
+
+
+@pytest.mark.parametrize("method", ["facility_location", "mmr", "random"])
 def test_row_order_changes_nothing(method):
     pool, queries = _pool(80), _queries(5)
     shuffled = pool.take(np.random.default_rng(3).permutation(80))
