@@ -85,6 +85,7 @@ class RecordedStages:
         values: Mapping[str, Any] = artifact.values
         labels = {f"labels_{side}": path for side, path in _by_side(artifact).items()}
         vectors = {f"embeddings_{side}": path for side, path in embeddings.files.items()}
+        models = {"model": artifact.path(tasks.MODEL_FILE), "probe": artifact.path(tasks.PROBE_FILE)}
         return Clusters(
             fingerprint=artifact.fingerprint,
             cluster_ids=tuple(values["cluster_ids"]),
@@ -93,7 +94,7 @@ class RecordedStages:
             dev_counts_K=np.array(values["dev_counts"], dtype=np.int64),
             dev_weights_K=np.array(values["dev_weights"]),
             descriptors_KD=np.array(values["descriptors"]),
-            files={**labels, **vectors, "model": artifact.path(tasks.MODEL_FILE)},
+            files={**labels, **vectors, **models},
         )
 
     def retrieve(

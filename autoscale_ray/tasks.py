@@ -8,6 +8,7 @@ Shape legend: N scenes, K clusters, D embedding, S training seeds.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,7 +27,7 @@ from autoscale_ray.inputs import Inputs
 from autoscale_ray.mixture.alignment import measure_alignment
 from autoscale_ray.mixture.clusters import ClusterModel, cluster_names, fit_clusters, random_labels
 from autoscale_ray.mixture.retrieval import Candidates, Queries, make_candidates, query_weights, retrieve
-from autoscale_ray.mixture.similarity import fit_domain_probe
+from autoscale_ray.mixture.similarity import DomainProbe, fit_domain_probe
 from autoscale_ray.planning.planner import empty_planner, parameter_shapes
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
 from autoscale_ray.planning.training import PlannerWeights, TrainState, new_state
@@ -35,6 +36,7 @@ from autoscale_ray.scenes.parquet import read_parquet
 from autoscale_ray.scenes.pool import ScenePool
 
 MODEL_FILE = "clusters.safetensors"
+PROBE_FILE = "domain_probe.json"
 SCORES_FILE = "scores.parquet"
 SELECTION_FILE = "selection.parquet"
 VERSIONS = ("epdms", "pdms")
@@ -103,7 +105,7 @@ def cluster_scenes(
         config: Cluster settings and seed.
         embeddings: Embedding file by side.
         inputs: Pools and dev weights.
-        folder: Receives the cluster model and one label file a side (scene_id, cluster, fine).
+        folder: Receives the cluster model, the domain probe and one label file a side (scene_id, cluster, fine).
 
     Returns:
         Cluster ids, sizes and dev weights, in cluster order.
@@ -113,6 +115,8 @@ def cluster_scenes(
     train_ND = np.concatenate([by_side["real"][1], by_side["synthetic"][1]])
     model = fit_clusters(train_ND, by_side["dev"][1], config.clusters, seed, inputs.weights["dev"])
     model.save(folder / MODEL_FILE)
+    real_ND, synthetic_ND = (model.whitening.apply(by_side[side][1]) for side in ("real", "synthetic"))
+    _save_probe(real_ND, synthetic_ND, folder / PROBE_FILE)
     names, labels = _labels(config.clusters, model, {side: z for side, (_, z) in by_side.items()}, seed)
     for side, (scene_ids, _) in by_side.items():
         fine_N, coarse_N = labels[side]
@@ -133,6 +137,20 @@ def cluster_scenes(
         "dev_weights": shares_K.tolist(),
         "descriptors": descriptors_KD.tolist(),
     }
+
+
+def _save_probe(real_ND: np.ndarray, synthetic_ND: np.ndarray, path: Path) -> None:
+    """Fit the domain probe, once for all rounds; null where a domain has fewer than two scenes."""
+    told = None
+    if min(len(real_ND), len(synthetic_ND)) > 1:
+        probe = fit_domain_probe(real_ND, synthetic_ND)
+        told = dataclasses.asdict(probe) | {"weights_D": probe.weights_D.tolist()}
+    path.write_text(json.dumps(told), encoding="utf-8")
+
+
+def _load_probe(path: Path) -> DomainProbe | None:
+    told = json.loads(path.read_text(encoding="utf-8"))
+    return None if told is None else DomainProbe(**told | {"weights_D": np.array(told["weights_D"])})
 
 
 def _labels(
@@ -168,7 +186,8 @@ def choose_scenes(
         seed: Seed of the random share.
         counts: Scenes wanted by cluster id, every cluster named.
         synthetic: The pool.
-        files: Label files (``labels_<side>``), embedding files (``embeddings_<side>``), cluster ``model``.
+        files: Label files (``labels_<side>``), embedding files (``embeddings_<side>``), cluster ``model``, domain
+            ``probe``.
         guide: Score file of a dev evaluation; None when the rule needs no queries.
         folder: Receives the selection (scene_id, cluster).
 
@@ -199,15 +218,12 @@ def _candidates(
 ) -> tuple[Candidates, np.ndarray]:
     whitening = ClusterModel.load(files["model"]).whitening
     scene_ids, z_ND = read_embeddings(files["embeddings_synthetic"])
-    unit_ND = whitening.apply(z_ND)
-    _, real_ND = read_embeddings(files["embeddings_real"])
-    needs_probe = config.method != "random" and config.gap_weight > 0 and min(len(real_ND), len(unit_ND)) > 1
-    probe = fit_domain_probe(whitening.apply(real_ND), unit_ND) if needs_probe else None
+    is_guided = config.method != "random" and config.gap_weight > 0
     candidates = make_candidates(
         scene_ids,
-        unit_ND,
+        whitening.apply(z_ND),
         origin_ids=synthetic.origin_ids,
-        probe=probe,
+        probe=_load_probe(files["probe"]) if is_guided else None,
         quality_N=synthetic.column("expert_quality").astype(np.float64),
     )
     return candidates, _strings(read_parquet(files["labels_synthetic"])["cluster"])
