@@ -28,6 +28,24 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 START_TIMEOUT_S = 120
+EXIT_STATUS = pytest.StashKey[int]()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Keep the result for `pytest_unconfigure`."""
+    session.config.stash[EXIT_STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End at once when everything is told: native threads (Ray, gRPC, storage clients) outlive the interpreter's
+    teardown, and one of them crashed a process whose tests had all passed.
+    """
+    if EXIT_STATUS in config.stash and not hasattr(config, "workerinput"):
+        config.get_terminal_writer().flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash[EXIT_STATUS])
 
 
 def free_port() -> int:
