@@ -27,7 +27,8 @@ MAX_ARCHIVE_BYTES = 64 << 30
 MAX_MEMBERS = 1_000_000
 MAX_RATIO = 200.0
 MAX_YAML_DEPTH = 50
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Both build plain values only, never objects; the first is compiled and not in every build of PyYAML.
+_SAFE_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CHUNK_BYTES = 1 << 20
 _RATIO_FLOOR_BYTES = 1 << 20
 _MAX_PROLOG_BYTES = 1 << 18
@@ -140,16 +141,16 @@ def read_yaml(path: Path, limit: int) -> Any:
     try:
         depth = 0
         # The loader builds nested values by calling itself, until the process ends; the events are a flat stream.
-        for event in yaml.parse(content, Loader=_YAML_LOADER):
+        for event in yaml.parse(content, Loader=_SAFE_YAML_LOADER):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_YAML_DEPTH:
                 raise InputRejectedError(str(path), f"YAML must be nested at most {MAX_YAML_DEPTH} deep")
             if isinstance(event, yaml.AliasEvent):
                 raise InputRejectedError(str(path), "YAML must not have aliases")
-        return yaml.load(content, Loader=_YAML_LOADER)  # a safe loader: plain values only
+        return yaml.load(content, Loader=_SAFE_YAML_LOADER)
+    except InputRejectedError:
+        raise
     except (yaml.YAMLError, ValueError) as error:
-        if isinstance(error, InputRejectedError):
-            raise
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputRejectedError(str(path), "must be YAML", line) from None
 
@@ -289,11 +290,6 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
                 line = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise InputRejectedError(where, "must be an array of numbers or texts", line) from None
     return found
-
-
-def byte_stream(content: bytes) -> IO[bytes]:
-    """Return a readable stream over bytes."""
-    return io.BytesIO(content)
 
 
 def iterate_xml(stream: IO[bytes], where: str, tags: tuple[str, ...]) -> Iterator[etree._Element]:

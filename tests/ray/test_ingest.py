@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`use_.* is deprecated:DeprecationWarning"),
 ]
 DATA = Path(__file__).parents[3] / "shared" / "data"
+# Recordings keep their own licences and are never copied here; without them these tests have nothing to read.
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="the recordings of ../shared/data are not here")
 
 
