@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,12 +15,14 @@ from rich.console import Console
 from rich.tree import Tree
 from tyro.conf import Positional
 
+from autoscale_ray import __version__
 from autoscale_ray.config import RunConfig, load_config
 from autoscale_ray.errors import AutoScaleError, ConfigError
 
 EXIT_BAD_INPUT = 2
 EXIT_READER_FAULT = 3
-Preset = Literal["harm_low_deficit", "harm_high_deficit", "no_harm", "null"]
+EXIT_INTERRUPTED = 130
+Preset = Literal["harm_low_deficit", "harm_high_deficit", "no_harm", "even", "null"]
 Domain = Literal["real", "synthetic"]
 
 
@@ -95,7 +98,8 @@ def ingest(
     Ends with exit code 3 when the pool was made but files were lost to a fault of their reader.
 
     Args:
-        format: Name of the reader, for example commonroad; an unknown name lists all.
+        format: Name of the reader: navsim, simscale, navhard, commonroad, sumo, scenarionet, av2-sensor,
+            av2-forecasting, kitti, interaction or waymo.
         path: File, folder or zip to read.
         out: Folder of the new pool; must not exist or be empty.
         domain: Whether the scenes count as real or synthetic.
@@ -378,8 +382,11 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; bad input ends with one line on standard error and exit code 2."""
+    """Run the command line; bad input ends with one line on standard error and exit code 2, Ctrl-C with 130."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
+        print(f"autoscale {__version__}")
+        return
     commands, prog = COMMANDS, "autoscale"
     if len(given) > 1 and given[0] in GROUPS:
         commands, prog = GROUPS[given[0]], f"autoscale {given.pop(0)}"
@@ -393,6 +400,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except AutoScaleError as error:
         print(f"autoscale: {error}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise  # no path of the user's: ours to explain, with its traceback
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"autoscale: {place}{error.strerror}", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT) from None
+    except KeyboardInterrupt:
+        print("autoscale: interrupted", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 if __name__ == "__main__":

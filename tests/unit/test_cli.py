@@ -1,0 +1,51 @@
+"""What the command line itself answers, whatever the command: help, version, refused paths, Ctrl-C."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import autoscale_ray
+from autoscale_ray.cli import main
+from autoscale_ray.scenes.readers import READERS
+
+
+def ended(arguments: list[str], capsys) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    return stop.value.code, capsys.readouterr().err
+
+
+def test_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"autoscale {autoscale_ray.__version__}\n"
+
+
+def test_help_of_ingest_names_every_reader(capsys):
+    with pytest.raises(SystemExit):
+        main(["ingest", "--help"])
+    words = capsys.readouterr().out.replace(",", " ").replace(".", " ").split()
+    assert set(READERS) <= set(words)
+
+
+@pytest.mark.parametrize("command", [["world", "--out"], ["run", "--backend", "local", "--out"]])
+def test_a_folder_that_cannot_be_made_is_one_line(command, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    code, told = ended([*command, str(tmp_path / "file" / "out")], capsys)
+    assert (code, told.count("\n")) == (2, 1)
+    assert str(tmp_path / "file") in told
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+    out = tmp_path / "pools"
+    program = [sys.executable, "-m", "autoscale_ray.cli", "world", "--out", str(out)]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not out.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (130, "autoscale: interrupted\n")
