@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
+from pyarrow.csv import write_csv
 from rich.console import Console
 
 from autoscale_ray import loop, tasks
@@ -22,12 +24,15 @@ from autoscale_ray.mixture.similarity import require_faiss
 from autoscale_ray.object_storage import cache_folder
 from autoscale_ray.planning.spec import load_planner_spec
 from autoscale_ray.recorded import RecordedStages
-from autoscale_ray.records import Clusters, Round
+from autoscale_ray.records import Clusters, Round, Selection
 from autoscale_ray.reporting.summary import summarise
 from autoscale_ray.reporting.tables import arm_table, cluster_table, round_table
+from autoscale_ray.scenes.parquet import read_parquet
+from autoscale_ray.scenes.pool import ScenePool
 
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
+SELECTION_FILE = "selection.csv"
 
 
 def run_local(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -50,11 +55,20 @@ def run_local(config: RunConfig, console: Console) -> dict[str, Any]:
 
     finished = play(stages, show)
     console.print(arm_table(finished))
-    run_dir = work_dir(config)
-    console.print(
-        f"finished: report {run_dir / REPORT_FILE}, plots {run_dir / 'plots'}, rounds {run_dir / 'rounds'}"
-    )
+    console.print(f"finished: {where_things_are(config)}", soft_wrap=True)
     return finished
+
+
+def where_things_are(config: RunConfig) -> str:
+    """Say where a finished run has left what people read."""
+    folder = work_dir(config)
+    named = {
+        "chosen scenes": folder / SELECTION_FILE,
+        "report": folder / REPORT_FILE,
+        "plots": folder / "plots",
+    }
+    shown = [f"{name} {path}" for name, path in named.items() if path.exists()]
+    return ", ".join([*shown, f"rounds {config.placement.run_dir}/rounds"])
 
 
 def embed_local(config: RunConfig, console: Console, plot: bool = False) -> Clusters:
@@ -139,6 +153,7 @@ def play(stages: RecordedStages, show: Callable[[Mapping[str, Any]], None]) -> d
     gains = tasks.paired_gains(arms, inputs.pools["test"])
     finished = summary(clusters, history, final_counts=final_counts, arms=arms, gains=gains)
     write_embedding_map(clusters, inputs.pools, run_dir / "plots" / "embedding_map.png")
+    write_selection(arms[-1].selection, inputs.pools["synthetic"], run_dir / SELECTION_FILE)
     render(run_dir)
     return finished
 
@@ -173,6 +188,17 @@ def notice_budget(config: RunConfig, inputs: Inputs, console: Console) -> None:
         console.print(
             f"loop.budget {config.loop.budget} is larger than the pool: every round uses all {pool} scenes"
         )
+
+
+def write_selection(selection: Selection, pool: ScenePool, path: Path) -> None:
+    """Write the chosen synthetic scenes as CSV in one step: scene_id, cluster, log_id, origin_id, source."""
+    chosen = read_parquet(selection.file)
+    rows = pool.rows_of(chosen["scene_id"].to_pylist())
+    for name in ("log_id", "origin_id", "source"):
+        chosen = chosen.append_column(name, pa.array(pool.column(name)[rows].tolist(), pa.string()))
+    temporary = path.with_name(f".{path.name}.part")
+    write_csv(chosen, temporary)
+    os.replace(temporary, path)
 
 
 def write_summary(summary: Mapping[str, Any], run_dir: Path) -> None:

@@ -17,7 +17,7 @@ from autoscale_ray.distributed.resources import connect, wait_for_room
 from autoscale_ray.local import LocalStages
 from autoscale_ray.records import Clusters
 from autoscale_ray.reporting.tables import arm_table, round_table
-from autoscale_ray.session import REPORT_FILE, check_ready, is_url, open_run, work_dir
+from autoscale_ray.session import check_ready, is_url, open_run, where_things_are
 
 
 def run_on_ray(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -36,14 +36,10 @@ def run_on_ray(config: RunConfig, console: Console) -> dict[str, Any]:
         AutoScaleError: One clear line: bad configuration, pools or state, or too small a cluster.
     """
     config = with_absolute_paths(config)
-    status, shown = drive(config, console), work_dir(config)
+    status = drive(config, console)
     if status["state"] == "finished":
         console.print(arm_table(status["summary"]))
-    rounds = f"{config.placement.run_dir}/rounds"
-    console.print(
-        f"{status['state']}: report {shown / REPORT_FILE}, plots {shown / 'plots'}, rounds {rounds}",
-        soft_wrap=True,
-    )
+    console.print(f"{status['state']}: {where_things_are(config)}", soft_wrap=True)
     return status
 
 

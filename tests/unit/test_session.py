@@ -1,5 +1,6 @@
 """Whole runs on a tiny world: same seed same numbers, killed and resumed same numbers, bad input one line."""
 
+import csv
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,6 +20,7 @@ from autoscale_ray.artifacts import read_rounds
 from autoscale_ray.cli import main
 from autoscale_ray.config import load_config
 from autoscale_ray.inputs import open_inputs
+from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.session import run_local
 
 SIDES = ("real", "synthetic", "dev", "test")
@@ -90,6 +93,18 @@ def test_a_run_reports_every_arm_and_round(finished):
     report = (finished / "report.html").read_text()
     assert "autoscale" in report
     assert re.findall(r"""(?:src|href)\s*=\s*["']?https?:|url\(\s*["']?https?:|@import""", report) == []
+
+
+def test_the_chosen_scenes_are_named_in_a_file_of_their_own(finished, pools):
+    counts = {arm["name"]: arm["counts"] for arm in numbers(finished)["arms"]}["autoscale"]
+    synthetic = open_pool(pools / "synthetic")
+    with (finished / "selection.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert Counter(row["cluster"] for row in rows) == Counter({k: n for k, n in counts.items() if n})
+    assert len({row["scene_id"] for row in rows}) == sum(counts.values()) == 40
+    known = {name: synthetic.column(name) for name in ("log_id", "origin_id", "source")}
+    for row, place in zip(rows, synthetic.rows_of(row["scene_id"] for row in rows), strict=True):
+        assert {name: row[name] for name in known} == {name: str(known[name][place]) for name in known}
 
 
 def test_two_runs_with_one_seed_are_identical_and_see_no_hidden_truth(finished, pools, tmp_path):
