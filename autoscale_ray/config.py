@@ -26,7 +26,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Preset = Annotated[
-    Literal["harm_low_deficit", "harm_high_deficit", "no_harm", "null"],
+    Literal["harm_low_deficit", "harm_high_deficit", "no_harm", "even", "null"],
     BeforeValidator(lambda value: "null" if value is None else value),  # YAML reads the bare word as nothing
 ]
 
@@ -58,8 +58,8 @@ class WorldConfig:
     """Where the synthetic pool is faithful, gapped or harmful; see docs/world.md."""
     seed: CountOrZero = 0
     """Seed of the training pools; dev and test use their own streams."""
-    num_real: Count = 700
-    """Real training scenes, >= 1."""
+    num_real: Count | None = None
+    """Real training scenes, >= 1; by default what the preset says: 700, and 30 for `null`."""
     num_synthetic: Count = 10_000
     """Synthetic pool scenes, >= 1."""
     num_dev_per_family: Count = 100

@@ -44,7 +44,7 @@ NUM_SCREENING_RUNS = 96
 """Training runs of the near-oracle's screening design over the true families."""
 SCREENING_SD = 0.8
 """Log-normal spread of the family weights in the screening design."""
-PRESETS = ("harm_low_deficit", "harm_high_deficit", "no_harm", "null")
+PRESETS = ("harm_low_deficit", "harm_high_deficit", "no_harm", "even", "null")
 
 
 def base_config(preset: str, seed: int, options: argparse.Namespace) -> RunConfig:
@@ -119,7 +119,11 @@ def replicate(
         "autoscale_weights_only": (clusters, allocate(found, info), "random"),
         "retrieval_only": (clusters, allocate(dict.fromkeys(sizes, 1.0), info), None),
     }
-    if preset != "null":
+    if preset == "null":  # what there would be to lose
+        largest = max(sizes, key=sizes.__getitem__)
+        alone = {name: float(name == largest) for name in sizes}
+        plans["largest_cluster"] = (clusters, allocate(alone, info), "random")
+    else:
         few, fewer = (
             dataclasses.replace(info, budget=max(1, round(share * config.loop.budget)))
             for share in (0.7, 0.3)
@@ -294,6 +298,7 @@ CONTRASTS = (
     ("autoscale_30_percent", "vanilla"),
     ("retrieval_only", "uniform"),
     ("random_clusters", "vanilla"),
+    ("largest_cluster", "uniform"),
 )
 
 

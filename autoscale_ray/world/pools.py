@@ -118,8 +118,9 @@ def evaluation_weights(families: list[str], preset: str = "harm_low_deficit") ->
 def check_config(config: WorldConfig) -> None:
     """Refuse counts below 1 and negative seeds."""
     for name in ("num_real", "num_synthetic", "num_dev_per_family", "num_test_per_family"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"world.{name}", "must be an integer >= 1", getattr(config, name))
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"world.{name}", "must be an integer >= 1", value)
     for name in ("seed", "test_seed"):
         if getattr(config, name) < 0:
             raise ConfigError(f"world.{name}", "must be an integer >= 0", getattr(config, name))
@@ -128,12 +129,13 @@ def check_config(config: WorldConfig) -> None:
 def plan_side(config: WorldConfig, side: Side) -> Plan:
     """Return the plan of a side; scenes of all families are mixed in a seeded order."""
     preset = PRESETS[config.preset]
+    families = [name for name in NAMES if name in preset.real_shares]
     if side == "real":
-        return _shuffled(side, config.seed, counts(preset.real_shares, config.num_real))
+        return _shuffled(side, config.seed, counts(preset.real_shares, config.num_real or preset.num_real))
     if side == "dev":
-        return _shuffled(side, config.seed, dict.fromkeys(NAMES, config.num_dev_per_family))
+        return _shuffled(side, config.seed, dict.fromkeys(families, config.num_dev_per_family))
     if side == "test":
-        return _shuffled(side, config.test_seed, dict.fromkeys(NAMES, config.num_test_per_family))
+        return _shuffled(side, config.test_seed, dict.fromkeys(families, config.num_test_per_family))
     num_copies = round(preset.copy_share * config.num_synthetic)
     plan = _shuffled(side, config.seed, counts(preset.pool_shares, config.num_synthetic - num_copies))
     quality_N = np.array([QUALITIES.index(preset.quality[name]) for name in NAMES])[plan.family_N]

@@ -70,11 +70,14 @@ class Preset:
 
     quality: Mapping[str, str]
     real_shares: Mapping[str, float]
+    """Relative frequency of every family of this world, by name; dev and test hold these families too."""
     pool_shares: Mapping[str, float]
     near_duplicates: Mapping[str, int]
     copy_share: float
     weighted: bool = True
     """Whether safety families weigh three times in dev and test."""
+    num_real: int = 700
+    """Real training scenes, unless the configuration says how many."""
 
 
 def _with_gap(**quality: str) -> Preset:
@@ -82,6 +85,7 @@ def _with_gap(**quality: str) -> Preset:
 
 
 _EQUAL = dict.fromkeys(FAMILIES, 1.0)
+_SOON_LEARNT = dict.fromkeys(("overtake", "recovery", "cyclist"), 1.0)
 
 PRESETS: dict[str, Preset] = {
     "harm_low_deficit": _with_gap(
@@ -91,8 +95,12 @@ PRESETS: dict[str, Preset] = {
         cut_in="H", roundabout="H", crossing="H", cyclist="S", curve_follow="G", overtake="G"
     ),
     "no_harm": _with_gap(),
-    "null": Preset(_FAITHFUL, _EQUAL, _EQUAL, {}, 0.0, weighted=False),
+    "even": Preset(_FAITHFUL, _EQUAL, _EQUAL, {}, 0.0, weighted=False),
+    "null": Preset(_FAITHFUL, _SOON_LEARNT, _SOON_LEARNT, {}, 0.0, weighted=False, num_real=30),
 }
+"""`even` has equal shares and still something to gain, because families differ in how many scenes they need. `null` has
+much to lose and nothing to gain: its families are soon learnt to their end, but not from the real scenes, and an equal
+share of the default budget is more than any of them needs (docs/world.md). What has no share is on no side."""
 
 
 def counts(shares: Mapping[str, float], total: int) -> dict[str, int]:

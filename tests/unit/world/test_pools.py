@@ -141,6 +141,20 @@ def test_qualities_of_a_preset_reach_the_truth(sides):
     assert set(_truth(sides["dev"])["quality"]) == {"F", "irreducible"}
 
 
+def test_a_preset_says_how_many_real_scenes_unless_the_configuration_does():
+    sizes = {name: len(plan_side(WorldConfig(preset=name), "real")) for name in PRESETS}
+    assert sizes == dict.fromkeys(PRESETS, 700) | {"null": 30}
+    assert len(plan_side(WorldConfig(preset="null", num_real=34), "real")) == 34
+
+
+def test_all_sides_of_a_preset_hold_its_families():
+    config = replace(SMALL, preset="null")
+    families = [set(plan_side(config, side).family_N) for side in SIDES]
+    assert len(families[0]) == 3
+    assert all(found == families[0] for found in families)
+    assert len(plan_side(config, "dev")) == 3 * config.num_dev_per_family
+
+
 def test_counts_split_by_largest_remainder():
     assert counts({"a": 1, "b": 1, "c": 1}, 7) == {"a": 3, "b": 2, "c": 2}
     assert counts({"a": 99, "b": 1}, 10) == {"a": 10, "b": 0}
