@@ -1,4 +1,4 @@
-"""Scene embeddings that Graph-RAE is compared with; all see the history only, none sees a label or a tag.
+"""Scene embeddings that Graph-RAE is compared with; all but one see the history only, none sees a label or a tag.
 
 Shape legend: N scenes, M agents, D embedding size, F descriptor size, R raster cells along one side.
 """
@@ -29,7 +29,7 @@ from autoscale_ray.representation.scene_graph import (
 from autoscale_ray.representation.segments import cut_lanes
 from autoscale_ray.representation.views import semantic_view
 from autoscale_ray.scenes.batch import SceneBatch, row_of
-from autoscale_ray.scenes.schema import AGENT_TYPES, CURRENT_FRAME, DRIVING_COMMANDS
+from autoscale_ray.scenes.schema import AGENT_TYPES, CURRENT_FRAME, DRIVING_COMMANDS, NUM_PLAN_FRAMES
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -56,6 +56,12 @@ def hand_descriptor(batch: SceneBatch) -> Tensor:
     return torch.cat(
         [_own_motion(batch), _route_shape(batch), _others(batch, scene), _map_and_lights(batch, scene)], 1
     )
+
+
+def descriptor_with_future(batch: SceneBatch) -> Tensor:
+    """Return `hand_descriptor` with the ego's position and speed 1, 2, 3 and 4 s ahead, float32 (N, F + 12)."""
+    ahead = batch.ego_states_NT7[:, CURRENT_FRAME + 2 : CURRENT_FRAME + 1 + NUM_PLAN_FRAMES : 2]
+    return torch.cat([hand_descriptor(batch), ahead[..., [0, 1, 3]].flatten(1)], dim=1)
 
 
 def _own_motion(batch: SceneBatch) -> Tensor:

@@ -7,6 +7,7 @@ Shape legend: N scenes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,8 +165,38 @@ def _thinned(rows: NDArray[np.int64], limit: int, seed: int) -> NDArray[np.int64
     return np.sort(np.random.default_rng(seed + 1).choice(rows, limit, replace=False))
 
 
-def tags_of(side: Side) -> np.ndarray:
-    return np.concatenate([np.array(motion_tags(batch)) for batch in side.batches()])
+def tags_of(side: Side, *, of_history: bool = False) -> np.ndarray:
+    """Return the tag of every scene, see `motion_tags`.
+
+    Args:
+        side: Scenes.
+        of_history: Tag the drive that goes on as it was, in place of the drive of the 4 s to come.
+    """
+    batches = (continued(batch) if of_history else batch for batch in side.batches())
+    return np.concatenate([np.array(motion_tags(batch)) for batch in batches])
+
+
+def continued(batch: SceneBatch) -> SceneBatch:
+    """Return scenes whose ego keeps the turn rate and the acceleration of its last 1.5 s until 4 s.
+
+    Only heading and speed at 4 s are changed: they are what the tags read of the drive.
+    """
+    states = batch.ego_states_NT7.clone()
+    now, before = states[:, CURRENT_FRAME], states[:, CURRENT_FRAME - 3]
+    turn = torch.atan2((now[:, 2] - before[:, 2]).sin(), (now[:, 2] - before[:, 2]).cos())
+    steps = (PLAN_END - CURRENT_FRAME) / 3
+    states[:, PLAN_END, 2] = now[:, 2] + steps * turn
+    states[:, PLAN_END, 3] = (now[:, 3] + steps * (now[:, 3] - before[:, 3])).clamp(min=0)
+    return dataclasses.replace(batch, ego_states_NT7=states)
+
+
+def most_common(tag_N: np.ndarray, num_groups: int) -> np.ndarray:
+    """Merge the rarest tags into one group, so that there are at most `num_groups`."""
+    names, count = np.unique(tag_N, return_counts=True)
+    if len(names) <= num_groups:
+        return tag_N
+    kept = names[np.argsort(-count, kind="stable")[: num_groups - 1]]
+    return np.where(np.isin(tag_N, kept), tag_N, "")
 
 
 def _class_of_tags(tags: np.ndarray) -> np.ndarray:
