@@ -44,8 +44,6 @@ with warnings.catch_warnings():
 NUM_AGENTS = 79
 NUM_LANES = 1
 BATCH = 256
-BLOCK = 64
-"""Scenes our encoder takes at a time for inference; larger blocks leave the cache of a core."""
 SMALL_BLOCK = 16
 """The block at which the rival is fastest: its messages on edges leave the cache sooner. Also reported."""
 TARGETS = {
@@ -136,13 +134,19 @@ def measure_encoder(graph: SceneGraph, repeats: int) -> dict[str, float]:
     half_graph = replace(graph, features={name: table.bfloat16() for name, table in graph.features.items()})
     half = new_model(config, feature_sizes_of(graph), 0).encoder.bfloat16()
 
-    def infer(encoder: GraphEncoder, source: SceneGraph, path: Path, block: int) -> Callable[[], object]:
-        rows = torch.arange(len(source)).split(block)
-        parts = [select_scenes(source, part) for part in rows]
+    def infer(encoder: GraphEncoder, source: SceneGraph) -> Callable[[], object]:
+        def work() -> object:
+            with torch.inference_mode():
+                return encoder.embed(source)
+
+        return work
+
+    def infer_pyg(encoder: GraphEncoder, block: int) -> Callable[[], object]:
+        parts = [select_scenes(graph, part) for part in torch.arange(len(graph)).split(block)]
 
         def work() -> object:
             with torch.inference_mode():
-                return [encoder(part, path) for part in parts]
+                return [encoder(part, "pyg") for part in parts]
 
         return work
 
@@ -151,11 +155,11 @@ def measure_encoder(graph: SceneGraph, repeats: int) -> dict[str, float]:
 
     seconds = turns(
         {
-            "ours": infer(ours, graph, "fast", BLOCK),
-            "bf16": infer(half, half_graph, "fast", BLOCK),
-            "sage_pyg": infer(ours, graph, "pyg", SMALL_BLOCK),
-            "rival": infer(rival, graph, "pyg", BATCH),
-            "rival_in_small_blocks": infer(rival, graph, "pyg", SMALL_BLOCK),
+            "ours": infer(ours, graph),
+            "bf16": infer(half, half_graph),
+            "sage_pyg": infer_pyg(ours, SMALL_BLOCK),
+            "rival": infer_pyg(rival, BATCH),
+            "rival_in_small_blocks": infer_pyg(rival, SMALL_BLOCK),
             "ours_train": train(ours, "fast"),
             "rival_train": train(rival, "pyg"),
         },
@@ -183,8 +187,8 @@ def measure_batching(num_scenes: int, repeats: int, seed: int) -> dict[str, floa
         graph,
         features={"agent": graph.features["agent"][:, :16].contiguous()},
         offsets={"agent": graph.offsets["agent"]},
-        edges={"agent_agent": graph.edges["agent_agent"]},
-        edge_offsets={"agent_agent": graph.edge_offsets["agent_agent"]},
+        sources={"agent_agent": graph.sources["agent_agent"]},
+        source_offsets={"agent_agent": graph.source_offsets["agent_agent"]},
         targets={},
     )
     data = []

@@ -18,8 +18,15 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
 from autoscale_ray.representation import fused
-from autoscale_ray.representation.scene_graph import NODE_TYPES, RELATIONS, SceneGraph, global_edges
-from autoscale_ray.scenes.batch import offsets_of, row_of
+from autoscale_ray.representation.scene_graph import (
+    NODE_TYPES,
+    RELATIONS,
+    SceneGraph,
+    global_edges,
+    global_sources,
+    select_scenes,
+)
+from autoscale_ray.scenes.batch import row_of
 
 with (
     warnings.catch_warnings()
@@ -32,6 +39,9 @@ NUM_POOL_HEADS = 4
 GATE_LIMIT = 6.0
 """Attention scores are bounded by 6 tanh(.): exp cannot overflow, so no maximum per scene is needed."""
 
+BLOCK = 64
+"""Scenes that `GraphEncoder.embed` takes at a time."""
+
 Path = Literal["fast", "pyg"]
 
 
@@ -40,31 +50,31 @@ class Wiring:
     """Edges and owners of a batch, computed once and used by every layer."""
 
     sources: dict[str, Tensor]
-    """Source nodes of each relation ordered by target, int64 (E)."""
+    """Source nodes of each relation ordered by target, int64 (E); the fast path's."""
     source_offsets: dict[str, Tensor]
     """First edge of each target node, int64 (M + 1)."""
     edge_index: dict[str, Tensor]
-    """The same edges as PyG wants them, int64 (2, E)."""
+    """The same edges as PyG wants them, int64 (2, E); the pyg path's."""
     owner: dict[str, Tensor]
     """Scene of each node, int64."""
     offsets: dict[str, Tensor]
 
 
-def wiring_of(graph: SceneGraph) -> Wiring:
+def wiring_of(graph: SceneGraph, path: Path) -> Wiring:
     """Prepare the edges of a graph for message passing.
 
     Args:
         graph: N scenes.
+        path: Who passes the messages.
     """
-    sources, source_offsets, edge_index = {}, {}, {}
-    for relation, (_, target) in RELATIONS.items():
-        edges_E2 = global_edges(graph, relation)
-        sources[relation] = edges_E2[:, 0].contiguous()
-        degree_M = torch.bincount(edges_E2[:, 1], minlength=len(graph.features[target]))
-        source_offsets[relation] = offsets_of(degree_M)
-        edge_index[relation] = edges_E2.T
+    sources, edge_index = {}, {}
+    for relation in RELATIONS:
+        if path == "pyg":
+            edge_index[relation] = global_edges(graph, relation).T
+        else:
+            sources[relation] = global_sources(graph, relation)
     owner = {name: row_of(offsets) for name, offsets in graph.offsets.items()}
-    return Wiring(sources, source_offsets, edge_index, owner, graph.offsets)
+    return Wiring(sources, graph.source_offsets, edge_index, owner, graph.offsets)
 
 
 def bag_mean(states_MH: Tensor, index_E: Tensor, offsets: Tensor, mode: str = "mean") -> Tensor:
@@ -185,7 +195,7 @@ class Encoding:
     """Node states and the pooled embedding."""
 
     nodes: dict[str, Tensor]
-    """By node type, (M, H)."""
+    """By node type, (M, H), in the type of the products."""
     z_ND: Tensor
 
 
@@ -219,8 +229,8 @@ class GraphEncoder(nn.Module):
                 with numba `fast` runs compiled kernels.
         """
         if path == "fast" and fused.applies(graph):
-            return self._fused(graph)
-        wiring = wiring_of(graph)
+            return self._fused(graph, max(len(graph), 1))
+        wiring = wiring_of(graph, path)
         states = {name: self.inputs[name](table) for name, table in graph.features.items()}
         for layer in self.layers:
             states = layer(states, wiring, path)
@@ -230,13 +240,18 @@ class GraphEncoder(nn.Module):
         ]
         return Encoding(states, self.head(torch.cat([states["ego"], *pooled], dim=1)))
 
-    def _fused(self, graph: SceneGraph) -> Encoding:
-        states = fused.input_states(self.inputs, graph)
-        for layer in self.layers:
-            states = fused.apply_layer(layer, states, graph)
-        pooled = [
-            fused.pooled(self.pools[name].pool.gate_nn.score, GATE_LIMIT, states[name], graph.offsets[name])
-            for name in NODE_TYPES
-        ]
-        joined = torch.cat([states["ego"], *pooled], dim=1)
-        return Encoding(states, self.head(joined.to(self.head[0].weight.dtype)))
+    def embed(self, graph: SceneGraph, path: Path = "fast") -> Tensor:
+        """Return the embeddings of N scenes (N, D), a block of scenes at a time, so that a block stays in the cache.
+
+        Args:
+            graph: N scenes.
+            path: As in `forward`.
+        """
+        if path == "fast" and fused.applies(graph):
+            return self._fused(graph, BLOCK).z_ND
+        blocks = torch.arange(len(graph)).split(BLOCK)
+        return torch.cat([self(select_scenes(graph, rows), path).z_ND for rows in blocks])
+
+    def _fused(self, graph: SceneGraph, block: int) -> Encoding:
+        joined_NW, states = fused.encode(self, graph, GATE_LIMIT, block)
+        return Encoding(states, self.head(joined_NW.to(self.head[0].weight.dtype)))

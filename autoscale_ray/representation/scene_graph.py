@@ -1,6 +1,7 @@
 """The scene graph: flat node features by type, edges by relation, and what the decoders must reconstruct.
 
-A graph keeps its edges scene-local, so scenes can be cut out and joined without touching a number.
+A graph keeps its edges scene-local, one number an edge, so scenes can be cut out and joined without touching them; the
+kernels of `fused` read them as they are.
 
 Shape legend: N scenes, M nodes of one type, F features, E edges of one relation.
 """
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from autoscale_ray.representation import features
 from autoscale_ray.representation.segments import cut_lanes, segment_links
-from autoscale_ray.scenes.batch import SceneBatch, offsets_of, ragged_index, row_of
+from autoscale_ray.scenes.batch import SceneBatch, offsets_of, row_of, runs_of
 from autoscale_ray.scenes.graph import with_neighbours
 
 NODE_TYPES = ("agent", "lane", "control")
@@ -37,10 +38,10 @@ class SceneGraph:
     """Encoder input by node type (ego: one row for each scene), float32 (M, F)."""
     offsets: dict[str, Tensor]
     """First node of each scene by ragged node type, int64, N+1."""
-    edges: dict[str, Tensor]
-    """By relation, int32 (E, 2): scene-local source and target, ordered by scene, then target."""
-    edge_offsets: dict[str, Tensor]
-    """First edge of each scene by relation, int64, N+1."""
+    sources: dict[str, Tensor]
+    """By relation, int32 (E): scene-local source of each edge, edges ordered by scene, then target."""
+    source_offsets: dict[str, Tensor]
+    """First edge of each target node by relation, int64, M+1."""
     targets: dict[str, Tensor]
     """What decoders reconstruct, never encoder input; rows follow the node type before the dot (`ego.future`)."""
 
@@ -49,7 +50,7 @@ class SceneGraph:
 
     def to(self, device: torch.device | str) -> SceneGraph:
         """Return the graph with every tensor on `device`."""
-        groups = (self.features, self.offsets, self.edges, self.edge_offsets, self.targets)
+        groups = (self.features, self.offsets, self.sources, self.source_offsets, self.targets)
         return SceneGraph(*({name: tensor.to(device) for name, tensor in group.items()} for group in groups))
 
 
@@ -72,15 +73,14 @@ def graph_from_batch(batch: SceneBatch, *, use_future: bool = False) -> SceneGra
         name: offsets_of(torch.bincount(owner, minlength=len(batch))) for name, owner in owners.items()
     }
     pairs = _pairs(batch, scene)
-    edges, edge_offsets = {}, {}
+    sources, source_offsets = {}, {}
     for relation, (source, target) in RELATIONS.items():
-        local = _local_edges(pairs[relation], kept[source], kept[target])
-        owner_E = owners[target][local[:, 1]]
-        edge_offsets[relation] = offsets_of(torch.bincount(owner_E, minlength=len(batch)))
-        starts = torch.stack([offsets[source][owner_E], offsets[target][owner_E]], dim=1)
-        edges[relation] = (local - starts).to(torch.int32)
+        edges_E2 = _ranked(pairs[relation], kept[source], kept[target])
+        start_E = offsets[source][owners[target][edges_E2[:, 1]]]
+        sources[relation] = (edges_E2[:, 0] - start_E).to(torch.int32)
+        source_offsets[relation] = offsets_of(torch.bincount(edges_E2[:, 1], minlength=len(kept[target])))
     node_features = features.node_features(batch, scene, kept, pairs, use_future=use_future)
-    return SceneGraph(node_features, offsets, edges, edge_offsets, features.targets(batch, scene, kept))
+    return SceneGraph(node_features, offsets, sources, source_offsets, features.targets(batch, scene, kept))
 
 
 def _pairs(batch: SceneBatch, scene: features.SceneGeometry) -> dict[str, Tensor]:
@@ -99,7 +99,8 @@ def _pairs(batch: SceneBatch, scene: features.SceneGeometry) -> dict[str, Tensor
     }
 
 
-def _local_edges(pairs_E2: Tensor, kept_source: Tensor, kept_target: Tensor) -> Tensor:
+def _ranked(pairs_E2: Tensor, kept_source: Tensor, kept_target: Tensor) -> Tensor:
+    """Return the pairs as node numbers, ordered by target, then source."""
     source = torch.searchsorted(kept_source, pairs_E2[:, 0].contiguous())
     target = torch.searchsorted(kept_target, pairs_E2[:, 1].contiguous())
     order = torch.argsort(target * (len(kept_source) + 1) + source)
@@ -109,39 +110,25 @@ def _local_edges(pairs_E2: Tensor, kept_source: Tensor, kept_target: Tensor) -> 
 def select_scenes(graph: SceneGraph, rows: Tensor) -> SceneGraph:
     """Return the scenes `rows` of a graph, in that order; repeats are allowed.
 
-    A run of consecutive rows is cut out as views; any other order costs one `index_select` per table.
+    A run of consecutive rows is cut out as views; any other order costs one copy per table.
 
     Args:
         graph: N scenes.
         rows: Int64 scene numbers.
     """
-    run = len(rows) > 0 and bool((rows.diff() == 1).all())
-    cut = _slice_of if run else _rows_of
-    take: dict[str, Tensor | slice] = {"ego": slice(int(rows[0]), int(rows[0]) + len(rows)) if run else rows}
-    offsets, edges, edge_offsets = {}, {}, {}
+    runs = runs_of(rows)
+    take, offsets, sources, source_offsets = {"ego": runs.scene}, {}, {}, {}
     for name, found in graph.offsets.items():
-        take[name], offsets[name] = cut(found, rows)
-    for relation, found in graph.edge_offsets.items():
-        index, edge_offsets[relation] = cut(found, rows)
-        edges[relation] = _taken(graph.edges[relation], index)
-    node_features = {name: _taken(table, take[name]) for name, table in graph.features.items()}
-    targets = {key: _taken(table, take[key.split(".")[0]]) for key, table in graph.targets.items()}
-    return SceneGraph(node_features, offsets, edges, edge_offsets, targets)
-
-
-def _taken(table: Tensor, index: Tensor | slice) -> Tensor:
-    return table[index] if isinstance(index, slice) else table.index_select(0, index)
-
-
-def _slice_of(offsets: Tensor, rows: Tensor) -> tuple[slice, Tensor]:
-    first, last = int(rows[0]), int(rows[-1]) + 1
-    low, high = int(offsets[first]), int(offsets[last])
-    return slice(low, high), offsets[first : last + 1] - low
-
-
-def _rows_of(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    starts = offsets[rows]
-    return ragged_index(starts, offsets[rows + 1] - starts)
+        take[name], offsets[name] = runs.group(found)
+    for relation, found in graph.source_offsets.items():
+        target = RELATIONS[relation][1]
+        take_edges, source_offsets[relation] = runs.points(
+            graph.offsets[target], found, take[target], offsets[target]
+        )
+        sources[relation] = take_edges(graph.sources[relation])
+    node_features = {name: take[name](table) for name, table in graph.features.items()}
+    targets = {key: take[key.split(".")[0]](table) for key, table in graph.targets.items()}
+    return SceneGraph(node_features, offsets, sources, source_offsets, targets)
 
 
 def join_graphs(graphs: Sequence[SceneGraph]) -> SceneGraph:
@@ -160,8 +147,8 @@ def join_graphs(graphs: Sequence[SceneGraph]) -> SceneGraph:
     return SceneGraph(
         joined([graph.features for graph in graphs]),
         chained([graph.offsets for graph in graphs]),
-        joined([graph.edges for graph in graphs]),
-        chained([graph.edge_offsets for graph in graphs]),
+        joined([graph.sources for graph in graphs]),
+        chained([graph.source_offsets for graph in graphs]),
         joined([graph.targets for graph in graphs]),
     )
 
@@ -181,20 +168,31 @@ def drop_nodes(graph: SceneGraph, keep: dict[str, Tensor]) -> SceneGraph:
         name: offsets_of(torch.bincount(owner[name][keep[name]], minlength=len(graph))) for name in NODE_TYPES
     }
     rank = {name: keep[name].long().cumsum(0) - 1 for name in NODE_TYPES}
-    edges, edge_offsets = {}, {}
+    sources, source_offsets = {}, {}
     for relation, (source, target) in RELATIONS.items():
-        row_E = row_of(graph.edge_offsets[relation])
-        from_E = graph.edges[relation][:, 0] + graph.offsets[source][row_E]
-        to_E = graph.edges[relation][:, 1] + graph.offsets[target][row_E]
+        from_E, to_E = global_edges(graph, relation).unbind(1)
         kept_E = keep[source][from_E] & keep[target][to_E]
-        row_E, from_E, to_E = row_E[kept_E], from_E[kept_E], to_E[kept_E]
-        edge_offsets[relation] = offsets_of(torch.bincount(row_E, minlength=len(graph)))
-        local = [rank[source][from_E] - offsets[source][row_E], rank[target][to_E] - offsets[target][row_E]]
-        edges[relation] = torch.stack(local, dim=1).to(torch.int32)
+        from_E, to_E = rank[source][from_E[kept_E]], rank[target][to_E[kept_E]]
+        start_E = offsets[source][owner[target][keep[target]][to_E]]
+        sources[relation] = (from_E - start_E).to(torch.int32)
+        source_offsets[relation] = offsets_of(torch.bincount(to_E, minlength=int(offsets[target][-1])))
     masks = {**keep, "ego": torch.ones(len(graph), dtype=torch.bool)}
     node_features = {name: table[masks[name]] for name, table in graph.features.items()}
     targets = {key: table[masks[key.split(".")[0]]] for key, table in graph.targets.items()}
-    return SceneGraph(node_features, offsets, edges, edge_offsets, targets)
+    return SceneGraph(node_features, offsets, sources, source_offsets, targets)
+
+
+def edge_rows(graph: SceneGraph, relation: str) -> Tensor:
+    """Return the scene of every edge of a relation, int64 (E)."""
+    return row_of(graph.source_offsets[relation][graph.offsets[RELATIONS[relation][1]]])
+
+
+def global_sources(graph: SceneGraph, relation: str) -> Tensor:
+    """Return the batch-wide source node of every edge of a relation, int64 (E)."""
+    starts_N = graph.offsets[RELATIONS[relation][0]][:-1]
+    counts_N = graph.source_offsets[relation][graph.offsets[RELATIONS[relation][1]]].diff()
+    local_E = graph.sources[relation]
+    return starts_N.repeat_interleave(counts_N, output_size=len(local_E)).add_(local_E)
 
 
 def global_edges(graph: SceneGraph, relation: str) -> Tensor:
@@ -207,8 +205,4 @@ def global_edges(graph: SceneGraph, relation: str) -> Tensor:
     Returns:
         Int64 (E, 2): source and target.
     """
-    source, target = RELATIONS[relation]
-    starts_N2 = torch.stack([graph.offsets[source][:-1], graph.offsets[target][:-1]], dim=1)
-    edges_E2 = graph.edges[relation]
-    counts_N = graph.edge_offsets[relation].diff()
-    return starts_N2.repeat_interleave(counts_N, dim=0, output_size=len(edges_E2)).add_(edges_E2)
+    return torch.stack([global_sources(graph, relation), row_of(graph.source_offsets[relation])], dim=1)

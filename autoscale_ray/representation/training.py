@@ -38,6 +38,7 @@ from autoscale_ray.representation.rasters import bev_rasters, sector_counts
 from autoscale_ray.representation.scene_graph import (
     RELATIONS,
     SceneGraph,
+    edge_rows,
     global_edges,
     graph_from_batch,
     join_graphs,
@@ -54,8 +55,6 @@ from autoscale_ray.scenes.pool import ScenePool
 
 GRAPH_CHUNK = 1024
 """Scenes turned into a graph at a time; bounds memory, not the result."""
-ENCODER_BLOCK = 64
-"""Scenes encoded at a time without gradients: their node tables stay in the cache of a core."""
 WARMUP_SHARE = 0.05
 WEIGHT_DECAY = 1e-4
 MAX_GRADIENT_NORM = 5.0
@@ -376,7 +375,7 @@ def _relation_term(
     for relation, (source, target) in RELATIONS.items():
         edges = global_edges(graph, relation)
         # Negatives come from the same scene: telling scenes apart would be too easy.
-        owner = row_of(graph.edge_offsets[relation])
+        owner = edge_rows(graph, relation)
         count = graph.offsets[source].diff()[owner]
         other = graph.offsets[source][owner] + (torch.rand(len(owner), generator=generator) * count).long()
         target_states = nodes[target][edges[:, 1]]
@@ -399,8 +398,7 @@ def embed_batch(model: GraphRae, batch: SceneBatch, path: EncoderPath = "fast") 
         Float32 (N, D).
     """
     graph = graph_from_batch(batch, use_future=model.config.use_future)
-    blocks = torch.arange(len(graph)).split(ENCODER_BLOCK)
-    return torch.cat([model.encoder(select_scenes(graph, rows), path).z_ND.float() for rows in blocks])
+    return model.encoder.embed(graph, path).float()
 
 
 def embed(

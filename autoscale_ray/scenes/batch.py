@@ -221,9 +221,7 @@ def ragged_index(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _select(batch: SceneBatch, rows_B: Tensor) -> SceneBatch:
-    first = int(rows_B[0]) if len(rows_B) else 0
-    consecutive = len(rows_B) > 0 and bool((rows_B.diff() == 1).all())
-    runs = _slice_run(first, len(rows_B)) if consecutive else _gather_run(rows_B)
+    runs = runs_of(rows_B)
     take, parts = {"scene": runs.scene}, {}
     for group, name in _GROUP_OFFSETS.items():
         take[group], parts[name] = runs.group(getattr(batch, name))
@@ -238,30 +236,44 @@ def _select(batch: SceneBatch, rows_B: Tensor) -> SceneBatch:
     return SceneBatch(scene_ids=tuple(ids), **parts)
 
 
-_Take = Callable[[Tensor], Tensor]
+Take = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class _Runs:
-    """How to cut rows out of a batch: `scene` for the scene axis, `group` and `points` for the ragged
-    axes."""
+class Runs:
+    """How to cut scenes out of flat tables."""
 
-    scene: _Take
-    group: Callable[[Tensor], tuple[_Take, Tensor]]
-    points: Callable[[Tensor, Tensor, _Take, Tensor], tuple[_Take, Tensor]]
+    scene: Take
+    """Takes a table with one row for each scene."""
+    group: Callable[[Tensor], tuple[Take, Tensor]]
+    """Offsets of a ragged axis -> what takes its tables, and the offsets of what is taken."""
+    points: Callable[[Tensor, Tensor, Take, Tensor], tuple[Take, Tensor]]
+    """The same for what hangs on the items of a group: offsets of the group and of the points, take and
+    taken offsets of the group."""
 
 
-def _slice_run(first: int, count: int) -> _Runs:
-    def group(offsets: Tensor) -> tuple[_Take, Tensor]:
+def runs_of(rows_B: Tensor) -> Runs:
+    """Return how to take scenes: consecutive ones as views, any others by copying.
+
+    Args:
+        rows_B: Scene numbers, int64; repeats are allowed.
+    """
+    if len(rows_B) > 0 and bool((rows_B.diff() == 1).all()):
+        return _slice_run(int(rows_B[0]), len(rows_B))
+    return _gather_run(rows_B)
+
+
+def _slice_run(first: int, count: int) -> Runs:
+    def group(offsets: Tensor) -> tuple[Take, Tensor]:
         begin, end = int(offsets[first]), int(offsets[first + count])
         return lambda tensor: tensor[begin:end], offsets[first : first + count + 1] - begin
 
-    def points(scene_offsets: Tensor, offsets: Tensor, _take: _Take, _local: Tensor) -> tuple[_Take, Tensor]:
+    def points(scene_offsets: Tensor, offsets: Tensor, _take: Take, _local: Tensor) -> tuple[Take, Tensor]:
         begin, end = int(scene_offsets[first]), int(scene_offsets[first + count])
         low, high = int(offsets[begin]), int(offsets[end])
         return lambda tensor: tensor[low:high], offsets[begin : end + 1] - low
 
-    return _Runs(lambda tensor: tensor[first : first + count], group, points)
+    return Runs(lambda tensor: tensor[first : first + count], group, points)
 
 
 def _gathered(tensor: Tensor, index: Tensor) -> Tensor:
@@ -271,8 +283,8 @@ def _gathered(tensor: Tensor, index: Tensor) -> Tensor:
     return tensor.index_select(0, index)
 
 
-def _laid_end_to_end(starts: Tensor, ends: Tensor) -> _Take:
-    """Copy runs as wholes: with hundreds of vertices a scene, an index costs more than the copy."""
+def _laid_end_to_end(starts: Tensor, ends: Tensor) -> Take:
+    """Copy runs as wholes: with hundreds of vertices or edges a scene, an index costs more than the copy."""
 
     def take(tensor: Tensor) -> Tensor:
         if tensor.device.type != "cpu":
@@ -284,20 +296,20 @@ def _laid_end_to_end(starts: Tensor, ends: Tensor) -> _Take:
     return take
 
 
-def _gather_run(rows_B: Tensor) -> _Runs:
-    def gather(index: Tensor) -> _Take:
+def _gather_run(rows_B: Tensor) -> Runs:
+    def gather(index: Tensor) -> Take:
         return lambda tensor: _gathered(tensor, index)
 
-    def group(offsets: Tensor) -> tuple[_Take, Tensor]:
+    def group(offsets: Tensor) -> tuple[Take, Tensor]:
         starts = offsets[rows_B]
         index, local = ragged_index(starts, offsets[rows_B + 1] - starts)
         return gather(index), local
 
-    def points(scene_offsets: Tensor, offsets: Tensor, take: _Take, _local: Tensor) -> tuple[_Take, Tensor]:
+    def points(scene_offsets: Tensor, offsets: Tensor, take: Take, _local: Tensor) -> tuple[Take, Tensor]:
         starts, ends = offsets[scene_offsets[rows_B]], offsets[scene_offsets[rows_B + 1]]
         return _laid_end_to_end(starts, ends), offsets_of(take(offsets[1:]) - take(offsets[:-1]))
 
-    return _Runs(gather(rows_B), group, points)
+    return Runs(gather(rows_B), group, points)
 
 
 def batch_from_table(table: pa.Table) -> SceneBatch:

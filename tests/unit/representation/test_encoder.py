@@ -124,13 +124,13 @@ def test_order_of_lanes_does_not_matter(model):
 def test_order_of_edges_does_not_matter(model):
     """Edges of one target may come in any order; targets stay in theirs, as in every graph."""
     graph = graph_from_batch(random_batch(40, 12, num_agents=12))
-    edges = {}
-    for relation, table in graph.edges.items():
-        target = table[:, 1].long() + 1000 * row_of(graph.edge_offsets[relation])
-        edges[relation] = table[torch.argsort(target * 1000 - table[:, 0])]
-    assert not torch.equal(edges["agent_agent"], graph.edges["agent_agent"])
+    sources = {}
+    for relation, table in graph.sources.items():
+        target = row_of(graph.source_offsets[relation])
+        sources[relation] = table[torch.argsort(target * 1000 - table)]
+    assert not torch.equal(sources["agent_agent"], graph.sources["agent_agent"])
     with torch.no_grad():
-        turned = model.encoder(dataclasses.replace(graph, edges=edges)).z_ND
+        turned = model.encoder(dataclasses.replace(graph, sources=sources)).z_ND
         assert_close(turned, model.encoder(graph).z_ND)
 
 
