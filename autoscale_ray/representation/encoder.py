@@ -39,7 +39,7 @@ NUM_POOL_HEADS = 4
 GATE_LIMIT = 6.0
 """Attention scores are bounded by 6 tanh(.): exp cannot overflow, so no maximum per scene is needed."""
 
-BLOCK = 64
+BLOCK = 128
 """Scenes that `GraphEncoder.embed` takes at a time."""
 
 Path = Literal["fast", "pyg"]

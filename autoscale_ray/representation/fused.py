@@ -1,15 +1,15 @@
 """The encoder without gradients on a CPU: few matrix products, and compiled kernels between them.
 
 The same arithmetic as `encoder.GraphLayer` and `encoder.AttentionPool` in another order. Nodes of one type lie in one
-table: their states and, beside them, the means of their neighbours, so that one product does for all of it. Where a
-relation has fewer sources than targets, its weight is applied to the sources instead, and the mean taken of the products.
-Egos lie in a table of scenes, beside the mean state of each node type. Weights are brought into this form once a call;
-the tables of a block of scenes stay in the cache of a core and are used again by the next block.
+table: a copy of their states and, beside it, the means of their neighbours, so that one product does for all of it.
+Where a relation has fewer sources than targets, its weight is applied to the sources instead, and the mean taken of the
+products. Egos lie in a table of scenes, beside the mean state of each node type. Weights are brought into this form
+once a call, and the tables of a block of scenes are used again by the next block.
 
 Tables and products of nodes have the type of the weights (or of autocast) unless they are few; the rest is float32.
 
-Shape legend: N scenes, M nodes of one type, H hidden size, W = H times (1 + the means beside the states), I inputs and O
-outputs of a product.
+Shape legend: N scenes, M nodes of one type, H hidden size, W = H times (1 + the means beside the states), I inputs and
+O outputs of a product.
 """
 
 from __future__ import annotations
@@ -81,23 +81,29 @@ class _Table:
     rows: Tensor
     array: NDArray[Any]
 
+    def first(self, num_rows: int) -> _Table:
+        """Return the first rows."""
+        return _Table(self.rows[:num_rows], self.array[:num_rows])
+
 
 @dataclass(frozen=True, slots=True)
-class _Block:
-    """Consecutive scenes of a graph and the tables they are computed in, which may have more rows than they need."""
+class _Scenes:
+    """Scenes and the tables they are computed in."""
 
     features: dict[str, Tensor]
     offsets: dict[str, NDArray[np.int64]]
-    """First node of each scene, counted from the block's first."""
+    """First node of each scene, by ragged node type."""
     sources: dict[str, NDArray[np.int32]]
     source_offsets: dict[str, NDArray[np.int64]]
     """First edge of each target node, in `sources`."""
     scenes: _Table
     """Float32 (N, 4 H): the ego's state, then the mean state of each ragged node type."""
+    states: dict[str, _Table]
+    """By ragged node type, float32 (M, H)."""
     nodes: dict[str, _Table]
-    """(M, W): the states, then the means of the relations of `_late`."""
+    """What products take (M, W): the states, then the means of the relations of `_late`."""
     updates: dict[str, _Table]
-    """(M, H)."""
+    """What they give (M, H)."""
 
 
 def applies(graph: SceneGraph) -> bool:
@@ -131,13 +137,12 @@ def encode(encoder: Any, graph: SceneGraph, gate_limit: float, size: int) -> tup
     kinds = _kinds(encoder, graph, size)
     with torch.autocast("cpu", enabled=False):
         weights = _prepared(encoder, graph, kinds)
-        tables = _tables(graph, weights, kinds, size)
-        joined = torch.zeros(len(graph), weights.size * (1 + len(NODE_TYPES)))
-        states = {}
+        joined_NW = torch.empty(len(graph), weights.size * (1 + len(NODE_TYPES)))
+        whole, states = _scenes(graph, weights, kinds, size), {}
         for first in range(0, len(graph), size):
-            last = min(first + size, len(graph))
-            states = _encode_block(weights, _cut(graph, tables, first, last), gate_limit, joined[first:last])
-    return joined, states
+            part = _cut(whole, first, min(first + size, len(graph)))
+            states = _encode_block(weights, part, gate_limit, joined_NW.numpy()[first : first + size])
+    return joined_NW, states
 
 
 def _kinds(encoder: Any, graph: SceneGraph, size: int) -> dict[str, torch.dtype]:
@@ -168,12 +173,15 @@ def _prepared(encoder: Any, graph: SceneGraph, kinds: Mapping[str, torch.dtype])
         for name in ("ego", *NODE_TYPES)
     }
     scores = {name: _linear([encoder.pools[name].pool.gate_nn.score], kinds[name]) for name in NODE_TYPES}
-    layers = [_prepared_layer(layer, graph, kinds) for layer in encoder.layers]
-    return _Weights(inputs, layers, _late(graph), scores, inputs["ego"].weight_IO.shape[1])
+    late = _late(graph)
+    layers = [_prepared_layer(layer, graph, kinds, late) for layer in encoder.layers]
+    return _Weights(inputs, layers, late, scores, inputs["ego"].weight_IO.shape[1])
 
 
-def _prepared_layer(layer: Any, graph: SceneGraph, kinds: Mapping[str, torch.dtype]) -> _Layer:
-    late, linear = _late(graph), {name: layer.relations[name].lin_l for name in RELATIONS}
+def _prepared_layer(
+    layer: Any, graph: SceneGraph, kinds: Mapping[str, torch.dtype], late: Mapping[str, int]
+) -> _Layer:
+    linear = {name: layer.relations[name].lin_l for name in RELATIONS}
     nodes_WH = {
         name: _on_top(
             [layer.own[name], *(linear[found] for found in late if RELATIONS[found][1] == name)], kind
@@ -216,114 +224,109 @@ def _array(tensor: Tensor) -> NDArray[Any]:
     return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
-def _tables(
-    graph: SceneGraph, weights: _Weights, kinds: Mapping[str, torch.dtype], size: int
-) -> tuple[_Table, dict[str, _Table], dict[str, _Table]]:
-    """Return `scenes`, `nodes` and `updates` for the largest block."""
+def _scenes(graph: SceneGraph, weights: _Weights, kinds: Mapping[str, torch.dtype], size: int) -> _Scenes:
+    """Return all scenes, with tables for the largest block of them."""
     bounds = [*range(0, len(graph), size), len(graph)]
-    nodes, updates = {}, {}
+    states, nodes, updates = {}, {}, {}
     for name in NODE_TYPES:
         most = int(graph.offsets[name][bounds].diff().max()) if len(graph) else 0
+        states[name] = _table(most, weights.size, torch.float32)
         nodes[name] = _table(most, len(weights.layers[0].nodes_WH[name]), kinds[name])
         updates[name] = _table(most, weights.size, kinds[name])
     scenes = _table(min(size, len(graph)), weights.size * (1 + len(NODE_TYPES)), torch.float32)
-    return scenes, nodes, updates
+    return _Scenes(
+        graph.features, _arrays(graph.offsets), _arrays(graph.sources), _arrays(graph.source_offsets),
+        scenes, states, nodes, updates,
+    )  # fmt: skip
 
 
-def _cut(
-    graph: SceneGraph, tables: tuple[_Table, dict[str, _Table], dict[str, _Table]], first: int, last: int
-) -> _Block:
-    features, offsets, source_offsets = {"ego": graph.features["ego"][first:last]}, {}, {}
-    for name in NODE_TYPES:
-        found = graph.offsets[name].numpy()[first : last + 1]
-        features[name] = graph.features[name][found[0] : found[-1]]
-        offsets[name] = found - found[0]
-        for relation, (_, target) in RELATIONS.items():
-            if target == name:
-                source_offsets[relation] = graph.source_offsets[relation].numpy()[found[0] : found[-1] + 1]
-    sources = {relation: graph.sources[relation].numpy() for relation in RELATIONS}
-    return _Block(features, offsets, sources, source_offsets, *tables)
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def _cut(whole: _Scenes, first: int, last: int) -> _Scenes:
+    """Return consecutive scenes; their nodes are counted from the first one on."""
+    bounds = {name: (int(found[first]), int(found[last])) for name, found in whole.offsets.items()}
+    features = {name: whole.features[name][low:high] for name, (low, high) in bounds.items()}
+    offsets = {name: whole.offsets[name][first : last + 1] - low for name, (low, _) in bounds.items()}
+    source_offsets = {}
+    for relation, (_, target) in RELATIONS.items():
+        low, high = bounds[target]
+        source_offsets[relation] = whole.source_offsets[relation][low : high + 1]
+    states, nodes, updates = (
+        {name: tables[name].first(high - low) for name, (low, high) in bounds.items()}
+        for tables in (whole.states, whole.nodes, whole.updates)
+    )
+    features["ego"], scenes = whole.features["ego"][first:last], whole.scenes.first(last - first)
+    return _Scenes(features, offsets, whole.sources, source_offsets, scenes, states, nodes, updates)
 
 
 def _encode_block(
-    weights: _Weights, block: _Block, gate_limit: float, joined_NW: Tensor
+    weights: _Weights, part: _Scenes, gate_limit: float, joined_NW: NDArray[np.float32]
 ) -> dict[str, Tensor]:
-    """Fill the rows of `joined_NW`; return the node states."""
-    num_scenes, size = len(joined_NW), weights.size
-    ego_NH = block.scenes.rows[:num_scenes, :size]
-    _start(weights, block, ego_NH)
+    """Fill `joined_NW`; return the node states."""
+    size = weights.size
+    _start(weights, part)
     for layer in weights.layers:
-        _apply_layer(layer, block, ego_NH, weights.late)
-    joined_NW[:, :size] = ego_NH
-    states = {"ego": ego_NH}
+        _apply_layer(layer, part, weights.late)
+    scores = [_affine(weights.scores[name], part.nodes[name].rows[:, :size]) for name in NODE_TYPES]
+    weight_MG = torch.cat(scores).float().tanh_().mul_(gate_limit).exp_().numpy()
+    joined_NW[:, :size] = part.scenes.array[:, :size]
+    end = 0
     for place, name in enumerate(NODE_TYPES, start=1):
-        states[name] = block.nodes[name].rows[: len(block.features[name]), :size]
-        score_MG = (
-            _product(states[name], weights.scores[name].weight_IO).float().add_(weights.scores[name].bias_O)
-        )
-        weight_MG = torch.tanh_(score_MG).mul_(gate_limit).exp_()
-        _kernels().weighted_mean(
-            joined_NW.numpy(),
-            place * size,
-            size,
-            block.nodes[name].array,
-            weight_MG.numpy(),
-            block.offsets[name],
-        )
-    return states
+        states = part.states[name].array
+        first, end = end, end + len(states)
+        _kernels().weighted_mean(joined_NW, place * size, states, weight_MG[first:end], part.offsets[name])
+    return {"ego": part.scenes.rows[:, :size]} | {name: part.states[name].rows for name in NODE_TYPES}
 
 
-def _product(rows_MI: Tensor, weight_IO: Tensor, out_MO: Tensor | None = None) -> Tensor:
-    return torch.mm(rows_MI.to(weight_IO.dtype), weight_IO, out=out_MO)
+def _affine(linear: _Linear, rows_MI: Tensor) -> Tensor:
+    return torch.addmm(linear.bias_O.to(rows_MI.dtype), rows_MI, linear.weight_IO)
 
 
-def _start(weights: _Weights, block: _Block, ego_NH: Tensor) -> None:
+def _start(weights: _Weights, part: _Scenes) -> None:
     """Set the states to relu(W features)."""
-    ego = weights.inputs["ego"]
-    ego_NH.copy_(torch.addmm(ego.bias_O, block.features["ego"].float(), ego.weight_IO).relu_())
+    size = weights.size
+    ego = _affine(weights.inputs["ego"], part.features["ego"].float())
+    part.scenes.rows[:, :size] = ego.relu_()
     for place, name in enumerate(NODE_TYPES, start=1):
-        features, linear, update = block.features[name], weights.inputs[name], block.updates[name]
-        _product(features, linear.weight_IO, update.rows[: len(features)])
+        linear, update = weights.inputs[name], part.updates[name]
+        torch.mm(part.features[name].to(update.rows.dtype), linear.weight_IO, out=update.rows)
         _kernels().start_states(
-            block.nodes[name].array, update.array, linear.bias_O.numpy(), block.offsets[name],
-            block.scenes.array, place * weights.size,
+            part.states[name].array, part.nodes[name].array, update.array, linear.bias_O.numpy(), part.offsets[name],
+            part.scenes.array, place * size,
         )  # fmt: skip
 
 
-def _apply_layer(layer: _Layer, block: _Block, ego_NH: Tensor, late: Mapping[str, int]) -> None:
+def _apply_layer(layer: _Layer, part: _Scenes, late: Mapping[str, int]) -> None:
     """Run one round of messages."""
-    num_scenes, size = ego_NH.shape
-    from_ego_NW = torch.addmm(layer.from_ego.bias_O, ego_NH, layer.from_ego.weight_IO).numpy()
-    ego_update_NH = torch.addmm(layer.to_ego.bias_O, block.scenes.rows[:num_scenes], layer.to_ego.weight_IO)
+    size = len(layer.ego_norm[0])
+    ego_NH = part.scenes.rows[:, :size]
+    from_ego_NW = _affine(layer.from_ego, ego_NH).numpy()
+    ego_update_NH = _affine(layer.to_ego, part.scenes.rows)
     for relation, place in late.items():
         source, target = RELATIONS[relation]
-        _neighbour_mean(
-            block, relation, block.nodes[source].array, block.nodes[target].array, place * size, size
-        )
+        _neighbour_mean(part, relation, part.states[source].array, part.nodes[target].array, place * size)
     for name in NODE_TYPES:
-        num_nodes = len(block.features[name])
-        _product(
-            block.nodes[name].rows[:num_nodes], layer.nodes_WH[name], block.updates[name].rows[:num_nodes]
-        )
+        torch.mm(part.nodes[name].rows, layer.nodes_WH[name], out=part.updates[name].rows)
     for relation, weight_HH in layer.early_HH.items():
         source, target = RELATIONS[relation]
-        states_MH = block.nodes[source].rows[: len(block.features[source]), :size]
-        sent = _array(_product(states_MH, weight_HH))
-        _neighbour_mean(block, relation, sent, block.updates[target].array, ADD, size)
+        sent = _array(torch.mm(part.nodes[source].rows[:, :size], weight_HH))
+        _neighbour_mean(part, relation, sent, part.updates[target].array, ADD)
     for place, name in enumerate(NODE_TYPES):
         _kernels().finish_layer(
-            block.nodes[name].array, block.updates[name].array, from_ego_NW, place * size, block.offsets[name],
-            *layer.norms[name], block.scenes.array, (1 + place) * size,
+            part.states[name].array, part.nodes[name].array, part.updates[name].array, from_ego_NW, place * size,
+            part.offsets[name], *layer.norms[name], part.scenes.array, (1 + place) * size,
         )  # fmt: skip
     scale_H, shift_H, epsilon = layer.ego_norm
     ego_NH += layer_norm(ego_update_NH, (size,), scale_H, shift_H, epsilon).relu_()
 
 
 def _neighbour_mean(
-    block: _Block, relation: str, sent_MW: NDArray[Any], out_MW: NDArray[Any], column: int, size: int
+    part: _Scenes, relation: str, sent_MH: NDArray[Any], out_MW: NDArray[Any], column: int
 ) -> None:
     source, target = RELATIONS[relation]
     _kernels().neighbour_mean(
-        out_MW, column, sent_MW, size, block.sources[relation], block.source_offsets[relation],
-        block.offsets[source], block.offsets[target],
+        out_MW, column, sent_MH, part.sources[relation], part.source_offsets[relation],
+        part.offsets[source], part.offsets[target],
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib.util
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from autoscale_ray.config import RepresentationConfig
 from autoscale_ray.representation import fused
+from autoscale_ray.representation.encoder import BLOCK
 from autoscale_ray.representation.scene_graph import graph_from_batch
 from autoscale_ray.representation.training import embed_batch, feature_sizes_of, new_model
 from autoscale_ray.scenes.batch import row_of
@@ -62,6 +64,21 @@ def test_fast_path_does_not_need_numba(model, monkeypatch):
         compiled = model.encoder(graph, "fast").z_ND
         monkeypatch.setattr(fused, "has_numba", lambda: False)
         assert_close(model.encoder(graph, "fast").z_ND, compiled)
+
+
+@pytest.mark.parametrize("numba", [True, False], ids=["kernels", "segment sums"])
+def test_blocks_of_scenes_embed_as_all_scenes_together_do(model, monkeypatch, numba):
+    """Several blocks, the last one short, in tables that the larger blocks before it left full."""
+    monkeypatch.setattr(fused, "has_numba", lambda: numba and importlib.util.find_spec("numba") is not None)
+    graph = graph_from_batch(random_batch(2 * BLOCK + 3, 14))
+    with torch.no_grad():
+        assert_close(model.encoder.embed(graph), model.encoder(graph, "pyg").z_ND)
+
+
+@pytest.mark.parametrize("path", ["fast", "pyg"])
+def test_no_scenes_have_no_embeddings(model, path):
+    with torch.no_grad():
+        assert model.encoder.embed(graph_from_batch(random_batch(2, 0).select([])), path).shape == (0, 64)
 
 
 @pytest.mark.parametrize("way", ["autocast", "weights"])
