@@ -27,7 +27,13 @@ from torch import nn
 
 from autoscale_ray.config import RepresentationConfig, WorldConfig
 from autoscale_ray.representation.encoder import GraphEncoder, Path
-from autoscale_ray.representation.scene_graph import SceneGraph, global_edges, graph_from_batch, select_scenes
+from autoscale_ray.representation.scene_graph import (
+    SceneGraph,
+    global_edges,
+    global_sources,
+    graph_from_batch,
+    select_scenes,
+)
 from autoscale_ray.representation.training import feature_sizes_of, new_model
 from autoscale_ray.scenes.batch import SceneBatch, offsets_of
 from autoscale_ray.scenes.pool import open_pool
@@ -181,7 +187,12 @@ def measure_encoder(graph: SceneGraph, repeats: int) -> dict[str, float]:
 
 
 def measure_batching(num_scenes: int, repeats: int, seed: int) -> dict[str, float]:
-    """Compare batches of agents and their neighbours: node table and edges, on both sides."""
+    """Compare batches of agents and their neighbours.
+
+    PyG delivers the node table and batch-wide edges. Ours delivers what the encoder takes for inference: the node
+    table, node offsets, scene-local sources and each target's first edge; for training the sources are then numbered
+    batch-wide, which is reported beside it.
+    """
     graph = graph_from_batch(crowded_scenes(num_scenes, seed))
     small = replace(
         graph,
@@ -191,31 +202,34 @@ def measure_batching(num_scenes: int, repeats: int, seed: int) -> dict[str, floa
         source_offsets={"agent_agent": graph.source_offsets["agent_agent"]},
         targets={},
     )
-    data = []
-    for row in range(num_scenes):
-        nodes = small.features["agent"][small.offsets["agent"][row] : small.offsets["agent"][row + 1]].clone()
-        low, high = small.edge_offsets["agent_agent"][row : row + 2].tolist()
-        data.append(Data(x=nodes, edge_index=small.edges["agent_agent"][low:high].T.contiguous()))
+    data = [_pyg_data(small, row) for row in range(num_scenes)]
     rng = np.random.default_rng(seed)
     rows = torch.from_numpy(rng.permutation(num_scenes)[:BATCH])
     run = torch.arange(BATCH) + 3
-
-    def ours(chosen: torch.Tensor) -> Callable[[], object]:
-        def work() -> object:
-            part = select_scenes(small, chosen)
-            return global_edges(part, "agent_agent")
-
-        return work
-
     chosen = [data[row] for row in rows.tolist()]
     seconds = turns(
-        {"pyg": lambda: Batch.from_data_list(chosen), "random": ours(rows), "run": ours(run)}, repeats * 4
+        {
+            "pyg": lambda: Batch.from_data_list(chosen),
+            "random": lambda: select_scenes(small, rows),
+            "run": lambda: select_scenes(small, run),
+            "random_numbered": lambda: global_sources(select_scenes(small, rows), "agent_agent"),
+            "run_numbered": lambda: global_sources(select_scenes(small, run), "agent_agent"),
+        },
+        repeats * 4,
     )
     return {
         "batch_random_over_pyg": seconds["pyg"] / seconds["random"],
         "batch_contiguous_over_pyg": seconds["pyg"] / seconds["run"],
+        "batch_random_numbered_over_pyg": seconds["pyg"] / seconds["random_numbered"],
+        "batch_contiguous_numbered_over_pyg": seconds["pyg"] / seconds["run_numbered"],
         "batch_random_scenes_per_cpu_s": BATCH / seconds["random"],
     }
+
+
+def _pyg_data(graph: SceneGraph, row: int) -> Data:
+    scene = select_scenes(graph, torch.tensor([row]))
+    edge_index = global_edges(scene, "agent_agent").T.to(torch.int32).contiguous()
+    return Data(x=scene.features["agent"].clone(), edge_index=edge_index)
 
 
 def measure_store(folder: FilePath, num_scenes: int, repeats: int, seed: int) -> dict[str, float]:
