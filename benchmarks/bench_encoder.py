@@ -190,8 +190,8 @@ def measure_batching(num_scenes: int, repeats: int, seed: int) -> dict[str, floa
     """Compare batches of agents and their neighbours.
 
     PyG delivers the node table and batch-wide edges. Ours delivers what the encoder takes for inference: the node
-    table, node offsets, scene-local sources and each target's first edge; for training the sources are then numbered
-    batch-wide, which is reported beside it.
+    table, node offsets, scene-local sources, how many edges a target has, and the first edge of each scene. For
+    training the sources are then numbered batch-wide, which is reported beside it.
     """
     graph = graph_from_batch(crowded_scenes(num_scenes, seed))
     small = replace(
@@ -199,7 +199,8 @@ def measure_batching(num_scenes: int, repeats: int, seed: int) -> dict[str, floa
         features={"agent": graph.features["agent"][:, :16].contiguous()},
         offsets={"agent": graph.offsets["agent"]},
         sources={"agent_agent": graph.sources["agent_agent"]},
-        source_offsets={"agent_agent": graph.source_offsets["agent_agent"]},
+        degrees={"agent_agent": graph.degrees["agent_agent"]},
+        edge_offsets={"agent_agent": graph.edge_offsets["agent_agent"]},
         targets={},
     )
     data = [_pyg_data(small, row) for row in range(num_scenes)]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from autoscale_ray.representation.kinematics import POSITION_SCALE_M
-from autoscale_ray.representation.scene_graph import SceneGraph, edge_rows, global_edges
+from autoscale_ray.representation.scene_graph import SceneGraph, global_edges
 from autoscale_ray.scenes.batch import row_of
 from autoscale_ray.scenes.schema import AGENT_TYPES
 
@@ -137,7 +137,7 @@ def _lane_histogram(graph: SceneGraph) -> Tensor:
         % 4294967296
         // (4294967296 // NUM_LANE_BINS)
     )
-    pairs = _counts(edge_rows(graph, "lane_lane"), pair, len(graph), NUM_LANE_BINS)
+    pairs = _counts(row_of(graph.edge_offsets["lane_lane"]), pair, len(graph), NUM_LANE_BINS)
     return torch.cat([own, pairs], dim=1)
 
 

@@ -26,7 +26,7 @@ from autoscale_ray.representation.scene_graph import (
     global_sources,
     select_scenes,
 )
-from autoscale_ray.scenes.batch import row_of
+from autoscale_ray.scenes.batch import offsets_of, row_of
 
 with (
     warnings.catch_warnings()
@@ -52,7 +52,7 @@ class Wiring:
     sources: dict[str, Tensor]
     """Source nodes of each relation ordered by target, int64 (E); the fast path's."""
     source_offsets: dict[str, Tensor]
-    """First edge of each target node, int64 (M + 1)."""
+    """First edge of each target node, int64 (M + 1); the fast path's."""
     edge_index: dict[str, Tensor]
     """The same edges as PyG wants them, int64 (2, E); the pyg path's."""
     owner: dict[str, Tensor]
@@ -67,14 +67,15 @@ def wiring_of(graph: SceneGraph, path: Path) -> Wiring:
         graph: N scenes.
         path: Who passes the messages.
     """
-    sources, edge_index = {}, {}
+    sources, source_offsets, edge_index = {}, {}, {}
     for relation in RELATIONS:
         if path == "pyg":
             edge_index[relation] = global_edges(graph, relation).T
         else:
             sources[relation] = global_sources(graph, relation)
+            source_offsets[relation] = offsets_of(graph.degrees[relation])
     owner = {name: row_of(offsets) for name, offsets in graph.offsets.items()}
-    return Wiring(sources, graph.source_offsets, edge_index, owner, graph.offsets)
+    return Wiring(sources, source_offsets, edge_index, owner, graph.offsets)
 
 
 def bag_mean(states_MH: Tensor, index_E: Tensor, offsets: Tensor, mode: str = "mean") -> Tensor:

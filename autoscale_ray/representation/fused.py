@@ -94,8 +94,9 @@ class _Scenes:
     offsets: dict[str, NDArray[np.int64]]
     """First node of each scene, by ragged node type."""
     sources: dict[str, NDArray[np.int32]]
-    source_offsets: dict[str, NDArray[np.int64]]
-    """First edge of each target node, in `sources`."""
+    degrees: dict[str, NDArray[np.int32]]
+    edge_offsets: dict[str, NDArray[np.int64]]
+    """First edge of each scene, in `sources`."""
     scenes: _Table
     """Float32 (N, 4 H): the ego's state, then the mean state of each ragged node type."""
     states: dict[str, _Table]
@@ -235,8 +236,8 @@ def _scenes(graph: SceneGraph, weights: _Weights, kinds: Mapping[str, torch.dtyp
         updates[name] = _table(most, weights.size, kinds[name])
     scenes = _table(min(size, len(graph)), weights.size * (1 + len(NODE_TYPES)), torch.float32)
     return _Scenes(
-        graph.features, _arrays(graph.offsets), _arrays(graph.sources), _arrays(graph.source_offsets),
-        scenes, states, nodes, updates,
+        graph.features, _arrays(graph.offsets), _arrays(graph.sources), _arrays(graph.degrees),
+        _arrays(graph.edge_offsets), scenes, states, nodes, updates,
     )  # fmt: skip
 
 
@@ -249,16 +250,14 @@ def _cut(whole: _Scenes, first: int, last: int) -> _Scenes:
     bounds = {name: (int(found[first]), int(found[last])) for name, found in whole.offsets.items()}
     features = {name: whole.features[name][low:high] for name, (low, high) in bounds.items()}
     offsets = {name: whole.offsets[name][first : last + 1] - low for name, (low, _) in bounds.items()}
-    source_offsets = {}
-    for relation, (_, target) in RELATIONS.items():
-        low, high = bounds[target]
-        source_offsets[relation] = whole.source_offsets[relation][low : high + 1]
+    degrees = {name: found[slice(*bounds[RELATIONS[name][1]])] for name, found in whole.degrees.items()}
+    edge_offsets = {name: found[first : last + 1] for name, found in whole.edge_offsets.items()}
     states, nodes, updates = (
         {name: tables[name].first(high - low) for name, (low, high) in bounds.items()}
         for tables in (whole.states, whole.nodes, whole.updates)
     )
     features["ego"], scenes = whole.features["ego"][first:last], whole.scenes.first(last - first)
-    return _Scenes(features, offsets, whole.sources, source_offsets, scenes, states, nodes, updates)
+    return _Scenes(features, offsets, whole.sources, degrees, edge_offsets, scenes, states, nodes, updates)
 
 
 def _encode_block(
@@ -327,6 +326,6 @@ def _neighbour_mean(
 ) -> None:
     source, target = RELATIONS[relation]
     _kernels().neighbour_mean(
-        out_MW, column, sent_MH, part.sources[relation], part.source_offsets[relation],
+        out_MW, column, sent_MH, part.sources[relation], part.degrees[relation], part.edge_offsets[relation],
         part.offsets[source], part.offsets[target],
     )  # fmt: skip

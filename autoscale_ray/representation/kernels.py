@@ -72,7 +72,7 @@ def start_states(states_MH, table_MW, update_MH, bias_H, offsets, scenes_NW, mea
 
 
 @njit(**ELEMENTWISE)
-def neighbour_mean(out_MW, out_column, sent_MH, sources_E, source_offsets, sent_offsets, out_offsets):
+def neighbour_mean(out_MW, out_column, sent_MH, sources_E, degree_M, edge_offsets, sent_offsets, out_offsets):
     """Set H columns of every target to the mean over its edges of what the sources send.
 
     With a column below 0 add the mean to the first H columns. Sources are scene-local; a target's edges are one run; a
@@ -81,9 +81,9 @@ def neighbour_mean(out_MW, out_column, sent_MH, sources_E, source_offsets, sent_
     size = sent_MH.shape[1]
     sum_H = np.empty(size, np.float32)
     for scene in range(len(out_offsets) - 1):
-        start = sent_offsets[scene]
+        start, last = sent_offsets[scene], edge_offsets[scene]
         for target in range(out_offsets[scene], out_offsets[scene + 1]):
-            edge, last = source_offsets[target], source_offsets[target + 1]
+            edge, last = last, last + degree_M[target]
             if out_column < 0 and edge == last:
                 continue
             share = np.float32(1.0) / np.float32(max(last - edge, 1))

@@ -40,8 +40,10 @@ class SceneGraph:
     """First node of each scene by ragged node type, int64, N+1."""
     sources: dict[str, Tensor]
     """By relation, int32 (E): scene-local source of each edge, edges ordered by scene, then target."""
-    source_offsets: dict[str, Tensor]
-    """First edge of each target node by relation, int64, M+1."""
+    degrees: dict[str, Tensor]
+    """Edges of each target node by relation, int32 (M)."""
+    edge_offsets: dict[str, Tensor]
+    """First edge of each scene by relation, int64, N+1."""
     targets: dict[str, Tensor]
     """What decoders reconstruct, never encoder input; rows follow the node type before the dot (`ego.future`)."""
 
@@ -50,7 +52,7 @@ class SceneGraph:
 
     def to(self, device: torch.device | str) -> SceneGraph:
         """Return the graph with every tensor on `device`."""
-        groups = (self.features, self.offsets, self.sources, self.source_offsets, self.targets)
+        groups = (self.features, self.offsets, self.sources, self.degrees, self.edge_offsets, self.targets)
         return SceneGraph(*({name: tensor.to(device) for name, tensor in group.items()} for group in groups))
 
 
@@ -73,14 +75,16 @@ def graph_from_batch(batch: SceneBatch, *, use_future: bool = False) -> SceneGra
         name: offsets_of(torch.bincount(owner, minlength=len(batch))) for name, owner in owners.items()
     }
     pairs = _pairs(batch, scene)
-    sources, source_offsets = {}, {}
-    for relation, (source, target) in RELATIONS.items():
-        edges_E2 = _ranked(pairs[relation], kept[source], kept[target])
-        start_E = offsets[source][owners[target][edges_E2[:, 1]]]
-        sources[relation] = (edges_E2[:, 0] - start_E).to(torch.int32)
-        source_offsets[relation] = offsets_of(torch.bincount(edges_E2[:, 1], minlength=len(kept[target])))
+    parts = [
+        _edge_tables(_ranked(pairs[relation], kept[source], kept[target]), offsets[source], offsets[target])
+        for relation, (source, target) in RELATIONS.items()
+    ]
+    sources, degrees, edge_offsets = (
+        dict(zip(RELATIONS, tables, strict=True)) for tables in zip(*parts, strict=True)
+    )
     node_features = features.node_features(batch, scene, kept, pairs, use_future=use_future)
-    return SceneGraph(node_features, offsets, sources, source_offsets, features.targets(batch, scene, kept))
+    found = features.targets(batch, scene, kept)
+    return SceneGraph(node_features, offsets, sources, degrees, edge_offsets, found)
 
 
 def _pairs(batch: SceneBatch, scene: features.SceneGeometry) -> dict[str, Tensor]:
@@ -107,6 +111,20 @@ def _ranked(pairs_E2: Tensor, kept_source: Tensor, kept_target: Tensor) -> Tenso
     return torch.stack([source, target], dim=1)[order]
 
 
+def _edge_tables(edges_E2: Tensor, starts_N1: Tensor, targets_N1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `sources`, `degrees` and `edge_offsets` of edges between batch-wide nodes, ordered by target.
+
+    Args:
+        edges_E2: Source and target, int64.
+        starts_N1: First source node of each scene.
+        targets_N1: First target node of each scene.
+    """
+    degree_M = torch.bincount(edges_E2[:, 1], minlength=int(targets_N1[-1]))
+    edge_offsets = offsets_of(degree_M)[targets_N1]
+    source_E = edges_E2[:, 0] - starts_N1[row_of(edge_offsets)]
+    return source_E.to(torch.int32), degree_M.to(torch.int32), edge_offsets
+
+
 def select_scenes(graph: SceneGraph, rows: Tensor) -> SceneGraph:
     """Return the scenes `rows` of a graph, in that order; repeats are allowed.
 
@@ -117,18 +135,16 @@ def select_scenes(graph: SceneGraph, rows: Tensor) -> SceneGraph:
         rows: Int64 scene numbers.
     """
     runs = runs_of(rows)
-    take, offsets, sources, source_offsets = {"ego": runs.scene}, {}, {}, {}
+    take, offsets, sources, degrees, edge_offsets = {"ego": runs.scene}, {}, {}, {}, {}
     for name, found in graph.offsets.items():
         take[name], offsets[name] = runs.group(found)
-    for relation, found in graph.source_offsets.items():
-        target = RELATIONS[relation][1]
-        take_edges, source_offsets[relation] = runs.points(
-            graph.offsets[target], found, take[target], offsets[target]
-        )
+    for relation, found in graph.edge_offsets.items():
+        take_edges, edge_offsets[relation] = runs.long_group(found)
         sources[relation] = take_edges(graph.sources[relation])
+        degrees[relation] = take[RELATIONS[relation][1]](graph.degrees[relation])
     node_features = {name: take[name](table) for name, table in graph.features.items()}
     targets = {key: take[key.split(".")[0]](table) for key, table in graph.targets.items()}
-    return SceneGraph(node_features, offsets, sources, source_offsets, targets)
+    return SceneGraph(node_features, offsets, sources, degrees, edge_offsets, targets)
 
 
 def join_graphs(graphs: Sequence[SceneGraph]) -> SceneGraph:
@@ -148,7 +164,8 @@ def join_graphs(graphs: Sequence[SceneGraph]) -> SceneGraph:
         joined([graph.features for graph in graphs]),
         chained([graph.offsets for graph in graphs]),
         joined([graph.sources for graph in graphs]),
-        chained([graph.source_offsets for graph in graphs]),
+        joined([graph.degrees for graph in graphs]),
+        chained([graph.edge_offsets for graph in graphs]),
         joined([graph.targets for graph in graphs]),
     )
 
@@ -168,29 +185,23 @@ def drop_nodes(graph: SceneGraph, keep: dict[str, Tensor]) -> SceneGraph:
         name: offsets_of(torch.bincount(owner[name][keep[name]], minlength=len(graph))) for name in NODE_TYPES
     }
     rank = {name: keep[name].long().cumsum(0) - 1 for name in NODE_TYPES}
-    sources, source_offsets = {}, {}
+    sources, degrees, edge_offsets = {}, {}, {}
     for relation, (source, target) in RELATIONS.items():
         from_E, to_E = global_edges(graph, relation).unbind(1)
         kept_E = keep[source][from_E] & keep[target][to_E]
-        from_E, to_E = rank[source][from_E[kept_E]], rank[target][to_E[kept_E]]
-        start_E = offsets[source][owner[target][keep[target]][to_E]]
-        sources[relation] = (from_E - start_E).to(torch.int32)
-        source_offsets[relation] = offsets_of(torch.bincount(to_E, minlength=int(offsets[target][-1])))
+        edges_E2 = torch.stack([rank[source][from_E[kept_E]], rank[target][to_E[kept_E]]], dim=1)
+        sources[relation], degrees[relation], edge_offsets[relation] = _edge_tables(
+            edges_E2, offsets[source], offsets[target]
+        )
     masks = {**keep, "ego": torch.ones(len(graph), dtype=torch.bool)}
     node_features = {name: table[masks[name]] for name, table in graph.features.items()}
     targets = {key: table[masks[key.split(".")[0]]] for key, table in graph.targets.items()}
-    return SceneGraph(node_features, offsets, sources, source_offsets, targets)
-
-
-def edge_rows(graph: SceneGraph, relation: str) -> Tensor:
-    """Return the scene of every edge of a relation, int64 (E)."""
-    return row_of(graph.source_offsets[relation][graph.offsets[RELATIONS[relation][1]]])
+    return SceneGraph(node_features, offsets, sources, degrees, edge_offsets, targets)
 
 
 def global_sources(graph: SceneGraph, relation: str) -> Tensor:
     """Return the batch-wide source node of every edge of a relation, int64 (E)."""
-    starts_N = graph.offsets[RELATIONS[relation][0]][:-1]
-    counts_N = graph.source_offsets[relation][graph.offsets[RELATIONS[relation][1]]].diff()
+    starts_N, counts_N = graph.offsets[RELATIONS[relation][0]][:-1], graph.edge_offsets[relation].diff()
     local_E = graph.sources[relation]
     return starts_N.repeat_interleave(counts_N, output_size=len(local_E)).add_(local_E)
 
@@ -205,4 +216,4 @@ def global_edges(graph: SceneGraph, relation: str) -> Tensor:
     Returns:
         Int64 (E, 2): source and target.
     """
-    return torch.stack([global_sources(graph, relation), row_of(graph.source_offsets[relation])], dim=1)
+    return torch.stack([global_sources(graph, relation), row_of(offsets_of(graph.degrees[relation]))], dim=1)

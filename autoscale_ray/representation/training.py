@@ -38,7 +38,6 @@ from autoscale_ray.representation.rasters import bev_rasters, sector_counts
 from autoscale_ray.representation.scene_graph import (
     RELATIONS,
     SceneGraph,
-    edge_rows,
     global_edges,
     graph_from_batch,
     join_graphs,
@@ -375,7 +374,7 @@ def _relation_term(
     for relation, (source, target) in RELATIONS.items():
         edges = global_edges(graph, relation)
         # Negatives come from the same scene: telling scenes apart would be too easy.
-        owner = edge_rows(graph, relation)
+        owner = row_of(graph.edge_offsets[relation])
         count = graph.offsets[source].diff()[owner]
         other = graph.offsets[source][owner] + (torch.rand(len(owner), generator=generator) * count).long()
         target_states = nodes[target][edges[:, 1]]

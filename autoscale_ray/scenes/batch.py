@@ -253,6 +253,8 @@ class Runs:
     """Takes a table with one row for each scene."""
     group: Callable[[Tensor], tuple[Take, Tensor]]
     """Offsets of a ragged axis -> what takes its tables, and the offsets of what is taken."""
+    long_group: Callable[[Tensor], tuple[Take, Tensor]]
+    """The same for an axis with hundreds of elements a scene."""
     points: Callable[[Tensor, Tensor, Take, Tensor], tuple[Take, Tensor]]
     """The same for what hangs on the items of a group: offsets of the group and of the points, take and
     taken offsets of the group."""
@@ -279,7 +281,7 @@ def _slice_run(first: int, count: int) -> Runs:
         low, high = int(offsets[begin]), int(offsets[end])
         return lambda tensor: tensor[low:high], offsets[begin : end + 1] - low
 
-    return Runs(lambda tensor: tensor[first : first + count], group, points)
+    return Runs(lambda tensor: tensor[first : first + count], group, group, points)
 
 
 def _gathered(tensor: Tensor, index: Tensor) -> Tensor:
@@ -311,11 +313,15 @@ def _gather_run(rows_B: Tensor) -> Runs:
         index, local = ragged_index(starts, offsets[rows_B + 1] - starts)
         return gather(index), local
 
+    def long_group(offsets: Tensor) -> tuple[Take, Tensor]:
+        starts, ends = offsets[rows_B], offsets[rows_B + 1]
+        return _laid_end_to_end(starts, ends), offsets_of(ends - starts)
+
     def points(scene_offsets: Tensor, offsets: Tensor, take: Take, _local: Tensor) -> tuple[Take, Tensor]:
         starts, ends = offsets[scene_offsets[rows_B]], offsets[scene_offsets[rows_B + 1]]
         return _laid_end_to_end(starts, ends), offsets_of(take(offsets[1:]).sub_(take(offsets[:-1])))
 
-    return Runs(gather(rows_B), group, points)
+    return Runs(gather(rows_B), group, long_group, points)
 
 
 def batch_from_table(table: pa.Table) -> SceneBatch:

@@ -13,7 +13,7 @@ from autoscale_ray.representation import fused
 from autoscale_ray.representation.encoder import BLOCK
 from autoscale_ray.representation.scene_graph import graph_from_batch
 from autoscale_ray.representation.training import embed_batch, feature_sizes_of, new_model
-from autoscale_ray.scenes.batch import row_of
+from autoscale_ray.scenes.batch import offsets_of, row_of
 from autoscale_ray.scenes.schema import CURRENT_FRAME
 from tests.unit.representation.random_scenes import random_batch
 
@@ -143,7 +143,7 @@ def test_order_of_edges_does_not_matter(model):
     graph = graph_from_batch(random_batch(40, 12, num_agents=12))
     sources = {}
     for relation, table in graph.sources.items():
-        target = row_of(graph.source_offsets[relation])
+        target = row_of(offsets_of(graph.degrees[relation]))
         sources[relation] = table[torch.argsort(target * 1000 - table)]
     assert not torch.equal(sources["agent_agent"], graph.sources["agent_agent"])
     with torch.no_grad():

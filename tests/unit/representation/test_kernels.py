@@ -37,7 +37,7 @@ def test_a_layer_ends_with_the_same_bits_wherever_its_tables_lie(kind) -> None:
     )
     norm_2H = table((2, SIZE), generator, torch.float32)
     offsets = np.arange(0, num_nodes + 1, NODES)
-    source_offsets = np.arange(num_nodes + 1) * EDGES
+    degree_M = np.full(num_nodes, EDGES, np.int32)
     sources_E = generator.integers(0, NODES, num_nodes * EDGES).astype(np.int32)
 
     def layer(num: int) -> list[np.ndarray]:
@@ -49,7 +49,7 @@ def test_a_layer_ends_with_the_same_bits_wherever_its_tables_lie(kind) -> None:
         taken, scenes = np.zeros((NODES * num, 2 * SIZE), update.dtype), np.zeros((num, 4 * SIZE), np.float32)
         own = offsets[: num + 1]
         kernels.finish_layer(states, taken, update, ego, SIZE, own, *norm_2H, 1e-5, scenes, SIZE)
-        kernels.neighbour_mean(taken, SIZE, states, sources_E, source_offsets, own, own)
+        kernels.neighbour_mean(taken, SIZE, states, sources_E, degree_M, own * EDGES, own, own)
         kernels.weighted_mean(scenes, 2 * SIZE, states, np.abs(states[:, :4]), own)
         return [states, taken, scenes]
 
@@ -66,7 +66,7 @@ def test_means_over_neighbours_are_those_of_torch(kind) -> None:
     """Set and added, with none to eleven edges a target; bfloat16 rounds as torch does."""
     generator = np.random.default_rng(1)
     states_MH, offsets = table((30, SIZE), generator, torch.float32), np.array([0, 12, 12, 30])
-    degree_M = generator.integers(0, 12, 30)
+    degree_M = generator.integers(0, 12, 30).astype(np.int32)
     source_offsets = np.concatenate([[0], degree_M.cumsum()])
     owner_E = np.repeat(np.digitize(np.arange(30), offsets[1:-1]), degree_M)
     sources_E = generator.integers(0, np.diff(offsets)[owner_E]).astype(np.int32)
@@ -79,8 +79,12 @@ def test_means_over_neighbours_are_those_of_torch(kind) -> None:
     )
     before = table((30, 2 * SIZE), generator, kind)
     given, added = before.copy(), before.copy()
-    kernels.neighbour_mean(given, SIZE, states_MH, sources_E, source_offsets, offsets, offsets)
-    kernels.neighbour_mean(added, -1, states_MH, sources_E, source_offsets, offsets, offsets)
+    kernels.neighbour_mean(
+        given, SIZE, states_MH, sources_E, degree_M, source_offsets[offsets], offsets, offsets
+    )
+    kernels.neighbour_mean(
+        added, -1, states_MH, sources_E, degree_M, source_offsets[offsets], offsets, offsets
+    )
     assert np.array_equal(given[:, :SIZE], before[:, :SIZE])
     assert np.array_equal(added[:, SIZE:], before[:, SIZE:])
     step = 1e-6 if kind == torch.float32 else 2.0**-8  # a sum in another order may round to the other side
@@ -95,5 +99,7 @@ def test_bfloat16_is_rounded_to_nearest_even() -> None:
     near = bits.view(np.float32)
     values = np.concatenate([near, -near, np.array([np.inf, -np.inf, 3.4e38, 0], np.float32)]).reshape(-1, 4)
     rows, out = np.arange(len(values) + 1), np.zeros((len(values), 8), np.uint16)
-    kernels.neighbour_mean(out, 4, values, np.zeros(len(values), np.int32), rows, rows, rows)
+    kernels.neighbour_mean(
+        out, 4, values, np.zeros(len(values), np.int32), np.ones(len(values), np.int32), rows, rows, rows
+    )
     assert np.array_equal(out[:, 4:], torch.from_numpy(values).bfloat16().view(torch.uint16).numpy())

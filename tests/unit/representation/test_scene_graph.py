@@ -12,7 +12,6 @@ from autoscale_ray.representation.features import RADIUS_M
 from autoscale_ray.representation.scene_graph import (
     RELATIONS,
     drop_nodes,
-    edge_rows,
     global_edges,
     graph_from_batch,
     join_graphs,
@@ -25,7 +24,7 @@ from tests.unit.representation.random_scenes import random_batch
 
 
 def tables_of(graph):
-    groups = (graph.features, graph.offsets, graph.sources, graph.source_offsets, graph.targets)
+    groups = (graph.features, graph.offsets, graph.sources, graph.degrees, graph.edge_offsets, graph.targets)
     return {f"{number}/{name}": table for number, group in enumerate(groups) for name, table in group.items()}
 
 
@@ -154,7 +153,7 @@ def test_edges_stay_inside_their_scene_and_are_ordered():
     for relation, (source, target) in RELATIONS.items():
         edges = global_edges(graph, relation)
         assert len(edges) > 0
-        owner = edge_rows(graph, relation)
+        owner = row_of(graph.edge_offsets[relation])
         assert torch.equal(row_of(graph.offsets[source])[edges[:, 0]], owner)
         assert torch.equal(row_of(graph.offsets[target])[edges[:, 1]], owner)
         assert bool((edges[:, 1].diff() >= 0).all())
