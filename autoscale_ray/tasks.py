@@ -224,7 +224,7 @@ def _candidates(
         whitening.apply(z_ND),
         origin_ids=synthetic.origin_ids,
         probe=_load_probe(files["probe"]) if is_guided else None,
-        quality_N=synthetic.column("expert_quality").astype(np.float64),
+        quality_N=synthetic.column("expert_quality").astype(np.float64) if config.quality_weight else None,
     )
     return candidates, _strings(read_parquet(files["labels_synthetic"])["cluster"])
 

@@ -9,9 +9,8 @@ Legend: N candidates, D embedding size, E dev queries, T training runs.
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -20,12 +19,8 @@ from numpy.typing import NDArray
 
 from autoscale_ray.config import RetrievalConfig
 from autoscale_ray.errors import InvalidInputError
+from autoscale_ray.mixture.greedy import CHUNK, METHODS, Chosen
 from autoscale_ray.mixture.similarity import DomainProbe, Float32, Float64, Int64, nearest_in_stream
-
-CHUNK = 8_192
-"""Candidates compared with all queries at once; bounds memory, changes nothing."""
-BOUND_SLACK = 1e-5
-"""Raises a stale gain, as a share of the total query weight: many rows at once round unlike one row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -227,8 +222,9 @@ def order_scenes(
     random_rows = random_order(candidates.scene_ids_N, seed)
     if config.method == "random" or limit == 0:
         return random_rows[:limit]
-    state = _Chosen(
-        candidates.embeddings_ND, queries, scene_values(candidates, queries, config), limit, config
+    values_N = scene_values(candidates, queries, config)
+    state = Chosen(
+        candidates.embeddings_ND, queries.embeddings_ED, queries.weights_E, values_N, limit, config
     )
     greedy = METHODS[config.method](state)
     at_random = (row for row in random_rows.tolist() if state.may_take(row))
@@ -347,96 +343,3 @@ def _values_in_chunks(
 ) -> Float64:
     parts = (candidates.take(rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK))
     return np.concatenate([np.empty(0), *(scene_values(part, queries, config) for part in parts)])
-
-
-class _Chosen:
-    """The scenes chosen so far, and what a further one would add."""
-
-    def __init__(
-        self, embeddings_ND: Float32, queries: Queries, values_N: Float64, limit: int, config: RetrievalConfig
-    ) -> None:
-        total = queries.weights_E.sum()
-        self.rows: list[int] = []
-        self.embeddings_ND, self.queries_ED, self.values_N = embeddings_ND, queries.embeddings_ED, values_N
-        # mean weight 1: one well covered query is worth as much as one unit of value
-        self.weights_E = (queries.weights_E * len(queries.weights_E) / max(total, 1e-300)).astype(np.float32)
-        self.covered_E = np.zeros(len(self.weights_E), np.float32)
-        self.config = config
-        self._is_taken_N = np.zeros(len(embeddings_ND), bool)
-        self._chosen_XD = np.empty((limit, embeddings_ND.shape[1]), np.float32)
-        self._similarity_N = np.zeros(len(embeddings_ND), np.float32)
-        self._num_compared_N = np.zeros(len(embeddings_ND), np.int64)
-
-    def similarity(self, row: int) -> float:
-        """Return max(0, largest cosine with a chosen scene), comparing only with those added since."""
-        start, stop = self._num_compared_N[row], len(self.rows)
-        if start < stop:
-            cosines = self._chosen_XD[start:stop] @ self.embeddings_ND[row]
-            self._similarity_N[row] = max(self._similarity_N[row], cosines.max())
-            self._num_compared_N[row] = stop
-        return float(self._similarity_N[row])
-
-    def may_take(self, row: int) -> bool:
-        """Tell whether a scene is neither taken nor a near-duplicate of one; once False, always False."""
-        return not self._is_taken_N[row] and self.similarity(row) <= self.config.duplicate_cosine + 1e-6
-
-    def add(self, row: int) -> None:
-        """Choose a scene."""
-        self._chosen_XD[len(self.rows)] = self.embeddings_ND[row]
-        self.rows.append(row)
-        self._is_taken_N[row] = True
-        if len(self.weights_E):
-            np.maximum(self.covered_E, self.queries_ED @ self.embeddings_ND[row], out=self.covered_E)
-
-    def coverage_gain(self, row: int) -> float:
-        """Return sum_e q_e max(0, sim(e, x) - covered_e) + value(x)."""
-        similarity_E = self.queries_ED @ self.embeddings_ND[row]
-        return float(np.maximum(similarity_E - self.covered_E, 0) @ self.weights_E) + float(
-            self.values_N[row]
-        )
-
-    def novelty_gain(self, row: int) -> float:
-        """Return lambda value(x) - (1 - lambda) max_{y chosen} sim(x, y)."""
-        relevance = self.config.mmr_relevance
-        return relevance * float(self.values_N[row]) - (1 - relevance) * self.similarity(row)
-
-
-def _facility_location(state: _Chosen) -> Iterator[int]:
-    """Greedy maximisation of sum_e q_e max_{x in S} sim(e, x) + sum_{x in S} value(x)."""
-    bounds = []
-    for start in range(0, len(state.values_N), CHUNK):
-        similarity_XE = state.embeddings_ND[start : start + CHUNK] @ state.queries_ED.T
-        bounds.append(np.maximum(similarity_XE, 0) @ state.weights_E)
-    slack = BOUND_SLACK * float(state.weights_E.sum())
-    return _lazily(state, np.concatenate(bounds) + state.values_N + slack, state.coverage_gain)
-
-
-def _maximal_marginal_relevance(state: _Chosen) -> Iterator[int]:
-    """Greedy choice of value against likeness to what is chosen (Carbonell and Goldstein 1998)."""
-    return _lazily(state, state.config.mmr_relevance * state.values_N, state.novelty_gain)
-
-
-def _lazily(state: _Chosen, bounds_N: Float64, gain_of: Callable[[int], float]) -> Iterator[int]:
-    """Yield the row of largest gain given what is chosen by then; equal gains in row order.
-
-    A gain only falls as more is chosen, so an old one is an upper bound, and a row whose fresh gain still
-    beats every old one is the greedy choice (Minoux 1978).
-    """
-    heap = [(-bound, row) for row, bound in enumerate(bounds_N.tolist())]
-    heapq.heapify(heap)
-    while heap:
-        row = heap[0][1]
-        fresh = (-gain_of(row), row)
-        heapq.heapreplace(heap, fresh)
-        if heap[0] != fresh:
-            continue
-        heapq.heappop(heap)
-        if state.may_take(row):
-            yield row
-
-
-METHODS: dict[str, Callable[[_Chosen], Iterator[int]]] = {
-    "facility_location": _facility_location,
-    "mmr": _maximal_marginal_relevance,
-}
-"""Greedy selection rules inside a cluster; beside them `random`, a plain sample."""

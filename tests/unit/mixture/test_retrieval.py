@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from autoscale_ray.config import RetrievalConfig
 from autoscale_ray.errors import InvalidInputError
+from autoscale_ray.mixture import greedy, similarity
 from autoscale_ray.mixture import retrieval as module
-from autoscale_ray.mixture import similarity
 
 PLAIN = RetrievalConfig(random_share=0.0, duplicate_cosine=1.0, gap_weight=0.0)
 
@@ -90,6 +90,61 @@ def test_lazy_greedy_equals_brute_force(seed, num, num_queries, method, duplicat
     queries = _queries(num_queries, seed + 1)
     ours = _one_cluster(pool, queries, config, num).scene_ids["c00"]
     assert list(ours) == _brute_force(pool, queries, config, num)
+
+
+def _crowded(seed: int, num: int) -> module.Candidates:
+    """Return scenes of which a third are copies of others, and a third differ from others in their last bits only."""
+    rng = np.random.default_rng(seed)
+    scenes = _unit(rng, num, 16)
+    scenes[num // 3 : 2 * (num // 3)] = scenes[: num // 3]
+    nearly = scenes[: num - 2 * (num // 3)]
+    scenes[2 * (num // 3) :] = np.nextafter(nearly, rng.choice([-2, 2], nearly.shape).astype(np.float32))
+    origins = np.array([f"o{group}" if group else "" for group in rng.integers(0, 4, num)])
+    ids = np.array([f"s{index:05d}" for index in rng.permutation(num)])
+    return module.make_candidates(ids, scenes, origin_ids=origins)
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    num=st.integers(1, 160),
+    num_queries=st.sampled_from([1, 2, 7, 33]),
+    duplicate_cosine=st.sampled_from([0.5, 0.97, 1.0]),
+    share=st.sampled_from([0.0, 0.2, 0.5]),
+    max_per_origin=st.sampled_from([1, 2, 1000]),
+    equal_weights=st.booleans(),
+)
+def test_the_compiled_search_chooses_what_the_plain_one_does(
+    seed, num, num_queries, duplicate_cosine, share, max_per_origin, equal_weights
+):
+    """Ties, copies and gains that differ by rounding alone: the choice is the same in every place."""
+    pytest.importorskip("numba")
+    queries = module.Queries(
+        embeddings_ED=_unit(np.random.default_rng(seed + 1), num_queries, 16),
+        weights_E=np.ones(num_queries) if equal_weights else _queries(num_queries, seed).weights_E,
+    )
+    config = RetrievalConfig(
+        random_share=share, duplicate_cosine=duplicate_cosine, max_per_origin=max_per_origin
+    )
+    pool = _crowded(seed, num)
+    compiled = _one_cluster(pool, queries, config, num, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(greedy, "find_spec", lambda name: None)
+        plain = _one_cluster(pool, queries, config, num, seed)
+    assert compiled == plain
+
+
+def test_a_gain_lies_in_its_interval_however_it_is_summed():
+    kernels = pytest.importorskip("autoscale_ray.mixture.kernels")
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        cosine_E = rng.uniform(-1, 1, 257).astype(np.float32)
+        covered_E, weights_E = rng.random((2, 257)).astype(np.float32)
+        moved_E = cosine_E + np.float32(1e-5) * rng.uniform(-1, 1, 257).astype(np.float32)
+        exact = weights_E.astype(float) @ np.maximum(moved_E.astype(float) - covered_E, 0)
+        low, high = kernels.gain_interval(cosine_E, covered_E, weights_E, np.float32(1.1e-5), 5e-5)
+        assert low <= exact <= high
+        assert high - low < 0.005
 
 
 @settings(derandomize=True, max_examples=30, deadline=None)
