@@ -26,6 +26,9 @@ from autoscale_ray.scenes.pool import ScenePool, open_pool
 
 NO_PROGRESS_TIMEOUT_S = 300
 """Ray Data waits half an hour by default before it says that nothing moves."""
+TASKS_AN_EMBEDDER = 8
+RANGES_A_TASK = 16
+"""At most, so that a task says long before the timeout that something moves."""
 
 
 class RangeEmbedder:
@@ -38,13 +41,15 @@ class RangeEmbedder:
 
     def __call__(self, ranges: pa.Table) -> pa.Table:
         """Write the part of every range; return how many rows each has."""
-        return pa.table({"num_rows": [self._embed(**row) for row in ranges.to_pylist()]})
+        return pa.table({"num_rows": [self._embed(item) for item in ranges.to_pylist()]})
 
-    def _embed(self, pool: str, start: int, stop: int, part: str) -> int:
-        if pool not in self._pools:
-            self._pools[pool] = open_pool(pool)
-        opened, rows = self._pools[pool], np.arange(start, stop)
-        write_part(opened.scene_ids[rows], embed(self._model, opened, rows), Path(part))
+    def _embed(self, item: dict[str, Any]) -> int:
+        if item["pool"] not in self._pools:
+            self._pools[item["pool"]] = open_pool(item["pool"])
+        pool, rows = self._pools[item["pool"]], np.arange(item["start"], item["stop"])
+        # A task whose embedder was killed is run again from its first range.
+        if not is_whole(item, pool):
+            write_part(pool.scene_ids[rows], embed(self._model, pool, rows), Path(item["part"]))
         return len(rows)
 
 
@@ -87,8 +92,8 @@ def run_ranges(encoder: Path, ranges: list[dict[str, Any]], config: RayConfig) -
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
-    blocks = [pa.Table.from_pylist([item]) for item in ranges]
-    embedded = ray.data.from_arrow(blocks).map_batches(
+    # Not from_arrow: it asks a worker process for the size of every block.
+    embedded = ray.data.from_items(ranges, override_num_blocks=num_tasks(len(ranges), config)).map_batches(
         RangeEmbedder,
         batch_format="pyarrow",
         batch_size=1,
@@ -99,6 +104,11 @@ def run_ranges(encoder: Path, ranges: list[dict[str, Any]], config: RayConfig) -
     )
     done = pa.concat_tables(embedded.iter_batches(batch_size=None, batch_format="pyarrow"))
     assert sum(done["num_rows"].to_pylist()) == sum(item["stop"] - item["start"] for item in ranges)
+
+
+def num_tasks(num_ranges: int, config: RayConfig) -> int:
+    """Return how many tasks a number of ranges is dealt to: few, as each costs, yet enough to share out evenly."""
+    return max(min(num_ranges, TASKS_AN_EMBEDDER * config.num_embedders), -(-num_ranges // RANGES_A_TASK))
 
 
 def row_ranges(side: str, pool: ScenePool, parts: Path) -> Iterator[dict[str, Any]]:
