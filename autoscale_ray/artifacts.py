@@ -283,6 +283,7 @@ class RunStore:
             raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+        self._check_fence()  # one that swept it before all was moved would leave us a record with files missing
         self.log("stage", name=name, fingerprint=mark, seconds=self._clock() - started_s)
         return {"stage": name, "fingerprint": mark, "values": values, "blobs": blobs}
 

@@ -142,6 +142,24 @@ def test_a_paused_driver_wakes_up_superseded_and_changes_nothing(tmp_path: Path)
     assert other.commit_round(1, {"by": "second"}).payload == {"by": "second"}
 
 
+def test_a_stage_whose_files_were_swept_is_not_recorded(tmp_path: Path) -> None:
+    """Its successor sweeps what a writer has just built: the record must not name fewer files."""
+    first = RunStore.open(str(tmp_path), IDENTITY)
+
+    def build(folder: Path) -> dict[str, int]:
+        return {"size": (folder / "part.bin").write_bytes(b"content")}
+
+    def build_and_sleep(folder: Path) -> dict[str, int]:
+        told = build(folder)
+        RunStore.open(str(tmp_path), IDENTITY)
+        return told
+
+    with pytest.raises(StaleWriterError):
+        first.stage("pool", {}, build_and_sleep)
+    found = RunStore.open(str(tmp_path), IDENTITY).stage("pool", {}, build)
+    assert found.path("part.bin").read_bytes() == b"content"
+
+
 def _hold(run_dir: str, ready, leave) -> None:
     RunStore.open(run_dir, IDENTITY)
     ready.set()

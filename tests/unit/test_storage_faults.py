@@ -74,15 +74,15 @@ def test_each_fault_once_at_each_call_changes_nothing(fault: str, tmp_path: Path
 
 
 def test_many_rounds_with_a_sixth_of_the_calls_faulty(tmp_path: Path) -> None:
-    reference, _ = undisturbed(tmp_path / "reference", num_rounds=100)
+    reference, _ = undisturbed(tmp_path / "reference", num_rounds=500)
     generator = np.random.default_rng(5)
     hook = Faulty(lambda _: str(generator.choice(FAULTS)) if generator.random() < 0.16 else None)
     store = obstore.store.MemoryStore()
-    play(open_run(store, tmp_path / "faulty", hook), num_rounds=100)
-    assert hook.num_faults > 100
+    play(open_run(store, tmp_path / "faulty", hook), num_rounds=500)
+    assert hook.num_faults > 1000
     assert contents(store) == reference
     storage = ObjectStorage(store, "mem://run", tmp_path / "reader")
-    assert [record.index for record in read_chain(storage)] == list(range(100))
+    assert [record.index for record in read_chain(storage)] == list(range(500))
 
 
 def test_an_outage_longer_than_the_budget_stops_and_changes_nothing(tmp_path: Path) -> None:
