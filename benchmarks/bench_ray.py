@@ -118,7 +118,8 @@ def measure_embedding(seed: int, num_scenes: int, folder: Path) -> dict[str, flo
         parts = folder / name  # parts that are there already are not embedded again
         parts.mkdir()
         started = time.perf_counter()
-        run_ranges(encoder, list(row_ranges("synthetic", pool, parts))[:num_ranges], config.placement.ray)
+        ranges = list(row_ranges("synthetic", pool, parts))[:num_ranges]
+        run_ranges(encoder, ranges, folder / "stacks", config.placement.ray)
         walls_s[name] = time.perf_counter() - started
         wait_for_no_embedder()
 

@@ -17,10 +17,12 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
+from ray.data.exceptions import ExecutionTimeoutError
 
 from autoscale_ray import tasks
 from autoscale_ray.config import RayConfig
-from autoscale_ray.errors import InputRejectedError
+from autoscale_ray.distributed.deadline import Deadline
+from autoscale_ray.errors import AutoScaleError, InputRejectedError
 from autoscale_ray.representation.training import GRAPH_CHUNK, embed, load
 from autoscale_ray.scenes.pool import ScenePool, open_pool
 
@@ -31,17 +33,31 @@ RANGES_A_TASK = 16
 """At most, so that a task says long before the timeout that something moves."""
 
 
-class RangeEmbedder:
-    """Actor that embeds row ranges of pools; loads the encoder by path, once."""
+class EmbeddingFailedError(AutoScaleError, RuntimeError):
+    """Embedders stand still, also those that were started anew."""
 
-    def __init__(self, encoder: str) -> None:
+
+class RangeEmbedder:
+    """Actor that embeds row ranges of pools; loads the encoder by path, once.
+
+    Args:
+        encoder: Folder of the trained encoder.
+        deadline: How long one range may take before this process ends itself.
+    """
+
+    def __init__(self, encoder: str, deadline: Deadline) -> None:
         torch.set_num_threads(1)
+        self._deadline = deadline
         self._model = load(Path(encoder))
         self._pools: dict[str, ScenePool] = {}
 
     def __call__(self, ranges: pa.Table) -> pa.Table:
         """Write the part of every range; return how many rows each has."""
-        return pa.table({"num_rows": [self._embed(item) for item in ranges.to_pylist()]})
+        num_rows = []
+        for item in ranges.to_pylist():
+            with self._deadline:
+                num_rows.append(self._embed(item))
+        return pa.table({"num_rows": num_rows})
 
     def _embed(self, item: dict[str, Any]) -> int:
         if item["pool"] not in self._pools:
@@ -54,7 +70,7 @@ class RangeEmbedder:
 
 
 def embed_pools(
-    encoder: Path, pools: dict[str, ScenePool], parts: Path, folder: Path, config: RayConfig
+    encoder: Path, pools: dict[str, ScenePool], parts: Path, stacks: Path, folder: Path, config: RayConfig
 ) -> dict[str, Any]:
     """Embed every scene of the pools; parts that an earlier attempt finished are used again.
 
@@ -62,11 +78,15 @@ def embed_pools(
         encoder: Folder of the trained encoder.
         pools: Pools by side.
         parts: Folder for the parts; outlives a killed attempt.
+        stacks: Folder for the stacks of embedders that stood still.
         folder: Receives one table a side.
-        config: How many embedders.
+        config: How many embedders, and how long one may stand still.
 
     Returns:
         Nothing to record beside the files.
+
+    Raises:
+        EmbeddingFailedError: Nothing moved, although embedders that stood still were started again.
     """
     missing = [
         item
@@ -76,7 +96,7 @@ def embed_pools(
     ]
     parts.mkdir(parents=True, exist_ok=True)
     if missing:
-        run_ranges(encoder, missing, config)
+        run_ranges(encoder, missing, stacks, config)
     for side, pool in pools.items():
         tables = [tasks.read_embeddings(Path(item["part"])) for item in row_ranges(side, pool, parts)]
         ids_N = np.concatenate([ids for ids, _ in tables])
@@ -87,22 +107,29 @@ def embed_pools(
     return {}
 
 
-def run_ranges(encoder: Path, ranges: list[dict[str, Any]], config: RayConfig) -> None:
+def run_ranges(encoder: Path, ranges: list[dict[str, Any]], stacks: Path, config: RayConfig) -> None:
     """Send row ranges through a pool of embedders, which write the part of each."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    # Later than an embedder that stands still: it leaves its stacks, and another one tries.
+    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S + config.stall_timeout_s
     # Not from_arrow: it asks a worker process for the size of every block.
     embedded = ray.data.from_items(ranges, override_num_blocks=num_tasks(len(ranges), config)).map_batches(
         RangeEmbedder,
         batch_format="pyarrow",
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(config.num_embedders, len(ranges))),
-        fn_constructor_args=(str(encoder),),
+        fn_constructor_args=(str(encoder), Deadline(config.stall_timeout_s, stacks)),
         num_cpus=1,
         num_gpus=config.gpus_per_worker or None,
     )
-    done = pa.concat_tables(embedded.iter_batches(batch_size=None, batch_format="pyarrow"))
+    try:
+        done = pa.concat_tables(embedded.iter_batches(batch_size=None, batch_format="pyarrow"))
+    except ExecutionTimeoutError as error:
+        raise EmbeddingFailedError(
+            f"no range of scenes was embedded in {context.execution_no_progress_timeout_s:g} s; where the embedders "
+            f"stood is told in {stacks}"
+        ) from error
     assert sum(done["num_rows"].to_pylist()) == sum(item["stop"] - item["start"] for item in ranges)
 
 

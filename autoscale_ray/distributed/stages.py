@@ -36,7 +36,8 @@ class RayWork:
     def __init__(self, config: RunConfig, inputs: Inputs, board: TaskBoard) -> None:
         self._config, self._inputs, self._board = config, inputs, board
         run_dir, placement = work_dir(config).absolute(), config.placement.ray
-        deadline = Deadline(placement.stall_timeout_s, run_dir / "stacks")
+        self._stacks = run_dir / "stacks"
+        deadline = Deadline(placement.stall_timeout_s, self._stacks)
         self._scorers = ScorerPool(config.planner, placement.num_scorers, deadline)
         self._parts = run_dir / "parts"
 
@@ -57,7 +58,8 @@ class RayWork:
         from autoscale_ray.distributed.embed import embed_pools
 
         pools, placement = dict(self._inputs.pools), self._config.placement
-        return embed_pools(encoder, pools, self._parts / mark[:16], folder, placement.ray)
+        parts = self._parts / mark[:16]
+        return embed_pools(encoder, pools, parts, self._stacks, folder, placement.ray)
 
     def train_planner(
         self, features: Mapping[str, Path], selection: Path, seed: int, start: Path | None, folder: Path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from autoscale_ray import tasks
 from autoscale_ray.config import RayConfig
 from autoscale_ray.inputs import open_inputs
 from autoscale_ray.representation.training import embed, load
+from autoscale_ray.scenes.pool import open_pool
 from tests.ray.conftest import processes_below
 from tests.ray.small_run import config_of, wait_for
 
@@ -30,7 +33,8 @@ embed.GRAPH_CHUNK = int(sys.argv[1])
 run, encoder, parts, out = map(Path, sys.argv[2:])
 config = config_of(run)
 connect(config.placement.ray)
-embed.embed_pools(encoder, dict(open_inputs(config, run / "pools").pools), parts, out, config.placement.ray)
+pools = dict(open_inputs(config, run / "pools").pools)
+embed.embed_pools(encoder, pools, parts, run / "stacks", out, config.placement.ray)
 """
 
 
@@ -68,7 +72,7 @@ def test_an_embedder_and_then_its_caller_killed_lose_no_scene_and_embed_none_twi
     assert 0 < len(kept[0]) < len(kept[1]) < num_parts, "both were killed midway"
 
     out.mkdir()
-    on_ray.embed_pools(encoder, pools, parts, out, RayConfig())
+    on_ray.embed_pools(encoder, pools, parts, tmp_path / "stacks", out, RayConfig())
     after = finished()
     assert len(after) == num_parts
     for before in kept:
@@ -78,3 +82,26 @@ def test_an_embedder_and_then_its_caller_killed_lose_no_scene_and_embed_none_twi
         ids_N, z_ND = tasks.read_embeddings(out / tasks.table_file(side))
         assert ids_N.tolist() == pool.scene_ids.tolist()
         assert np.array_equal(z_ND, embed(model, pool, batch_size=CHUNK))
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.filterwarnings("ignore:`use_.* is deprecated:DeprecationWarning")
+def test_an_embedder_that_stands_still_ends_with_its_stacks_and_is_named(
+    cluster, reference, tmp_path, monkeypatch
+) -> None:
+    """P8: reading blocks for ever in every embedder, the first and those that Ray starts after it."""
+    from autoscale_ray.distributed import embed as on_ray
+
+    monkeypatch.setattr(on_ray, "NO_PROGRESS_TIMEOUT_S", 30)
+    (encoder,) = (reference / "views").glob("encoder-*")
+    pool, stacks = open_inputs(config_of(reference), reference / "pools").pools["real"], tmp_path / "stacks"
+    shutil.copytree(pool.path, tmp_path / "pool")
+    (sizes,) = (tmp_path / "pool").glob("cache/*/sizes.json")
+    sizes.unlink()
+    os.mkfifo(sizes)  # nobody ever writes to it
+    ranges = list(on_ray.row_ranges("real", open_pool(tmp_path / "pool"), tmp_path))
+    with pytest.raises(on_ray.EmbeddingFailedError, match="no range of scenes was embedded in 32 s"):
+        on_ray.run_ranges(encoder, ranges, stacks, RayConfig(stall_timeout_s=2))
+    told = [path.read_text() for path in stacks.glob("*.txt")]
+    assert any("read_text" in text and "_embed" in text for text in told), told
+    wait_for(lambda: not embedders(cluster["pid"]))

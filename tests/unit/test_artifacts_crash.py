@@ -123,9 +123,8 @@ def test_a_crash_at_every_call_changes_nothing(kind: str, tmp_path: Path) -> Non
     print(f"{kind}: {num_calls} calls x {len(modes)} modes, 0 partial, 0 lost, 0 differing")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kind", WORLDS)
+@pytest.mark.parametrize("kind", [pytest.param("disk", marks=pytest.mark.slow), "objects"])
 def test_a_second_crash_during_recovery_changes_nothing(kind: str, tmp_path: Path) -> None:
     make, modes = WORLDS[kind]
     reference, num_calls = undisturbed(make(tmp_path / "reference"))
