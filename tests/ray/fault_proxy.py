@@ -9,6 +9,8 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 FAULTS = ("throttled", "reset", "answer lost", "conflict", "own retry refused", "answer late")
+SILENT = "no bytes"
+"""Beside them: the connection stays open, the call is not made, and nothing is ever answered."""
 _CODES = {"throttled": (503, "SlowDown"), "conflict": (409, "ConditionalRequestConflict")}
 
 
@@ -82,6 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.server.next_fault()
         if fault in _CODES:
             self._answer(*_CODES[fault])
+        elif fault == SILENT:
+            self.server.closing.wait()
         elif fault == "reset":
             self.close_connection = True
         else:

@@ -7,6 +7,7 @@ import itertools
 import json
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ from storage_shims import IDENTITY, play  # noqa: E402
 from autoscale_ray.artifacts import RunStore, StaleWriterError, read_rounds  # noqa: E402
 from autoscale_ray.distributed.session import run_on_ray  # noqa: E402
 from autoscale_ray.session import work_dir  # noqa: E402
+from autoscale_ray.storage import StorageUnavailableError  # noqa: E402
 from tests.ray.conftest import ENVIRONMENT  # noqa: E402
-from tests.ray.fault_proxy import FAULTS, FaultProxy  # noqa: E402
+from tests.ray.fault_proxy import FAULTS, SILENT, FaultProxy  # noqa: E402
 from tests.ray.small_run import config_of  # noqa: E402
 
 BUCKETS = (f"bucket{number}" for number in itertools.count())
@@ -111,6 +113,26 @@ def test_a_fault_at_every_tenth_call_gives_the_same_chain(fault: str, proxied, r
 @pytest.mark.parametrize("fault", ["throttled", "answer lost", "own retry refused"])
 def test_the_client_for_gs_gives_the_same_chain(fault: str, proxied, reference) -> None:
     assert check_faults(fault, 10, proxied, reference, "gs") >= 3
+
+
+@pytest.mark.timeout(120)
+def test_a_bucket_that_never_answers_is_named_in_time_and_changes_nothing(
+    proxied, reference, monkeypatch
+) -> None:
+    """P8: connections stay open and no byte comes; fewer attempts and shorter deadlines than by default."""
+    for module in ("storage", "object_storage"):
+        monkeypatch.setattr(f"autoscale_ray.{module}.NUM_ATTEMPTS", 2)
+    proxy, url = proxied()
+    run = RunStore.open(url, IDENTITY)
+    play(run, 1)
+    proxy.restart(lambda call: SILENT)
+    started_s = time.monotonic()
+    with pytest.raises(StorageUnavailableError, match="attempts"):
+        play(run, 2)
+    assert time.monotonic() - started_s < 60
+    proxy.restart(lambda call: None)
+    assert digests(url) == reference[:1]
+    assert [record.sha256 for record in finished(url, 2)] == reference
 
 
 @pytest.mark.slow

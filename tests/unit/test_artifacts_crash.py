@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import shutil
 from pathlib import Path
@@ -121,6 +122,34 @@ def test_a_crash_at_every_call_changes_nothing(kind: str, tmp_path: Path) -> Non
         assert world.chain() == reference, (mode, at)
         leftovers(world)
     print(f"{kind}: {num_calls} calls x {len(modes)} modes, 0 partial, 0 lost, 0 differing")
+
+
+def test_a_disk_that_is_full_from_any_call_on_is_named_and_changes_nothing(tmp_path: Path) -> None:
+    """P8: half of a file fits, then nothing any more; with room again the run goes on to the same chain."""
+    reference, num_calls = undisturbed(DiskWorld(tmp_path / "reference"))
+    refused = []
+    for at in range(1, num_calls + 1):
+        world, acknowledged, calls = DiskWorld(tmp_path / str(at)), [], itertools.count(1)
+
+        def fill(call, key, perform, tear=None, at=at, calls=calls):
+            if next(calls) < at or call not in ("write", "append", "make_folder", "link"):
+                return perform()
+            if tear is not None:
+                tear()
+            raise OSError(errno.ENOSPC, "No space left on device", key)
+
+        try:
+            world.write(fill, acknowledged)
+        except OSError as error:
+            refused.append(str(error))
+        seen = world.chain()
+        assert seen == reference[: len(seen)]
+        assert set(acknowledged) <= set(seen)
+        world.write()
+        assert world.chain() == reference, at
+        leftovers(world)
+    assert len(refused) > num_calls // 2
+    assert all("No space left on device" in line for line in refused)
 
 
 @pytest.mark.timeout(1800)
