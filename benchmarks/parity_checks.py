@@ -197,8 +197,8 @@ def check_poses(inputs: Arrays, golden: GoldenVersion, prepared: Sequence[Prepar
         for row, scene in enumerate(prepared):
             grid, num = scene.grids[count], waypoints.shape[1]
             nodes = (torch.as_tensor(grid.left).expand(num, -1), torch.as_tensor(grid.share).expand(num, -1))
-            ego = torch.as_tensor(scene.arena.ego_state[:3]).expand(num, 3)
-            poses = interpolate(waypoints[row], ego, *nodes).numpy() + np.append(scene.arena.origin, 0.0)
+            ego = torch.as_tensor(scene.arena.ego_pose).expand(num, 3)
+            poses = interpolate(waypoints[row], ego, *nodes).numpy()
             chosen = inputs["traj_n"][rows[row]] == count
             ours[row, chosen] = poses[chosen]
     expected = outputs["proposal_poses"]

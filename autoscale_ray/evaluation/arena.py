@@ -77,6 +77,11 @@ class Arena:
     vehicle: VehicleParameters
     grid: RingGrid | None = None
 
+    @property
+    def ego_pose(self) -> Floats:
+        """Return the rear axle (3,) at t = 0 in the scene's frame."""
+        return np.append(self.origin, self.ego_state[2])
+
 
 def build_arena(scene: ScoringScene, num_frames: int) -> Arena:
     """Turn a valid scene into its arena of logged tracks.

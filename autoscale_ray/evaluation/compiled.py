@@ -63,6 +63,7 @@ def make_tables(arena: Arena) -> SceneTables:
         path_circles=chunk_path(np.ascontiguousarray(arena.path_xy)),
         history=np.ascontiguousarray(arena.history),
         start=arena.ego_state,
+        ego_pose=arena.ego_pose,
         vehicle=_sizes(arena.vehicle),
         speed_matrix=speed_fit_matrix(),
     )

@@ -76,10 +76,11 @@ def _drive_chunk(prepared: Sequence[PreparedScene], rows: Floats, arenas: ArenaB
     left_ST = torch.stack([torch.as_tensor(grid.left) for grid in grids]).to(device)
     share_ST = torch.stack([torch.as_tensor(grid.share) for grid in grids]).to(device)
     start_S11 = torch.stack([torch.as_tensor(scene.arena.ego_state) for scene in prepared]).to(device)
+    pose_S3 = torch.stack([torch.as_tensor(scene.arena.ego_pose) for scene in prepared]).to(device)
     waypoints_Nn3 = torch.as_tensor(rows, device=device).flatten(0, 1)
-    start_N11 = start_S11[scene_N]
-    poses_NT3 = interpolate(waypoints_Nn3, start_N11[:, :3], left_ST[scene_N], share_ST[scene_N])
-    states_NT11 = simulate(poses_NT3, start_N11, arenas.vehicle)
+    poses_NT3 = interpolate(waypoints_Nn3, pose_S3[scene_N], left_ST[scene_N], share_ST[scene_N])
+    poses_NT3[..., :2] -= pose_S3[scene_N, None, :2]
+    states_NT11 = simulate(poses_NT3, start_S11[scene_N], arenas.vehicle)
     return Drives(states_NT11, measure(states_NT11, scene_N, arenas, prepared[0].rules, with_history=True))
 
 

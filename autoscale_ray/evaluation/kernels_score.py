@@ -71,6 +71,7 @@ class SceneTables(NamedTuple):
     path_circles: np.ndarray
     history: np.ndarray
     start: np.ndarray
+    ego_pose: np.ndarray
     vehicle: np.ndarray
     speed_matrix: np.ndarray
 
@@ -430,6 +431,6 @@ def score_waypoints(
     """Drive and measure relative waypoints (N, n, 3); fill states, values, flags and areas."""
     poses = np.empty((NUM_STEPS, 3))
     for row in range(len(waypoints)):
-        sample_waypoints(waypoints[row], scene.start[:3], left, share, poses)
+        sample_waypoints(waypoints[row], scene.ego_pose, left, share, poses)
         one = (states[row], values[row], flags[row], areas[row])
         _score_one(poses, scene, filters, is_v2, num_ttc_steps, True, *one)

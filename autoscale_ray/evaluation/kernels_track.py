@@ -32,20 +32,22 @@ def wrap(angle):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def sample_waypoints(waypoints, ego_pose, left, share, out):
-    """Fill out (41, 3) with the poses of relative waypoints (n, 3) at the time nodes."""
+    """Fill out (41, 3), relative to the ego's position, from relative waypoints (n, 3); see `interpolate`."""
     cos, sin = math.cos(ego_pose[2]), math.sin(ego_pose[2])
     nodes = np.empty((len(waypoints) + 1, 3))
     nodes[0] = ego_pose
     for index in range(len(waypoints)):
         x, y = waypoints[index, 0], waypoints[index, 1]
-        nodes[index + 1, 0] = ego_pose[0] + cos * x - sin * y
-        nodes[index + 1, 1] = ego_pose[1] + sin * x + cos * y
+        nodes[index + 1, 0] = (cos * x - sin * y) + ego_pose[0]
+        nodes[index + 1, 1] = (sin * x + cos * y) + ego_pose[1]
         turn = wrap(wrap(ego_pose[2] + waypoints[index, 2]) - wrap(nodes[index, 2]))
         nodes[index + 1, 2] = nodes[index, 2] + turn
     for step in range(NUM_STEPS):
         node, part = left[step], share[step]
         for axis in range(3):
             out[step, axis] = nodes[node, axis] + part * (nodes[node + 1, axis] - nodes[node, axis])
+        out[step, 0] -= ego_pose[0]
+        out[step, 1] -= ego_pose[1]
         out[step, 2] = wrap(out[step, 2])
 
 

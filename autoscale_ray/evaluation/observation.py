@@ -68,7 +68,7 @@ def replay_tracks(scene: ScoringScene, origin: Floats, num_frames: int) -> Track
     gap_AT = np.maximum(after_AT - before_AT, 1)
     share_AT = (np.arange(num_steps) / STEPS_PER_FRAME - before_AT) / gap_AT
     share_AT = np.where(after_AT > before_AT, share_AT, 0.0)
-    turn_AT = _wrap(right_AT5[..., 2] - left_AT5[..., 2])
+    turn_AT = _shortest_turn(right_AT5[..., 2] - left_AT5[..., 2])
     yaw_AT = left_AT5[..., 2] + share_AT * turn_AT
     position_AT2 = left_AT5[..., :2] - origin + share_AT[..., None] * (right_AT5[..., :2] - left_AT5[..., :2])
     boxes_AT4 = np.concatenate([position_AT2, np.cos(yaw_AT)[..., None], np.sin(yaw_AT)[..., None]], axis=-1)
@@ -173,5 +173,8 @@ def _nearest_objects(scene: ScoringScene, distance_A: Floats) -> Flags:
     return chosen_A
 
 
-def _wrap(angle: Floats) -> Floats:
-    return (angle + np.pi) % (2.0 * np.pi) - np.pi
+def _shortest_turn(difference: Floats) -> Floats:
+    turn = (difference + np.pi) % (2.0 * np.pi) - np.pi
+    return np.where(
+        (turn == -np.pi) & (difference > 0.0), np.pi, turn
+    )  # half a turn keeps its side: np.unwrap

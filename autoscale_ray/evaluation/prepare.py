@@ -152,7 +152,8 @@ def human_reference(prepared: PreparedScene, scene: ScoringScene) -> Floats:
     """Return the human's (41, 3) reference poses in the arena's frame."""
     grid = prepared.grids[8]
     waypoints = torch.as_tensor(scene.human_poses)[None]
-    ego_pose = torch.as_tensor(prepared.arena.ego_state[:3])[None]
-    return interpolate(
+    ego_pose = torch.as_tensor(prepared.arena.ego_pose)[None]
+    poses = interpolate(
         waypoints, ego_pose, torch.as_tensor(grid.left)[None], torch.as_tensor(grid.share)[None]
-    )[0].numpy()
+    )
+    return poses[0].numpy() - np.append(prepared.arena.origin, 0.0)

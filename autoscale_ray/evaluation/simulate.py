@@ -34,6 +34,9 @@ X, Y, YAW, VX, VY, AX, AY, STEERING, STEERING_RATE, YAW_RATE, YAW_ACCELERATION =
 def interpolate(waypoints_Nn3: Tensor, ego_pose_N3: Tensor, left_NT: Tensor, share_NT: Tensor) -> Tensor:
     """Sample relative waypoints every 0.1 s in the frame of the ego pose.
 
+    Give the ego pose in the scene's frame and subtract an origin afterwards: near standstill the tracker amplifies
+    the rounding of map coordinates to millimetres, and only the official order of operations rounds alike.
+
     Args:
         waypoints_Nn3: (N, 8 or 40, 3) x, y in m, yaw in rad, relative to the rear axle at t = 0.
         ego_pose_N3: (N, 3) rear axle pose at t = 0.
@@ -47,8 +50,8 @@ def interpolate(waypoints_Nn3: Tensor, ego_pose_N3: Tensor, left_NT: Tensor, sha
     x_Nn, y_Nn, turn_Nn = waypoints_Nn3.unbind(-1)
     absolute_Nn3 = torch.stack(
         [
-            ego_pose_N3[:, 0:1] + cos_N1 * x_Nn - sin_N1 * y_Nn,
-            ego_pose_N3[:, 1:2] + sin_N1 * x_Nn + cos_N1 * y_Nn,
+            (cos_N1 * x_Nn - sin_N1 * y_Nn) + ego_pose_N3[:, 0:1],
+            (sin_N1 * x_Nn + cos_N1 * y_Nn) + ego_pose_N3[:, 1:2],
             _wrap(ego_pose_N3[:, 2:3] + turn_Nn),
         ],
         dim=-1,

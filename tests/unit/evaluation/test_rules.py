@@ -207,6 +207,19 @@ def test_a_missing_frame_is_bridged_along_the_shorter_turn():
     assert not tracks.present[0, 11:].any()
 
 
+@pytest.mark.parametrize(("start", "middle"), [(0.5, np.pi / 2 + 0.5), (np.pi + 0.5, np.pi / 2 + 0.5)])
+def test_a_yaw_that_flips_by_half_a_turn_turns_back_the_way_it_was_written(start, middle):
+    scene = straight_road(agents=[{"x": 10.0, "y": 2.0}])
+    states = scene.agent_states.copy()
+    states[0, 0, 2], states[0, 1:, 2] = start, (np.pi + 0.5) if start == 0.5 else 0.5
+    assert abs(states[0, 1, 2] - states[0, 0, 2]) == np.pi
+    boxes = replay_tracks(dataclasses.replace(scene, agent_states=states), np.zeros(2), 9).boxes[0]
+    at = np.array([1, 4])
+    expected = start + 0.2 * at * (middle - start) * 2.0
+    np.testing.assert_allclose(boxes[at, 2], np.cos(expected), atol=1e-12)
+    np.testing.assert_allclose(boxes[at, 3], np.sin(expected), atol=1e-12)
+
+
 def test_v1_progress_is_zero_where_a_multiplier_is_and_v2_progress_is_not():
     scene = straight_road(agents=[{"x": 25.0, "y": 0.0}], human_poses=None)
     assert columns(scene, constant_speed(8.0), pdms)["ego_progress"] == 0.0

@@ -10,10 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoscale_ray.evaluation import PACIFICA, simulate
+from autoscale_ray.evaluation import PACIFICA, epdms, simulate
 from autoscale_ray.evaluation.backends import drive_freely
 from autoscale_ray.evaluation.simulate import reference_profiles
 from autoscale_ray.evaluation.timing import history_samples, step_grid, waypoint_grid
+
+from .straight_road import moved, straight_road
 
 
 def profiles_by_pinv(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,3 +111,27 @@ def test_history_drops_its_last_sample(span_us, count):
     assert len(samples) == count
     np.testing.assert_allclose(samples[:, 0], np.arange(count) * 0.1, atol=1e-9)
     assert np.abs(np.diff(np.unwrap(samples[:, 2]))).max() < 0.05
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_waypoints_are_placed_in_map_coordinates_as_the_official_code_does(backend):
+    """Near standstill the tracker amplifies the rounding of map coordinates, so poses must be rounded alike."""
+    scene = moved(straight_road(speed_mps=8.0), 0.7, 6.5e5, 4.1e6)
+    waypoints = np.random.default_rng(5).normal(0.0, 1e-6, (1, 3, 40, 3))
+    result = epdms([scene], waypoints, backend=backend, keep_states=True)
+    x, y, yaw = ego = scene.ego_history_states[-1, :3]
+    cos, sin = math.cos(yaw), math.sin(yaw)
+    grid = waypoint_grid(int(scene.ego_history_times_us[-1]), 40)
+    start = np.concatenate([[0.0, 0.0], scene.ego_history_states[-1, 2:], np.zeros(4)])
+    for poses, states in zip(waypoints[0], result.states[0].numpy(), strict=True):
+        placed = np.column_stack(
+            [
+                cos * poses[:, 0] - sin * poses[:, 1] + x,
+                sin * poses[:, 0] + cos * poses[:, 1] + y,
+                yaw + poses[:, 2],
+            ]
+        )
+        nodes = np.vstack([ego, placed])
+        sampled = nodes[grid.left] + grid.share[:, None] * (nodes[grid.left + 1] - nodes[grid.left])
+        expected = drive_freely((sampled - [x, y, 0.0])[None], start[None], PACIFICA, backend)[0].numpy()
+        np.testing.assert_allclose(states - np.append([x, y], np.zeros(9)), expected, atol=5e-9)
