@@ -125,7 +125,7 @@ def _slot_holds(x, y, first, last, slot_edges, ring_next, ring_xy):
 def _kinds_at(x, y, scene, corner_counts, touched, num_touched):
     """Return the kinds of all rings that hold the point; with num_touched >= 0 also count lanes per ring."""
     grid, kinds = scene.grid, 0
-    cell = cell_of(x, y, grid.origin, grid.shape)
+    cell = cell_of(x, y, grid.cell_m, grid.origin, grid.shape)
     if cell >= 0:
         for index in range(grid.cell_starts[cell], grid.cell_starts[cell + 1]):
             entry = grid.cell_entries[index]

@@ -17,7 +17,7 @@ from autoscale_ray.evaluation.geometry import (
     project_on_path,
 )
 from autoscale_ray.evaluation.kernels_geometry import box_meets_ring, boxes_meet, chunk_path, nearest_on_path
-from autoscale_ray.evaluation.kernels_grid import CELL_M, build_grid, cell_of
+from autoscale_ray.evaluation.kernels_grid import CELL_M, MAX_CELLS_ALONG, build_grid, cell_of
 from autoscale_ray.evaluation.kernels_score import _slot_holds
 from autoscale_ray.evaluation.planar import box_corners, polygon_distances, ring_centroid
 from autoscale_ray.evaluation.rings import first_crossing_ring
@@ -68,14 +68,17 @@ def test_touching_boxes_overlap_and_parted_ones_do_not():
 
 
 @SETTINGS
-@given(seeds, st.integers(3, 30))
-def test_points_in_rings_like_shapely(seed, count):
+@given(seeds, st.integers(3, 30), st.sampled_from([0.0, 3e3, 1e6]))
+def test_points_in_rings_like_shapely(seed, count, away_m):
+    """Also where one ring lies far away, which must not cost the memory of all cells in between."""
     generator = np.random.default_rng(seed)
     rings = [star_ring(generator, count) for _ in range(4)]
+    rings[3] += away_m
     offsets = np.arange(5) * count
     xy = np.concatenate(rings)
     following = np.concatenate([np.roll(np.arange(count), -1) + start for start in offsets[:-1]])
     points = generator.normal(0.0, 8.0, (50, 2))
+    points[::3] += away_m
     pairs = np.stack(np.meshgrid(np.arange(50), np.arange(4), indexing="ij"), -1).reshape(-1, 2)
     expected = np.stack([shapely.contains_xy(shapely.Polygon(ring), points) for ring in rings], 1)
     tables = (torch.as_tensor(offsets), torch.as_tensor(xy), torch.as_tensor(following))
@@ -83,12 +86,13 @@ def test_points_in_rings_like_shapely(seed, count):
     assert np.array_equal(ours.numpy().reshape(50, 4), expected)
     bounds = np.stack([np.concatenate([ring.min(0), ring.max(0)]) for ring in rings])
     grid = build_grid(offsets, xy, bounds)
+    assert len(grid.cell_starts) <= (MAX_CELLS_ALONG + 2) ** 2 + 1
     assert np.array_equal(np.stack([held_by_grid(point, grid, following, xy) for point in points]), expected)
 
 
 def held_by_grid(point, grid, following, xy):
     held = np.zeros(4, bool)
-    cell = cell_of(point[0], point[1], grid.origin, grid.shape)
+    cell = cell_of(point[0], point[1], grid.cell_m, grid.origin, grid.shape)
     for entry in grid.cell_entries[grid.cell_starts[cell] : grid.cell_starts[cell + 1]] if cell >= 0 else ():
         slot = -entry - 1
         if entry > 0:
