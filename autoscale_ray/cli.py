@@ -296,6 +296,8 @@ def score(
         raise ConfigError("score", "--two-stage needs --metric-cache or --navhard")
     if (navhard is None) != (maps is None):
         raise ConfigError("score", "--navhard and --maps need each other")
+    if out.is_dir() or not out.parent.is_dir():  # told now, not after hours of scoring
+        raise ConfigError("--out", "must be a file in an existing folder", str(out))
     console = Console()
     with console.status("scoring"):
         counts = _score(trajectories, pool, metric_cache or navhard, maps, two_stage, out, num_processes)

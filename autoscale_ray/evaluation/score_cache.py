@@ -33,6 +33,7 @@ from autoscale_ray.evaluation.from_metric_cache import prepared_from_cache
 from autoscale_ray.evaluation.scene import Floats
 from autoscale_ray.evaluation.score_file import (
     SCORERS,
+    check_waypoints,
     read_trajectories,
     refused_rows,
     result_row,
@@ -101,7 +102,7 @@ def score_cache_file(
 
 
 def write_scores(
-    wanted: Mapping[str, Floats],
+    wanted: Mapping[str, np.ndarray],
     scored: Sequence[CacheScore],
     reasons: Mapping[str, str],
     out: Path,
@@ -113,7 +114,7 @@ def write_scores(
     trajectory.
 
     Args:
-        wanted: (P, 8 or 40, 3) relative waypoints by token.
+        wanted: Relative waypoints by token; see `read_trajectories`.
         scored: Scenes that could be scored.
         reasons: By token, why the others could not.
         out: Parquet file: version, then the columns of `score_file`, then two_frame_extended_comfort and
@@ -131,22 +132,22 @@ def write_scores(
     summary |= {"invalid": len(rows) - int(str(summary["scored"])), **_means(scored)}
     if reasons:
         summary["reasons"] = dict(itertools.islice(reasons.items(), MAX_REASONS))
-    if mapping is not None:
-        summary["two_stage"] = two_stage_summary(scored, mapping)
     temporary = out.with_name(f".{out.name}.part")
     pq.write_table(pa.Table.from_pylist(rows, schema=cache_schema()), temporary, compression="zstd")
     temporary.replace(out)
+    if mapping is not None:  # may be refused; the scores above are kept then
+        summary["two_stage"] = two_stage_summary(scored, mapping)
     out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary
 
 
 def score_caches(
-    wanted: Mapping[str, Floats], path: Path, backend: str = "auto", num_processes: int = 1
+    wanted: Mapping[str, np.ndarray], path: Path, backend: str = "auto", num_processes: int = 1
 ) -> tuple[list[CacheScore], dict[str, str]]:
     """Score trajectories by token; each reading process holds one cache at a time.
 
     Args:
-        wanted: (P, 8 or 40, 3) relative waypoints by token.
+        wanted: Relative waypoints by token; see `read_trajectories`.
         path: Where the caches are.
         backend: "auto", "torch" or "numba".
         num_processes: Caches read side by side, >= 1; reading costs far more than scoring.
@@ -167,7 +168,7 @@ def score_caches(
         reader = readers.get()
         try:
             cache = read_metric_cache(reader, path, names[token], token)
-            return score_cache(cache, wanted[token], backend)
+            return score_cache(cache, check_waypoints(token, wanted[token]), backend)
         except InvalidInputError as error:
             return str(error)
         finally:

@@ -25,7 +25,7 @@ SCORERS = {"v1": pdms, "v2": epdms}
 SUB_SCORES = {"v1": COLUMNS_V1, "v2": COLUMNS_V2}
 
 
-def read_trajectories(path: Path | str) -> dict[str, Floats]:
+def read_trajectories(path: Path | str) -> dict[str, np.ndarray]:
     """Read trajectories by scene from an npz or Parquet file, or a NAVSIM submission pickle.
 
     npz: `scene_id` (S,) and `trajectories` (S, P, 8 or 40, 3). Parquet: columns `scene_id` and `trajectories`, nested
@@ -35,7 +35,7 @@ def read_trajectories(path: Path | str) -> dict[str, Floats]:
         path: The file.
 
     Returns:
-        (P, n, 3) relative waypoints by scene id.
+        Relative waypoints by scene id; (P, 8 or 40, 3) where `check_waypoints` accepts them.
 
     Raises:
         InvalidInputError: Naming the file and the rule.
@@ -49,7 +49,7 @@ def read_trajectories(path: Path | str) -> dict[str, Floats]:
         from autoscale_ray.scenes.trust import read_npz
 
         arrays = read_npz(path, ("scene_id", "trajectories"))
-        names, values = arrays["scene_id"].tolist(), list(arrays["trajectories"])
+        names, values = arrays["scene_id"].ravel().tolist(), list(np.atleast_1d(arrays["trajectories"]))
     else:
         from autoscale_ray.scenes.parquet import read_parquet
 
@@ -57,14 +57,35 @@ def read_trajectories(path: Path | str) -> dict[str, Floats]:
         names, values = table["scene_id"].to_pylist(), table["trajectories"].to_pylist()
     if len(names) != len(values) or len(set(names)) != len(names):
         raise InvalidInputError(str(path), "must have one row of trajectories for each scene_id")
-    return {
-        str(name): _as_waypoints(f"{path}: {name}", value) for name, value in zip(names, values, strict=True)
-    }
+    return {str(name): _as_array(value) for name, value in zip(names, values, strict=True)}
+
+
+def check_waypoints(scene_id: str, waypoints: np.ndarray) -> Floats:
+    """Return the trajectories of one scene of a file as float64.
+
+    Args:
+        scene_id: Name used in errors.
+        waypoints: Its entry in the result of `read_trajectories`.
+
+    Returns:
+        (P, 8 or 40, 3) relative waypoints, P >= 1.
+
+    Raises:
+        InvalidSceneError: They have another shape, are ragged, or no numbers.
+    """
+    where, rule = f"{scene_id}: trajectory", "must be an array P x 8 x 3 or P x 40 x 3"
+    try:
+        array = np.asarray(waypoints, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InvalidSceneError(where, rule, "ragged lists, or no numbers") from None
+    if array.ndim != 3 or not len(array) or array.shape[1] not in (8, 40) or array.shape[2] != 3:
+        raise InvalidSceneError(where, rule, array.shape)
+    return array
 
 
 def score_file(
     scenes: Iterable[ScoringScene],
-    trajectories: Mapping[str, Floats],
+    trajectories: Mapping[str, np.ndarray],
     version: str = "v2",
     backend: str = "auto",
     refused: Mapping[str, str] | None = None,
@@ -73,14 +94,14 @@ def score_file(
 
     Args:
         scenes: Scenes, valid or not; those without a trajectory are left out.
-        trajectories: (P, 8 or 40, 3) relative waypoints by scene id.
+        trajectories: Relative waypoints by scene id; see `read_trajectories`.
         version: "v1" or "v2".
         backend: "auto", "torch" or "numba".
         refused: Reasons by scene id for scenes that could not even be built.
 
     Returns:
-        One row for each trajectory: scene_id, trajectory, valid, reason, traffic, raw_* and filtered_* sub-scores,
-        raw_score, score; scores are null where valid is false.
+        One row for each trajectory, and one for a scene that was given none: scene_id, trajectory, valid, reason,
+        traffic, raw_* and filtered_* sub-scores, raw_score, score; scores are null where valid is false.
     """
     import pyarrow as pa
 
@@ -113,10 +134,10 @@ def score_schema(version: str) -> pa.Schema:
 
 
 def _score_scene(
-    scene: ScoringScene, waypoints: Floats, version: str, backend: str
+    scene: ScoringScene, waypoints: np.ndarray, version: str, backend: str
 ) -> list[dict[str, object]]:
     try:
-        result = SCORERS[version]([scene], np.asarray(waypoints)[None], backend=backend)
+        result = SCORERS[version]([scene], check_waypoints(scene.scene_id, waypoints)[None], backend=backend)
     except InvalidSceneError as error:
         return refused_rows(scene.scene_id, len(waypoints), str(error))
     return [result_row(scene.scene_id, index, result) for index in range(len(waypoints))]
@@ -141,13 +162,15 @@ def result_row(scene_id: str, index: int, result: ScoreResult) -> dict[str, obje
 
 
 def refused_rows(scene_id: str, num_trajectories: int, reason: str) -> list[dict[str, object]]:
-    """Return the rows of `score_file` of trajectories that cannot be scored."""
+    """Return the rows of `score_file` of trajectories that cannot be scored, at least one."""
     row = {"scene_id": scene_id, "valid": False, "reason": reason, "traffic": TRAFFIC}
-    return [{**row, "trajectory": index} for index in range(num_trajectories)]
+    return [{**row, "trajectory": index} for index in range(max(1, num_trajectories))]
 
 
-def _as_waypoints(where: str, value: object) -> Floats:
+def _as_array(value: object) -> np.ndarray:
+    """Return the entry of one scene, as objects where it is no array of numbers: only its own scene is refused."""
     try:
-        return np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(where, "must be a regular array P x 8 x 3 or P x 40 x 3", error) from error
+        array = np.asarray(value)
+    except ValueError:
+        array = np.asarray(value, dtype=object)
+    return np.atleast_1d(array.astype(np.float64 if array.dtype.kind in "biuf" else object))

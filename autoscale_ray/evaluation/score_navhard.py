@@ -16,7 +16,7 @@ from autoscale_ray.evaluation.epdms import epdms
 from autoscale_ray.evaluation.from_pool import row_values, scoring_scene
 from autoscale_ray.evaluation.scene import Floats
 from autoscale_ray.evaluation.score_cache import CacheScore, endpoint, read_mapping, slimmed, write_scores
-from autoscale_ray.evaluation.score_file import read_trajectories
+from autoscale_ray.evaluation.score_file import check_waypoints, read_trajectories
 from autoscale_ray.scenes.readers.navhard import LOG_FOLDER, scoring_tables
 from autoscale_ray.scenes.readers.navsim_scenes import Source, cut_scenes
 from autoscale_ray.scenes.readers.nuplan_map import map_files, open_map
@@ -53,12 +53,12 @@ def score_navhard_file(
 
 
 def score_navhard(
-    wanted: Mapping[str, Floats], root: Path, maps: Path, backend: str = "auto"
+    wanted: Mapping[str, np.ndarray], root: Path, maps: Path, backend: str = "auto"
 ) -> tuple[list[CacheScore], dict[str, str]]:
     """Score trajectories by token on original scenes (logs) and synthetic ones.
 
     Args:
-        wanted: (P, 8 or 40, 3) relative waypoints by token.
+        wanted: Relative waypoints by token; see `read_trajectories`.
         root: Folder with `openscene_meta_datas` and `synthetic_scene_pickles`, or either of the two.
         maps: Folder with nuPlan maps.
         backend: "auto", "torch" or "numba".
@@ -80,7 +80,7 @@ def score_navhard(
                 lost.append(found)
             continue
         try:
-            scored[token] = _score(found, wanted[token], backend)
+            scored[token] = _score(found, check_waypoints(token, wanted[token]), backend)
         except InvalidSceneError as error:
             reasons[token] = str(error)
     for token in wanted:
@@ -90,7 +90,7 @@ def score_navhard(
     return list(scored.values()), {token: reason for token, reason in reasons.items() if token not in scored}
 
 
-def _tables(wanted: Mapping[str, Floats], root: Path, maps: Path) -> Iterator[tuple[str, pa.Table | str]]:
+def _tables(wanted: Mapping[str, np.ndarray], root: Path, maps: Path) -> Iterator[tuple[str, pa.Table | str]]:
     logs, synthetic = root / LOG_FOLDER, root / SCENE_FOLDER
     if not logs.is_dir() and not synthetic.is_dir():
         raise InvalidInputError(str(root), f"must hold the folder {LOG_FOLDER} or {SCENE_FOLDER}")
@@ -100,7 +100,9 @@ def _tables(wanted: Mapping[str, Floats], root: Path, maps: Path) -> Iterator[tu
         yield from scoring_tables(synthetic, maps, list(wanted))
 
 
-def _log_tables(wanted: Mapping[str, Floats], logs: Path, maps: Path) -> Iterator[tuple[str, pa.Table | str]]:
+def _log_tables(
+    wanted: Mapping[str, np.ndarray], logs: Path, maps: Path
+) -> Iterator[tuple[str, pa.Table | str]]:
     chosen = SceneFilter(num_history_frames=_HISTORY, num_future_frames=_FUTURE, tokens=frozenset(wanted))
     for unit in member_names(logs, ".pkl"):
         try:

@@ -35,13 +35,9 @@ def score_trajectory_file(trajectories: Path, pool: Path, out: Path) -> dict[str
     built = list(scoring_scenes(opened, rows))
     scenes = [scene for _, scene in built if not isinstance(scene, str)]
     refused = {scene_id: reason for scene_id, reason in built if isinstance(reason, str)}
-    tables = [
-        score_file(scenes, wanted, version, refused=refused).add_column(
-            0, "version", pa.repeat(version, sum(len(value) for value in wanted.values()))
-        )
-        for version in SCORERS
-    ]
-    table = pa.concat_tables(tables, promote_options="default")
+    tables = {version: score_file(scenes, wanted, version, refused=refused) for version in SCORERS}
+    named = [rows.add_column(0, "version", pa.repeat(version, len(rows))) for version, rows in tables.items()]
+    table = pa.concat_tables(named, promote_options="default")
     temporary = out.with_name(f".{out.name}.part")
     pq.write_table(table, temporary, compression="zstd")
     temporary.replace(out)

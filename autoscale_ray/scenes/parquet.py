@@ -103,10 +103,14 @@ def read_parquet(path: Path | str, columns: list[str] | None = None) -> pa.Table
         columns: Names to read; all by default.
 
     Raises:
-        InputRejectedError: As `open_parquet`, or a damaged page.
+        InputRejectedError: As `open_parquet`, a column is missing, or a damaged page.
     """
     with open_parquet(path) as file:
         schema = file.schema_arrow
+        if not set(columns or ()) <= set(schema.names):
+            raise InputRejectedError(
+                str(path), f"must have the columns {', '.join(columns or ())}", schema.names[:10]
+            )
         texts = [field.name for field in schema if field.type in _TEXT_TYPES]
     # Texts are read as a dictionary first: one long text, named a million times, takes no room in the file.
     with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=texts) as file:

@@ -121,11 +121,15 @@ def test_a_file_job_reports_bad_scenes_and_scores_the_rest():
         "nan": with_nan,
         "nowhere": poses[:1],
         "unbuilt": poses[:1],
+        "short": poses[:, :7],
+        "ragged": np.array([[[0.0, 0.0, 0.0]], [[1.0]]], dtype=object),
+        "none": poses[:0],
     }
-    table = score_file([broken, ROAD, other], waypoints, refused={"unbuilt": "unbuilt: no route"})
+    wrong = [dataclasses.replace(ROAD, scene_id=name) for name in ("short", "ragged", "none")]
+    table = score_file([broken, *wrong, ROAD, other], waypoints, refused={"unbuilt": "unbuilt: no route"})
     assert table.schema == score_schema("v2")
     rows = {(row["scene_id"], row["trajectory"]): row for row in table.to_pylist()}
-    assert len(rows) == 6
+    assert len(rows) == 11
     expected = epdms([ROAD], poses[None]).score.value[0].tolist()
     assert [rows["straight", index]["score"] for index in (0, 1)] == expected
     assert rows["straight", 0]["valid"]
@@ -134,6 +138,9 @@ def test_a_file_job_reports_bad_scenes_and_scores_the_rest():
         ("nan", "nan: trajectory: must be finite"),
         ("nowhere", "nowhere: trajectory: must have a scene"),
         ("unbuilt", "unbuilt: no route"),
+        ("short", "short: trajectory: must be an array P x 8 x 3 or P x 40 x 3 (found (2, 7, 3))"),
+        ("ragged", "ragged: trajectory: must be an array P x 8 x 3 or P x 40 x 3"),
+        ("none", "none: trajectory: must be an array"),
     ):
         assert not rows[name, 0]["valid"]
         assert rows[name, 0]["score"] is None
@@ -158,6 +165,26 @@ def test_trajectories_are_read_from_npz_and_parquet(tmp_path):
         tmp_path / "twice.npz", scene_id=np.array(["a", "a"]), trajectories=np.concatenate([poses, poses])
     )
     np.savez(tmp_path / "empty.npz", other=poses)
-    for name in ("twice.npz", "empty.npz"):
+    np.savez(tmp_path / "number.npz", scene_id=np.array(["a", "b"]), trajectories=np.float64(3.0))
+    pq.write_table(pa.table({"scene_id": ["straight"]}), tmp_path / "column.parquet")
+    for name in ("twice.npz", "empty.npz", "number.npz", "column.parquet"):
         with pytest.raises(InvalidInputError, match=name):
             read_trajectories(tmp_path / name)
+
+
+def test_one_irregular_row_of_a_file_does_not_refuse_the_others(tmp_path):
+    poses = constant_speed(8.0)[None].tolist()
+    rows = {
+        "good": poses,
+        "ragged": [poses[0], poses[0][:3]],
+        "missing": None,
+        "empty": [],
+        "hole": [[[None, 0.0, 0.0]] * 8],
+    }
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"scene_id": list(rows), "trajectories": list(rows.values())}), path)
+    scenes = [dataclasses.replace(ROAD, scene_id=name) for name in rows]
+    found = score_file(scenes, read_trajectories(path)).to_pylist()
+    assert {row["scene_id"] for row in found if row["valid"]} == {"good"}
+    assert {row["scene_id"] for row in found} == set(rows)
+    assert all(row["reason"].startswith(f"{row['scene_id']}: trajectory: must be") for row in found[1:])

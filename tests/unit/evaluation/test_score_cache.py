@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -191,6 +192,22 @@ def test_mappings_without_all_scenes_are_left_out_and_counted(navhard, tmp_path)
     assert score_cache_file(*arguments)["two_stage"]["mappings_left_out"] == 1
 
 
+def test_scores_are_kept_where_no_mapping_is_complete(navhard, tmp_path):
+    folder, groups = navhard
+    now, old, _ = groups[0]
+    with np.load(folder / "plans.npz") as archive:
+        plans = [archive["trajectories"][0].tolist(), []]
+    pq.write_table(
+        pa.table({"scene_id": [now, old], "trajectories": plans}), path := tmp_path / "plans.parquet"
+    )
+    out = tmp_path / "out.parquet"
+    with pytest.raises(InvalidInputError, match="must have a mapping whose scenes are all scored"):
+        score_cache_file(path, folder / "caches", out, folder / "split.yaml")
+    rows = {row["scene_id"]: row for row in pq.read_table(out).to_pylist()}
+    assert [rows[token]["valid"] for token in (now, old)] == [True, False]
+    assert rows[old]["reason"].startswith(f"{old}: trajectory: must be an array")
+
+
 def test_frames_of_one_log_get_extended_comfort(navhard, tmp_path):
     """Only original scenes half a second after another one of the log: here one for each mapping's pair."""
     folder, groups = navhard
@@ -226,14 +243,17 @@ def test_other_mappings_are_refused(tmp_path, content):
         read_mapping(tmp_path / "split.yaml")
 
 
-def test_the_command_needs_one_source_of_scenes(tmp_path, capsys):
+def test_the_command_needs_one_source_of_scenes_and_a_place_for_its_file(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "out.parquet")]
     for extra in (
-        [],
-        [str(tmp_path), "--metric-cache", str(tmp_path)],
-        [str(tmp_path), "--two-stage", "x.yaml"],
+        out,
+        [str(tmp_path), "--metric-cache", str(tmp_path), *out],
+        [str(tmp_path), "--two-stage", "x.yaml", *out],
+        [str(tmp_path), "--out", str(tmp_path)],
+        [str(tmp_path), "--out", str(tmp_path / "nowhere" / "out.parquet")],
     ):
         with pytest.raises(SystemExit) as stopped:
-            main(["score", "plans.npz", *extra, "--out", str(tmp_path / "out.parquet")])
+            main(["score", "plans.npz", *extra])
         assert stopped.value.code == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
