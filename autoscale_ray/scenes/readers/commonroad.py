@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from autoscale_ray.scenes.readers.reader import Reader
 from autoscale_ray.scenes.recording import Recording, Track, gather_tracks
 from autoscale_ray.scenes.road_map import Area, Lane, RoadMap, make_road_map
 from autoscale_ray.scenes.trust import member_names, parse_xml, read_member
+from autoscale_ray.scenes.xml_records import Records, parse_with_records
 
 VERSIONS = ("2018b", "2020a")
 EGO_TYPES = ("car", "truck", "bus", "taxi", "priorityVehicle")
@@ -48,6 +50,8 @@ _QUERIES = {
 }
 _XS, _YS = (etree.XPath(f"point/{axis}/text()", smart_strings=False) for axis in "xy")
 
+_Parts = dict[str, list[etree._Element]]
+
 
 def units(path: Path) -> list[str]:
     """Return the names of the XML files."""
@@ -61,15 +65,26 @@ def read(path: Path, name: str) -> Iterator[Recording]:
         InputRejectedError: The file is no CommonRoad scenario of a known version, or an element of it is
             malformed.
     """
-    yield recording_of(parse_xml(read_member(path, name), name), name)
+    content = read_member(path, name)
+    parsed = parse_with_records(content, name, "trajectory", "state")
+    if parsed is not None:
+        try:
+            recording = recording_of(parsed[0], name, parsed[1])
+        except InputRejectedError:
+            pass  # What is refused is named below, from the document as it stands.
+        else:
+            yield recording
+            return
+    yield recording_of(parse_xml(content, name), name)
 
 
-def recording_of(root: etree._Element, name: str) -> Recording:
+def recording_of(root: etree._Element, name: str, later: Records | None = None) -> Recording:
     """Turn a parsed scenario into a recording.
 
     Args:
         root: Element ``commonRoad``.
         name: File name; gives the scene ids and, before its first ``-``, the site.
+        later: The states of every trajectory, where the trajectories hold their numbers alone.
     """
     if root.tag != "commonRoad" or root.get("commonRoadVersion") not in VERSIONS:
         found = f"{root.tag} {root.get('commonRoadVersion')}"
@@ -83,7 +98,7 @@ def recording_of(root: etree._Element, name: str) -> Recording:
         raise InputRejectedError(
             f"{name}: commonRoad", "timeStepSize must lie between 0.001 and 0.5 s", interval_s
         )
-    tracks = _tracks(root, name)
+    tracks = _tracks(root, name, later)
     road = _road(root, name)
     return Recording(
         name=stem,
@@ -97,13 +112,12 @@ def recording_of(root: etree._Element, name: str) -> Recording:
     )
 
 
-def _tracks(root: etree._Element, name: str) -> list[Track]:
+def _tracks(root: etree._Element, name: str, later: Records | None) -> list[Track]:
     dynamic, static = list(root.iterchildren("dynamicObstacle")), list(root.iterchildren("staticObstacle"))
     for obstacle in root.iterchildren("obstacle"):
         (static if obstacle.findtext("role") == "static" else dynamic).append(obstacle)
-    moving = [
-        track for obstacle in dynamic if (track := _moving(obstacle, _where(name, obstacle))) is not None
-    ]
+    states_of = _states if later is None else partial(_first_and_later, later, _fields(later, name))
+    moving = _moving(dynamic, [states_of(obstacle, _where(name, obstacle)) for obstacle in dynamic], name)
     frames = [track.frames[[0, -1]] for track in moving]
     span = (min(f[0] for f in frames), max(f[1] for f in frames)) if frames else (0, 0)
     return moving + [_standing(obstacle, _where(name, obstacle), *span) for obstacle in static]
@@ -113,42 +127,80 @@ def _where(name: str, element: etree._Element) -> str:
     return f"{name}: {element.tag} {element.get('id')}"
 
 
-def _moving(obstacle: etree._Element, where: str) -> Track | None:
-    trajectory = next(obstacle.iterchildren("trajectory"), None)
-    count = 1 + (0 if trajectory is None else len(trajectory))
-    states = _states(obstacle, count, where)
-    frames = np.where(states["time"] < 1 << 53, states["time"], -1.0).astype(np.int64)
-    if not np.array_equal(frames, states["time"]) or (np.diff(frames) <= 0).any() or frames[0] < 0:
-        raise InputRejectedError(where, "time steps must be ascending integers from 0 on")
-    yaw = states["orientation"]
-    speed = states["velocity"][:, None]
-    kind = _kind(obstacle)
-    length_m, width_m = _box(obstacle, where)
-    return Track(
-        key=_integer(obstacle.get("id"), where),
-        kind=_KINDS.get(kind, "generic_object"),
-        length_m=length_m,
-        width_m=width_m,
-        frames=frames,
-        poses=np.column_stack([states["x"], states["y"], yaw]),
-        velocities=speed * np.column_stack([np.cos(yaw), np.sin(yaw)]),
-        accelerations=states["acceleration"],
-        can_be_ego=kind in EGO_TYPES,
-    )
+def _moving(obstacles: Sequence[etree._Element], states: Sequence[np.ndarray], name: str) -> list[Track]:
+    """Return the track of every obstacle; states (n, 6) in the order of `_STATE_PATHS`."""
+    if not obstacles:
+        return []
+    x_R, y_R, yaw_R, time_R, speed_R, acceleration_R = np.concatenate(states).T.copy()
+    bounds = np.cumsum([0, *map(len, states)])
+    frame_R = np.where(time_R < 1 << 53, time_R, -1.0).astype(np.int64)
+    step_R = np.diff(frame_R, prepend=-1)
+    step_R[bounds[:-1]] = 1
+    wrong = np.flatnonzero((frame_R != time_R) | (frame_R < 0) | (step_R <= 0))
+    if len(wrong):
+        obstacle = obstacles[int(np.searchsorted(bounds, wrong[0], side="right")) - 1]
+        raise InputRejectedError(_where(name, obstacle), "time steps must be ascending integers from 0 on")
+    poses_R3 = np.column_stack([x_R, y_R, yaw_R])
+    velocities_R2 = speed_R[:, None] * np.column_stack([np.cos(yaw_R), np.sin(yaw_R)])
+    tracks = []
+    for obstacle, low, high in zip(obstacles, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        where, kind = _where(name, obstacle), _kind(obstacle)
+        length_m, width_m = _box(obstacle, where)
+        track = Track(
+            key=_integer(obstacle.get("id"), where),
+            kind=_KINDS.get(kind, "generic_object"),
+            length_m=length_m,
+            width_m=width_m,
+            frames=frame_R[low:high],
+            poses=poses_R3[low:high],
+            velocities=velocities_R2[low:high],
+            accelerations=acceleration_R[low:high],
+            can_be_ego=kind in EGO_TYPES,
+        )
+        tracks.append(track)
+    return tracks
 
 
 def _kind(obstacle: etree._Element) -> str:
     return obstacle.findtext("type") or "unknown"
 
 
-def _states(obstacle: etree._Element, count: int, where: str) -> dict[str, np.ndarray]:
-    """Return one value of every state by field; all NaN where no state has an optional value."""
+def _fields(later: Records, name: str) -> np.ndarray:
+    """Return the states of all trajectories (S, 6) in the order of `_STATE_PATHS`."""
+    missing = [path for path in _STATE_PATHS.values() if path not in later.paths]
+    if missing:
+        raise InputRejectedError(name, "every state must have one value of each field", missing[0])
+    return later.values_SC[:, [later.paths.index(path) for path in _STATE_PATHS.values()]]
+
+
+def _first_and_later(
+    later: Records, states_S6: np.ndarray, obstacle: etree._Element, where: str
+) -> np.ndarray:
+    """Return what `_states` does, where the trajectories' states were cut out of the document."""
+    first = [_first(obstacle, field, where) for field in _QUERIES]
+    numbers = [int(trajectory.text) for trajectory in obstacle.iterchildren("trajectory")]
+    if len(numbers) > 1:
+        raise InputRejectedError(where, "must have one trajectory", len(numbers))
+    parts = [states_S6[later.offsets[number] : later.offsets[number + 1]] for number in numbers]
+    return np.concatenate([[first], *parts])
+
+
+def _first(obstacle: etree._Element, field: str, where: str) -> float:
+    texts = _QUERIES[field](obstacle)
+    if not texts and field in _OPTIONAL and obstacle.find(f"initialState/{field}") is None:
+        return math.nan
+    if len(texts) != 1:
+        raise InputRejectedError(where, f"its first state must have one exact {field}", len(texts))
+    return _number(texts[0], where, field)
+
+
+def _states(obstacle: etree._Element, where: str) -> np.ndarray:
+    """Return one row for every state (n, 6); all NaN where no state has an optional value."""
+    trajectory = next(obstacle.iterchildren("trajectory"), None)
+    count = 1 + (0 if trajectory is None else len(trajectory))
     texts = {field: query(obstacle) for field, query in _QUERIES.items()}
-    if all(len(found) == count for found in texts.values()):
-        values = _parsed([text for found in texts.values() for text in found])
-        if values is not None and np.isfinite(values).all():
-            return dict(zip(texts, values.reshape(len(texts), count), strict=True))
-    return {field: _state(obstacle, field, texts[field], count, where) for field in texts}
+    columns = [_state(obstacle, field, texts[field], count, where) for field in texts]
+    return np.column_stack(columns)
 
 
 def _state(obstacle: etree._Element, field: str, texts: list[str], count: int, where: str) -> np.ndarray:
@@ -202,57 +254,92 @@ def _road(root: etree._Element, name: str) -> RoadMap:
     crossing = {
         child.get("ref") for child in root.iterfind("intersection/incoming/*") if "successors" in child.tag
     }
+    lanelets = list(root.iterchildren("lanelet"))
+    parts = [_by_name(lanelet) for lanelet in lanelets]
     lanes, areas = [], []
-    for lanelet in root.iterchildren("lanelet"):
+    borders = zip(
+        *(_bounds(lanelets, parts, side, name) for side in ("leftBound", "rightBound")), strict=True
+    )
+    for lanelet, found, (left, right) in zip(lanelets, parts, borders, strict=True):
         where = _where(name, lanelet)
-        kinds = {child.text for child in lanelet.iterchildren("laneletType")}
-        left, right = _bound(lanelet, "leftBound", where), _bound(lanelet, "rightBound", where)
         if len(left) != len(right) or len(left) < 2:
             raise InputRejectedError(
                 where, "borders must have the same number of points, at least 2", len(left)
             )
+        kinds = {child.text for child in found.get("laneletType", ())}
         if "crosswalk" in kinds:
             areas.append(Area(layer="crosswalk", ring=np.concatenate([left, right[::-1]])))
         elif not kinds & _NO_ROAD:
-            lanes.append(_lane(lanelet, left, right, limits, crossing, where))
+            lanes.append(_lane(lanelet.get("id"), found, left, right, limits, crossing, where))
     keys = [lane.key for lane in lanes]
     if len(set(keys)) < len(keys):
         raise InputRejectedError(name, "lanelet ids must be unique")
     return make_road_map(lanes, areas)
 
 
+def _by_name(element: etree._Element) -> _Parts:
+    """Return the children of an element by their names; asking for each name apart takes several times as long."""
+    found: _Parts = {}
+    for child in element:
+        found.setdefault(child.tag, []).append(child)
+    return found
+
+
+def _bounds(
+    lanelets: Sequence[etree._Element], parts: Sequence[_Parts], side: str, name: str
+) -> list[np.ndarray]:
+    """Return one border of every lanelet (n, 2), their numbers formed in one go."""
+    texts: list[str] = []
+    counts = []
+    for lanelet, found in zip(lanelets, parts, strict=True):
+        if side not in found:
+            raise InputRejectedError(_where(name, lanelet), f"must have a {side}")
+        texts_of_bound = _point_texts(found[side][0], _where(name, lanelet))
+        texts += texts_of_bound
+        counts.append(len(texts_of_bound))
+    values = _parsed(texts)
+    if values is None or not np.isfinite(values).all():
+        # One of them is at fault.
+        return [
+            _points(found[side][0], _where(name, lanelet))
+            for lanelet, found in zip(lanelets, parts, strict=True)
+        ]
+    ends = np.cumsum(counts).tolist()
+    return [_paired(values[end - count : end]) for end, count in zip(ends, counts, strict=True)]
+
+
 def _lane(
-    lanelet: etree._Element,
+    key: str | None,
+    found: _Parts,
     left: np.ndarray,
     right: np.ndarray,
     limits: dict[str | None, float],
     crossing: set[str | None],
     where: str,
 ) -> Lane:
-    limit_text = lanelet.findtext("speedLimit")
-    signs = [
-        limits[ref.get("ref")] for ref in lanelet.iterchildren("trafficSignRef") if ref.get("ref") in limits
-    ]
+    limit_text = found["speedLimit"][0].text if "speedLimit" in found else None
+    references = [reference.get("ref") for reference in found.get("trafficSignRef", ())]
+    signs = [limits[reference] for reference in references if reference in limits]
     limit = (
         _number(limit_text, where, "speedLimit", infinite=True)
         if limit_text
         else min(signs, default=math.nan)
     )
     return Lane(
-        key=lanelet.get("id"),
+        key=key,
         left=left,
         right=right,
-        successors=tuple(child.get("ref") for child in lanelet.iterchildren("successor")),
-        left_neighbour=_same_direction(lanelet, "adjacentLeft"),
-        right_neighbour=_same_direction(lanelet, "adjacentRight"),
+        successors=tuple(child.get("ref") for child in found.get("successor", ())),
+        left_neighbour=_same_direction(found.get("adjacentLeft", ())),
+        right_neighbour=_same_direction(found.get("adjacentRight", ())),
         speed_limit_mps=limit if math.isfinite(limit) else math.nan,
-        is_connector=lanelet.get("id") in crossing if crossing else None,
+        is_connector=key in crossing if crossing else None,
     )
 
 
-def _same_direction(lanelet: etree._Element, tag: str) -> str | None:
-    neighbour = lanelet.find(tag)
-    return neighbour.get("ref") if neighbour is not None and neighbour.get("drivingDir") == "same" else None
+def _same_direction(neighbours: Sequence[etree._Element]) -> str | None:
+    same = bool(neighbours) and neighbours[0].get("drivingDir") == "same"
+    return neighbours[0].get("ref") if same else None
 
 
 def _sign_limits(root: etree._Element, name: str) -> dict[str | None, float]:
@@ -312,18 +399,20 @@ def _tags(root: etree._Element) -> tuple[str, ...]:
     )
 
 
-def _bound(lanelet: etree._Element, tag: str, where: str) -> np.ndarray:
-    bound = next(lanelet.iterchildren(tag), None)
-    if bound is None:
-        raise InputRejectedError(where, f"must have a {tag}")
-    return _points(bound, where)
-
-
 def _points(element: etree._Element, where: str) -> np.ndarray:
+    return _paired(_numbers(_point_texts(element, where), where, "x and y"))
+
+
+def _point_texts(element: etree._Element, where: str) -> list[str]:
+    """Return all x of an element's points, then all y."""
     xs, ys = _XS(element), _YS(element)
     if len(xs) != len(ys) or not xs:
         raise InputRejectedError(where, f"every point of {element.tag} must have x and y")
-    return np.ascontiguousarray(_numbers(xs + ys, where, "x and y").reshape(2, -1).T)
+    return xs + ys
+
+
+def _paired(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values.reshape(2, -1).T)
 
 
 def _parsed(texts: list[str]) -> np.ndarray | None:
@@ -350,7 +439,13 @@ def _is_no_number(text: str) -> bool:
 def _number(text: str | None, where: str, field: str, *, infinite: bool = False) -> float:
     if infinite and text is not None and text.strip() in ("inf", "INF", "Infinity"):
         return math.inf
-    return float(_numbers([text or ""], where, field)[0])
+    try:
+        value = float(text or "")
+    except ValueError:
+        raise InputRejectedError(where, f"{field} must be a number", text or "") from None
+    if not math.isfinite(value):
+        raise InputRejectedError(where, f"{field} must be finite")
+    return value
 
 
 def _integer(text: str | None, where: str) -> int:
