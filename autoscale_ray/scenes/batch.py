@@ -170,6 +170,11 @@ _POINT_GROUPS = {
     "polygon_point": ("polygon", "polygon_offsets", "polygon_point_offsets"),
 }
 _WIDE_INTEGERS = {"agent_type_A", "links_E3", "polygon_layer_Q", "polygon_lane_Q", *_OPTIONAL_FIELDS}
+_INNER_SHAPES = {
+    field.name: (inner_shape(field), int(np.prod(inner_shape(field), dtype=np.int64)))
+    for field in SCENE_SCHEMA
+    if pa.types.is_list(field.type)
+}
 TENSOR_NAMES = tuple(field.name for field in fields(SceneBatch) if field.name != "scene_ids")
 
 
@@ -339,17 +344,18 @@ def batch_from_table(table: pa.Table) -> SceneBatch:
     """
     check_schema(table.schema, "scene table")
     columns = {column for _, column in _FIELDS.values()} | {"lane_offsets", "polygon_offsets"}
-    flat = {name: _flatten(table, name) for name in columns}
+    flat = {name: flat_column(table, name) for name in columns}
     parts: dict[str, Tensor] = _scalar_parts(table)
-    counts: dict[str, Tensor] = {}
+    counts: dict[str, np.ndarray] = {}
     for point_group, (group, name, point_name) in _POINT_GROUPS.items():
-        counts[group], counts[point_group], parts[point_name] = _nested(flat[name], table, name)
+        counts[group], counts[point_group], offsets = _nested(flat[name], table, name)
+        parts[point_name] = torch.from_numpy(offsets)
     for name, (group, column) in _FIELDS.items():
         values, lengths = flat[column]
-        counts.setdefault(group, torch.ones_like(lengths) if group == "scene" else lengths)
+        counts.setdefault(group, np.ones_like(lengths) if group == "scene" else lengths)
         _check_lengths(table, column, lengths, counts[group])
         parts[name] = values.to(torch.int64) if name in _WIDE_INTEGERS else values
-    parts |= {name: offsets_of(counts[group]) for group, name in _GROUP_OFFSETS.items()}
+    parts |= {name: torch.from_numpy(_ends(counts[group])) for group, name in _GROUP_OFFSETS.items()}
     return SceneBatch(scene_ids=tuple(table["scene_id"].to_pylist()), **parts)
 
 
@@ -367,45 +373,62 @@ def _scalar_parts(table: pa.Table) -> dict[str, Tensor]:
     }
 
 
-def _flatten(table: pa.Table, name: str) -> tuple[Tensor, Tensor]:
-    """Return the values of a flat column, shaped by its stride, and the number of elements of each row."""
-    chunks = table[name]
+def flat_column(table: pa.Table, name: str) -> tuple[Tensor, np.ndarray]:
+    """Return the values of a flat column, shaped by its stride, and the number of elements of each row (int64).
+
+    Args:
+        table: Rows of `SCENE_SCHEMA`.
+        name: A column with a stride.
+
+    Raises:
+        InvalidSceneError: A row's length is no multiple of the stride.
+    """
+    chunks, (shape, width) = table[name], _INNER_SHAPES[name]
     array = chunks.chunk(0) if chunks.num_chunks == 1 else pa.concat_arrays(chunks.chunks)
-    shape = inner_shape(SCENE_SCHEMA.field(name))
-    lengths = np.diff(array.offsets.to_numpy())
-    width = int(np.prod(shape)) if shape else 1
-    uneven = np.flatnonzero(lengths % width)
-    if len(uneven):
-        raise InvalidSceneError(_where(table, int(uneven[0]), name), f"length must be a multiple of {width}")
-    return _tensor(array.flatten()).reshape(-1, *shape), torch.from_numpy((lengths // width).astype(np.int64))
+    lengths, rest = np.divmod(np.diff(array.offsets.to_numpy()), width)
+    if rest.any():
+        raise InvalidSceneError(
+            _where(table, int(rest.nonzero()[0][0]), name), f"length must be a multiple of {width}"
+        )
+    return _tensor(array.flatten()).reshape(-1, *shape), lengths.astype(np.int64)
 
 
 def _tensor(values: pa.Array) -> Tensor:
     # DLPack lends Arrow's buffer without a copy; booleans are bit-packed in Arrow and have to be unpacked.
     if len(values) and not pa.types.is_boolean(values.type):
         return torch.from_dlpack(values)
+    if len(values) and not values.null_count:
+        bits = np.frombuffer(values.buffers()[1], dtype=np.uint8)
+        first, end = values.offset, values.offset + len(values)
+        held = np.unpackbits(bits[first // 8 : (end + 7) // 8], bitorder="little")
+        return torch.from_numpy(held[first % 8 :][: len(values)].view(bool))
     return torch.from_numpy(np.array(values.to_numpy(zero_copy_only=False)))
 
 
-def _nested(flat: tuple[Tensor, Tensor], table: pa.Table, name: str) -> tuple[Tensor, Tensor, Tensor]:
+def _ends(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+
+def _nested(
+    flat: tuple[Tensor, np.ndarray], table: pa.Table, name: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return items per row, points per row and the batch-wide point offsets of a ``K+1`` column."""
-    local, lengths = flat
+    local, lengths = flat[0].numpy(), flat[1]
     if len(lengths) and int(lengths.min()) < 1:
         raise InvalidSceneError(_where(table, int(lengths.argmin()), name), "must hold at least one entry")
-    ends = lengths.cumsum(0) - 1
+    ends = np.cumsum(lengths) - 1
     firsts = ends - lengths + 1
-    steps = local.to(torch.int64).diff(append=torch.zeros(1, dtype=torch.int64))
-    inner = torch.ones(len(local), dtype=torch.bool)
-    inner[ends] = False
-    bad = torch.nonzero((steps < 0) & inner).flatten().tolist() + firsts[local[firsts] != 0].tolist()
+    steps = np.diff(local.astype(np.int64), append=0)
+    steps[ends] = 0
+    bad = [*np.flatnonzero(steps < 0).tolist(), *firsts[local[firsts] != 0].tolist()]
     if bad:
-        row = int(torch.searchsorted(ends, bad[0]))
+        row = int(np.searchsorted(ends, bad[0]))
         raise InvalidSceneError(_where(table, row, name), "must start at 0 and never fall")
-    return lengths - 1, local[ends].to(torch.int64), offsets_of(steps[inner])
+    return lengths - 1, local[ends].astype(np.int64), _ends(np.delete(steps, ends))
 
 
-def _check_lengths(table: pa.Table, column: str, lengths: Tensor, expected: Tensor) -> None:
-    differs = torch.nonzero(lengths != expected).flatten()
+def _check_lengths(table: pa.Table, column: str, lengths: np.ndarray, expected: np.ndarray) -> None:
+    differs = np.flatnonzero(lengths != expected)
     if len(differs):
         row = int(differs[0])
         rule = f"must hold {int(expected[row])} elements like the other columns of its kind"

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from autoscale_ray.scenes.batch import SceneBatch, batch_from_table, ragged_index, row_of
+from autoscale_ray.scenes.batch import SceneBatch, batch_from_table, flat_column, ragged_index, row_of
 from autoscale_ray.scenes.schema import (
     CURRENT_FRAME,
     FRAME_INTERVAL_S,
@@ -47,15 +47,20 @@ def _worst(values: Tensor, owner: Tensor, count: int) -> Tensor:
 
 def _not_finite(batch: SceneBatch) -> tuple[Tensor, Tensor]:
     count = len(batch)
+    tensors = (batch.agent_states_AT5, batch.agent_size_A2, batch.lane_points_V2, batch.polygon_points_W2,
+               batch.centerline_C3)  # fmt: skip
+    everything = (batch.ego_states_NT7, batch.ego_size_N4, *tensors)
+    if all(np.isfinite(tensor.numpy()).all() for tensor in everything):
+        return torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.float64)
     bad = (~batch.ego_states_NT7.isfinite()).flatten(1).sum(1) + (~batch.ego_size_N4.isfinite()).sum(1)
-    parts = (
-        (batch.agent_states_AT5, batch.agent_row_A),
-        (batch.agent_size_A2, batch.agent_row_A),
-        (batch.lane_points_V2, batch.lane_row_L.repeat_interleave(batch.lane_point_offsets.diff())),
-        (batch.polygon_points_W2, batch.polygon_row_Q.repeat_interleave(batch.polygon_point_offsets.diff())),
-        (batch.centerline_C3, row_of(batch.centerline_offsets)),
+    owners = (
+        batch.agent_row_A,
+        batch.agent_row_A,
+        batch.lane_row_L.repeat_interleave(batch.lane_point_offsets.diff()),
+        batch.polygon_row_Q.repeat_interleave(batch.polygon_point_offsets.diff()),
+        row_of(batch.centerline_offsets),
     )
-    for tensor, owner in parts:
+    for tensor, owner in zip(tensors, owners, strict=True):
         bad = bad.index_add(0, owner, (~tensor.isfinite()).flatten(1).sum(1))
     assert len(bad) == count
     return bad > 0, bad.double()
@@ -186,24 +191,39 @@ def area_distance(batch: SceneBatch, points_ND2: Tensor) -> Tensor:
     rings = torch.nonzero(drivable_Q).flatten()
     has_area_N = torch.zeros(len(points_ND2), dtype=torch.bool)
     has_area_N[batch.polygon_row_Q[rings]] = True
-    inside_ND = _inside(batch, rings[_may_hold(batch, rings, points_ND2)], points_ND2)
+    inside_ND = torch.stack(
+        [_inside(batch, drivable_Q, points_N2) for points_N2 in points_ND2.unbind(1)], dim=1
+    )
     # Most points lie inside; only where one does not, the distance to every edge is measured.
     outside_N = has_area_N & ~inside_ND.all(1)
+    if not bool(outside_N.any()):
+        return torch.zeros_like(inside_ND, dtype=torch.float64)
     far = _nearest_edge(batch, rings[outside_N[batch.polygon_row_Q[rings]]], points_ND2)
     return torch.where(inside_ND | ~has_area_N[:, None], 0.0, far)
 
 
-def _may_hold(batch: SceneBatch, rings: Tensor, points_ND2: Tensor) -> Tensor:
-    """Tell of each ring (bool) whether its bounding box holds one of its scene's points."""
-    if not len(rings) or not bool((batch.polygon_point_offsets.diff() > 0).all()):
-        return torch.ones(len(rings), dtype=torch.bool)
-    starts, points_W2 = batch.polygon_point_offsets[:-1].numpy(), batch.polygon_points_W2.numpy()
-    low_R12, high_R12 = (
-        torch.from_numpy(reduce.reduceat(points_W2, starts)).double()[rings, None]
-        for reduce in (np.minimum, np.maximum)
-    )
-    points_RD2 = points_ND2[batch.polygon_row_Q[rings]]
-    return ((points_RD2 >= low_R12) & (points_RD2 <= high_R12)).all(-1).any(-1)
+def _inside(batch: SceneBatch, drivable_Q: Tensor, points_N2: Tensor) -> Tensor:
+    """Tell of each point (bool, N) whether a drivable ring of its scene holds it: a ray along +x crosses the ring
+    an odd number of times."""
+    offsets, points_W2 = batch.polygon_point_offsets.numpy(), batch.polygon_points_W2.numpy()
+    filled = np.flatnonzero(np.diff(offsets))
+    counts_N = np.diff(offsets[batch.polygon_offsets.numpy()])
+    above_W = points_W2[:, 1] > np.repeat(points_N2[:, 1].numpy(), counts_N)
+    next_W = np.roll(above_W, -1)
+    next_W[offsets[filled + 1] - 1] = above_W[offsets[filled]]
+    # Few edges span the height of the point; only these are looked at.
+    edge = np.flatnonzero(above_W != next_W)
+    ring = np.searchsorted(offsets, edge, side="right") - 1
+    edge, ring = edge[drivable_Q.numpy()[ring]], ring[drivable_Q.numpy()[ring]]
+    begin = points_W2[edge].astype(np.float64)
+    end = points_W2[np.where(edge + 1 == offsets[ring + 1], offsets[ring], edge + 1)].astype(np.float64)
+    scene_Q = batch.polygon_row_Q.numpy()
+    point = points_N2.numpy()[scene_Q[ring]]
+    at = begin[:, 0] + (point[:, 1] - begin[:, 1]) / (end[:, 1] - begin[:, 1]) * (end[:, 0] - begin[:, 0])
+    odd_Q = np.bincount(ring[point[:, 0] < at], minlength=len(scene_Q)) % 2 == 1
+    inside_N = torch.zeros(len(points_N2), dtype=torch.bool)
+    inside_N[scene_Q[odd_Q]] = True
+    return inside_N
 
 
 def _edges(batch: SceneBatch, rings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,20 +236,6 @@ def _edges(batch: SceneBatch, rings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return ring, points_W2[vertex].double(), points_W2[vertex + following].double()
 
 
-def _inside(batch: SceneBatch, rings: Tensor, points_ND2: Tensor) -> Tensor:
-    """Tell of each point (bool, N, D) whether one of the rings of its scene holds it."""
-    ring, begin, end = _edges(batch, rings)
-    scene_R = batch.polygon_row_Q[rings]
-    inside_ND = torch.zeros(points_ND2.shape[:2], dtype=torch.bool)
-    for number in range(points_ND2.shape[1]):
-        crosses = _crosses(points_ND2[scene_R[ring], number], begin, end).long()
-        odd_R = torch.zeros(len(rings), dtype=torch.int64).index_add(0, ring, crosses) % 2
-        inside_ND[:, number] = (
-            torch.zeros(len(points_ND2), dtype=torch.int64).index_add(0, scene_R, odd_R) > 0
-        )
-    return inside_ND
-
-
 def _nearest_edge(batch: SceneBatch, rings: Tensor, points_ND2: Tensor) -> Tensor:
     """Return the distance of each point to the nearest edge of its scene's rings (N, D), inf without."""
     ring, begin, end = _edges(batch, rings)
@@ -239,14 +245,6 @@ def _nearest_edge(batch: SceneBatch, rings: Tensor, points_ND2: Tensor) -> Tenso
         distance = _edge_distance(points_ND2[scene, number], begin, end)
         nearest_ND[:, number].scatter_reduce_(0, scene, distance, "amin")
     return nearest_ND
-
-
-def _crosses(point: Tensor, begin: Tensor, end: Tensor) -> Tensor:
-    """Tell whether a ray from the point along +x crosses the edge (even-odd rule)."""
-    spans = (begin[:, 1] > point[:, 1]) != (end[:, 1] > point[:, 1])
-    rise = torch.where(spans, end[:, 1] - begin[:, 1], 1.0)
-    at = begin[:, 0] + (point[:, 1] - begin[:, 1]) / rise * (end[:, 0] - begin[:, 0])
-    return spans & (point[:, 0] < at)
 
 
 def _edge_distance(point: Tensor, begin: Tensor, end: Tensor) -> Tensor:
@@ -272,7 +270,7 @@ def gate(table: pa.Table, file: str) -> tuple[pa.Table, pa.Table]:
         broken, value = (tensor.numpy() for tensor in check(batch))
         first = broken & (rule < 0)
         rule[first], values[first] = number, value[first]
-    times = np.stack(table["ego_times_us"].to_numpy())
+    times = flat_column(table, "ego_times_us")[0].numpy()
     unordered = (np.diff(times, axis=1) <= 0).any(axis=1) & (rule < 0)
     bad = np.flatnonzero((rule >= 0) | unordered)
     names = [*GATES, "ego times must grow"]

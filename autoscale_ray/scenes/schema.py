@@ -119,6 +119,8 @@ def check_schema(schema: pa.Schema, where: str) -> None:
     Raises:
         PoolError: Other schema version, missing column, extra column or another type.
     """
+    if schema.equals(SCENE_SCHEMA, check_metadata=True):
+        return
     found_version = (schema.metadata or {}).get(b"autoscale_schema_version", b"none").decode()
     if found_version != str(SCHEMA_VERSION):
         raise PoolError(where, f"scene schema version must be {SCHEMA_VERSION}", found_version)
