@@ -1,7 +1,6 @@
-"""Which lanes a vehicle drove, and the route they give: lanes, roadblocks and a centre line that goes on
-beyond.
+"""The route that the lanes a vehicle drove give: lanes, roadblocks and a centre line that goes on beyond.
 
-Shape legend: L lanes, S samples of one track, P sample-lane pairs, C centre line vertices.
+Shape legend: L lanes, C centre line vertices.
 """
 
 from __future__ import annotations
@@ -17,128 +16,13 @@ import shapely
 
 from autoscale_ray.scenes.crops import ragged
 from autoscale_ray.scenes.kinematics import wrap_angle
-from autoscale_ray.scenes.road_map import SUCCESSOR, RoadMap, lane_polygons
+from autoscale_ray.scenes.road_map import SUCCESSOR, RoadMap
 
-MATCH_DISTANCE_M = 0.75
-MATCH_ANGLE_RAD = math.radians(75.0)
-NO_LANE_COST = 12.0
-NEIGHBOUR_COST = 3.0
-SKIPPED_LANE_COST = 0.5
-JUMP_COST = 8.0
 LANE_CHANGE_COST_M = 50.0
 LANE_CHANGE_START_M = 10.0
 LANE_CHANGE_LENGTH_M = 30.0
 EXTENSION_M = 150.0
 DETOUR_M = 100.0
-_POSES_AT_ONCE = 50_000
-
-
-class LaneMatcher:
-    """Match driven paths to lanes by the cheapest chain of lanes (Viterbi).
-
-    A pose may lie on a lane within `MATCH_DISTANCE_M` whose direction is within `MATCH_ANGLE_RAD` of its
-    heading. It costs (distance to the centre line / 1.5 m)^2 + (heading difference / 0.35 rad)^2; a change of
-    lane costs nothing along a successor and most between unconnected lanes.
-    """
-
-    def __init__(self, road: RoadMap) -> None:
-        count, lane_V = road.num_lanes, np.repeat(np.arange(road.num_lanes), np.diff(road.offsets))
-        self._tree = shapely.STRtree(lane_polygons([road.ring_of(lane) for lane in range(count)]))
-        self._lines = shapely.linestrings(road.center_V2, indices=lane_V)
-        self._headings = [_headings(road.center_of(k)) for k in range(count)]
-        self._costs_LL = _transition_costs(road)
-
-    def match(self, tracks: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the lane of each pose of every track (S, int64), -1 off the lanes.
-
-        Args:
-            tracks: (S, 3) x, y, yaw in map coordinates, in time order; tracks do not influence one another.
-        """
-        lanes: list[np.ndarray] = []
-        bounds = np.cumsum([0, *map(len, tracks)])
-        low = 0
-        while low < len(tracks):
-            high = max(low + 1, int(np.searchsorted(bounds, bounds[low] + _POSES_AT_ONCE, side="right")) - 1)
-            lanes += self._match(list(tracks[low:high]))
-            low = high
-        return lanes
-
-    def _match(self, tracks: list[np.ndarray]) -> list[np.ndarray]:
-        """Run one Viterbi search over all tracks side by side; tracks that ended wait at the back."""
-        lengths = np.array([len(track) for track in tracks])
-        starts = np.cumsum(lengths) - lengths
-        lane_SC, cost_SC = self._options(np.concatenate(tracks))
-        order = np.argsort(-lengths, kind="stable")
-        num_options, num_steps = lane_SC.shape[1], int(lengths.max(initial=0))
-        origin_SC = np.zeros(lane_SC.shape, dtype=np.int64)
-        total_KC = np.zeros((len(tracks), num_options))
-        for step in range(num_steps):
-            rows = starts[order[: int((lengths > step).sum())]] + step
-            if step:
-                costs_KBC = self._costs_LL[lane_SC[rows - 1][:, :, None], lane_SC[rows][:, None, :]]
-                reach_KBC = total_KC[: len(rows), :, None] + costs_KBC
-                origin_SC[rows] = reach_KBC.argmin(axis=1)
-                total_KC[: len(rows)] = reach_KBC.min(axis=1)
-            total_KC[: len(rows)] += cost_SC[rows]
-        position_K = total_KC.argmin(axis=1)
-        chains = np.full(len(lane_SC), -1, dtype=np.int64)
-        for step in range(num_steps - 1, -1, -1):
-            num_active = int((lengths > step).sum())
-            rows, here = starts[order[:num_active]] + step, position_K[:num_active]
-            chains[rows] = lane_SC[rows, here]
-            position_K[:num_active] = origin_SC[rows, here]
-        return np.split(chains, starts[1:])
-
-    def _options(self, poses_S3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lanes that each pose may lie on (S, C), last -1 for none, and what they cost; inf fills up."""
-        sample_P, lane_P, cost_P = self._candidates(poses_S3)
-        counts = np.bincount(sample_P, minlength=len(poses_S3))
-        lane_SC = np.full((len(poses_S3), int(counts.max(initial=0)) + 1), -1, dtype=np.int64)
-        cost_SC = np.full(lane_SC.shape, np.inf)
-        rank_P = np.arange(len(sample_P)) - np.repeat(np.cumsum(counts) - counts, counts)
-        lane_SC[sample_P, rank_P], cost_SC[sample_P, rank_P] = lane_P, cost_P
-        cost_SC[:, -1] = NO_LANE_COST
-        return lane_SC, cost_SC
-
-    def _candidates(self, poses_S3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        points = shapely.points(poses_S3[:, :2])
-        sample_P, lane_P = self._tree.query(points, predicate="dwithin", distance=MATCH_DISTANCE_M)
-        order = np.lexsort((lane_P, sample_P))
-        sample_P, lane_P = sample_P[order], lane_P[order]
-        along_P = shapely.line_locate_point(self._lines[lane_P], points[sample_P])  # pyright: ignore[reportIndexIssue]
-        heading_P = np.zeros(len(lane_P))
-        for lane in np.unique(lane_P):
-            here = lane_P == lane
-            heading_P[here] = _at(self._headings[lane], along_P[here])
-        angle_P = wrap_angle(heading_P - poses_S3[sample_P, 2])
-        keep_P = np.abs(angle_P) <= MATCH_ANGLE_RAD
-        sample_P, lane_P, angle_P = sample_P[keep_P], lane_P[keep_P], angle_P[keep_P]
-        distance_P = shapely.distance(self._lines[lane_P], points[sample_P])  # pyright: ignore[reportIndexIssue]
-        return sample_P, lane_P, (distance_P / 1.5) ** 2 + (angle_P / 0.35) ** 2
-
-
-def _headings(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    steps = np.diff(line, axis=0)
-    return np.cumsum(np.linalg.norm(steps, axis=1)), np.arctan2(steps[:, 1], steps[:, 0])
-
-
-def _at(headings: tuple[np.ndarray, np.ndarray], along: np.ndarray) -> np.ndarray:
-    ends, values = headings
-    return values[np.minimum(np.searchsorted(ends, along), len(values) - 1)]
-
-
-def _transition_costs(road: RoadMap) -> np.ndarray:
-    count = road.num_lanes
-    follows = np.zeros((count, count), dtype=bool)
-    beside = np.zeros((count, count), dtype=bool)
-    for start, end, kind in road.links_E3:
-        (follows if kind == SUCCESSOR else beside)[start, end] = True
-    skips = (follows.astype(np.float32) @ follows.astype(np.float32)) > 0
-    costs = np.where(skips, SKIPPED_LANE_COST, JUMP_COST).astype(np.float32)
-    costs[beside] = NEIGHBOUR_COST
-    costs[follows] = 0.0
-    np.fill_diagonal(costs, 0.0)
-    return np.pad(costs, ((0, 1), (0, 1)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ import pyarrow as pa
 from autoscale_ray.errors import InvalidInputError
 from autoscale_ray.scenes.crops import Flat, crop_radius, crop_road, ragged, to_scene_frame
 from autoscale_ray.scenes.kinematics import center_velocities, gapless_runs, rear_axle_states, wrap_angle
+from autoscale_ray.scenes.lane_matching import LaneMatcher
 from autoscale_ray.scenes.recording import Recording
-from autoscale_ray.scenes.routes import LaneMatcher, Route, RoutePlanner, cut_lines
+from autoscale_ray.scenes.routes import Route, RoutePlanner, cut_lines
 from autoscale_ray.scenes.schema import (
     CURRENT_FRAME,
     DRIVING_COMMANDS,

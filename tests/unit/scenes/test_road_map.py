@@ -8,9 +8,10 @@ import shapely.ops
 
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.kinematics import rear_axle_states
+from autoscale_ray.scenes.lane_matching import LaneMatcher
 from autoscale_ray.scenes.recording import Track, gather_tracks
 from autoscale_ray.scenes.road_map import Lane, make_road_map, offset_borders, pair_borders
-from autoscale_ray.scenes.routes import LaneMatcher, RoutePlanner, cut_lines
+from autoscale_ray.scenes.routes import RoutePlanner, cut_lines
 from scenes.small_world import lane
 
 

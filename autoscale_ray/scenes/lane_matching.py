@@ -1,0 +1,193 @@
+"""Which lanes a vehicle drove: its poses matched to lanes by the cheapest chain.
+
+Shape legend: L lanes, V border vertices, G segments (from a vertex to the next one of its lane), S samples of one or
+more tracks, P sample-lane pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import shapely
+
+from autoscale_ray.scenes.crops import ragged
+from autoscale_ray.scenes.kinematics import wrap_angle
+from autoscale_ray.scenes.road_map import SUCCESSOR, RoadMap
+
+MATCH_DISTANCE_M = 0.75
+MATCH_ANGLE_RAD = math.radians(75.0)
+NO_LANE_COST = 12.0
+NEIGHBOUR_COST = 3.0
+SKIPPED_LANE_COST = 0.5
+JUMP_COST = 8.0
+_POSES_AT_ONCE = 50_000
+_POSES_TO_LOCATE = 2_000
+"""So many are compared with all segments of their lanes at once."""
+
+
+class LaneMatcher:
+    """Match driven paths to lanes by the cheapest chain of lanes (Viterbi).
+
+    A pose may lie on a lane within `MATCH_DISTANCE_M` whose direction is within `MATCH_ANGLE_RAD` of its
+    heading. It costs (distance to the centre line / 1.5 m)^2 + (heading difference / 0.35 rad)^2; a change of
+    lane costs nothing along a successor and most between unconnected lanes.
+    """
+
+    def __init__(self, road: RoadMap) -> None:
+        self._road = road
+        self._lane_G = np.repeat(np.arange(road.num_lanes), np.diff(road.offsets) - 1)
+        self._begin_G = np.delete(np.arange(road.offsets[-1]), road.offsets[1:] - 1)
+        begin, end = self._begin_G, self._begin_G + 1
+        corners = np.stack([border[at] for border in (road.left_V2, road.right_V2) for at in (begin, end)])
+        self._tree = shapely.STRtree(shapely.box(*corners.min(axis=0).T, *corners.max(axis=0).T))
+        along = road.center_V2[end] - road.center_V2[begin]
+        self._heading_G = np.arctan2(along[:, 1], along[:, 0])
+        self._costs_LL = _transition_costs(road)
+
+    def match(self, tracks: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the lane of each pose of every track (S, int64), -1 off the lanes.
+
+        Args:
+            tracks: (S, 3) x, y, yaw in map coordinates, in time order; tracks do not influence one another.
+        """
+        lanes: list[np.ndarray] = []
+        bounds = np.cumsum([0, *map(len, tracks)])
+        low = 0
+        while low < len(tracks):
+            high = max(low + 1, int(np.searchsorted(bounds, bounds[low] + _POSES_AT_ONCE, side="right")) - 1)
+            lanes += self._match(list(tracks[low:high]))
+            low = high
+        return lanes
+
+    def _match(self, tracks: list[np.ndarray]) -> list[np.ndarray]:
+        """Run one Viterbi search over all tracks side by side; tracks that ended wait at the back."""
+        lengths = np.array([len(track) for track in tracks])
+        starts = np.cumsum(lengths) - lengths
+        lane_SC, cost_SC = self._options(np.concatenate(tracks))
+        order = np.argsort(-lengths, kind="stable")
+        num_options, num_steps = lane_SC.shape[1], int(lengths.max(initial=0))
+        origin_SC = np.zeros(lane_SC.shape, dtype=np.int64)
+        total_KC = np.zeros((len(tracks), num_options))
+        for step in range(num_steps):
+            rows = starts[order[: int((lengths > step).sum())]] + step
+            if step:
+                costs_KBC = self._costs_LL[lane_SC[rows - 1][:, :, None], lane_SC[rows][:, None, :]]
+                reach_KBC = total_KC[: len(rows), :, None] + costs_KBC
+                origin_SC[rows] = reach_KBC.argmin(axis=1)
+                total_KC[: len(rows)] = reach_KBC.min(axis=1)
+            total_KC[: len(rows)] += cost_SC[rows]
+        position_K = total_KC.argmin(axis=1)
+        chains = np.full(len(lane_SC), -1, dtype=np.int64)
+        for step in range(num_steps - 1, -1, -1):
+            num_active = int((lengths > step).sum())
+            rows, here = starts[order[:num_active]] + step, position_K[:num_active]
+            chains[rows] = lane_SC[rows, here]
+            position_K[:num_active] = origin_SC[rows, here]
+        return np.split(chains, starts[1:])
+
+    def _options(self, poses_S3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the lanes that each pose may lie on (S, C), last -1 for none, and what they cost; inf fills up."""
+        sample_P, lane_P, cost_P = self._candidates(poses_S3)
+        counts = np.bincount(sample_P, minlength=len(poses_S3))
+        lane_SC = np.full((len(poses_S3), int(counts.max(initial=0)) + 1), -1, dtype=np.int64)
+        cost_SC = np.full(lane_SC.shape, np.inf)
+        rank_P = np.arange(len(sample_P)) - np.repeat(np.cumsum(counts) - counts, counts)
+        lane_SC[sample_P, rank_P], cost_SC[sample_P, rank_P] = lane_P, cost_P
+        cost_SC[:, -1] = NO_LANE_COST
+        return lane_SC, cost_SC
+
+    def _candidates(self, poses_S3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the sample, lane and cost of every pose on a lane (P), by sample, then lane."""
+        parts = []
+        for low in range(0, max(len(poses_S3), 1), _POSES_TO_LOCATE):
+            sample_P, lane_P, cost_P = self._costs(poses_S3[low : low + _POSES_TO_LOCATE])
+            parts.append((low + sample_P, lane_P, cost_P))
+        sample_P, lane_P, cost_P = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return sample_P, lane_P, cost_P
+
+    def _costs(self, poses_S3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        sample_P, lane_P = self._near(poses_S3[:, :2])
+        distance_P, heading_P = self._nearest(poses_S3[sample_P, :2], lane_P)
+        angle_P = wrap_angle(heading_P - poses_S3[sample_P, 2])
+        keep_P = np.abs(angle_P) <= MATCH_ANGLE_RAD
+        cost_P = (distance_P / 1.5) ** 2 + (angle_P / 0.35) ** 2
+        return sample_P[keep_P], lane_P[keep_P], cost_P[keep_P]
+
+    def _near(self, points_S2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return sample and lane of every point within `MATCH_DISTANCE_M` of a lane's area.
+
+        The area is cut into the quadrangles between two vertices and the next ones; a point lies in the lane's ring
+        where it lies in an odd number of them.
+        """
+        low, high = points_S2 - MATCH_DISTANCE_M, points_S2 + MATCH_DISTANCE_M
+        sample, segment = self._tree.query(shapely.box(*low.T, *high.T))
+        order = np.lexsort((self._lane_G[segment], sample))
+        sample, segment = sample[order], segment[order]
+        lane = self._lane_G[segment]
+        if not len(sample):
+            return sample, lane
+        point, begin = points_S2[sample], self._begin_G[segment]
+        left, right = self._road.left_V2, self._road.right_V2
+        edges = (left[begin], left[begin + 1]), (right[begin], right[begin + 1])
+        rungs = (left[begin], right[begin]), (left[begin + 1], right[begin + 1])
+        inside = np.logical_xor.reduce([_crosses(point, *edge) for edge in (*edges, *rungs)])
+        close = np.logical_or.reduce([_distance(point, *edge)[0] <= MATCH_DISTANCE_M for edge in edges])
+        ends = (begin == self._road.offsets[lane], begin + 2 == self._road.offsets[lane + 1])
+        for is_end, (one, two) in zip(ends, rungs, strict=True):
+            close[is_end] |= _distance(point[is_end], one[is_end], two[is_end])[0] <= MATCH_DISTANCE_M
+        first_P = np.flatnonzero((np.diff(sample, prepend=-1) != 0) | (np.diff(lane, prepend=-1) != 0))
+        near_P = np.logical_or.reduceat(close, first_P) | np.logical_xor.reduceat(inside, first_P)
+        return sample[first_P[near_P]], lane[first_P[near_P]]
+
+    def _nearest(self, points_P2: np.ndarray, lane_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the distance of each point to its lane's centre line, and the heading there."""
+        first_L = self._road.offsets[:-1] - np.arange(self._road.num_lanes)
+        count_P = np.diff(self._road.offsets)[lane_P] - 1
+        if not len(lane_P):
+            return np.zeros(0), np.zeros(0)
+        segment = ragged(first_L[lane_P], count_P)
+        begin, center = self._begin_G[segment], self._road.center_V2
+        distance, share = _distance(np.repeat(points_P2, count_P, axis=0), center[begin], center[begin + 1])
+        start_P = np.cumsum(count_P) - count_P
+        distance_P = np.minimum.reduceat(distance, start_P)
+        nearest = np.flatnonzero(distance == np.repeat(distance_P, count_P))
+        nearest = nearest[np.searchsorted(nearest, start_P)]
+        # The start of a segment counts as the end of the one before it.
+        before = (share[nearest] <= 0.0) & (nearest > start_P)
+        return distance_P, self._heading_G[segment[nearest] - before]
+
+
+def _crosses(point: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Tell whether rays from the points along +x cross the edges."""
+    rise = end[:, 1] - begin[:, 1]
+    spans = (begin[:, 1] > point[:, 1]) != (end[:, 1] > point[:, 1])
+    share = (point[:, 1] - begin[:, 1]) / np.where(spans, rise, 1.0)
+    return spans & (point[:, 0] < begin[:, 0] + share * (end[:, 0] - begin[:, 0]))
+
+
+def _distance(point: np.ndarray, begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distance of each point to its segment, and the share of the segment before the foot, not clipped."""
+    along, offset = end - begin, point - begin
+    squared = along[:, 0] * along[:, 0] + along[:, 1] * along[:, 1]
+    safe = np.where(squared > 0.0, squared, 1.0)
+    share = (offset[:, 0] * along[:, 0] + offset[:, 1] * along[:, 1]) / safe
+    across = np.abs(offset[:, 0] * along[:, 1] - offset[:, 1] * along[:, 0]) / safe * np.sqrt(squared)
+    to_end = np.where((share >= 1.0)[:, None], point - end, offset)
+    beyond = np.sqrt(to_end[:, 0] * to_end[:, 0] + to_end[:, 1] * to_end[:, 1])
+    return np.where((share <= 0.0) | (share >= 1.0), beyond, across), share
+
+
+def _transition_costs(road: RoadMap) -> np.ndarray:
+    count = road.num_lanes
+    follows = np.zeros((count, count), dtype=bool)
+    beside = np.zeros((count, count), dtype=bool)
+    for start, end, kind in road.links_E3:
+        (follows if kind == SUCCESSOR else beside)[start, end] = True
+    skips = (follows.astype(np.float32) @ follows.astype(np.float32)) > 0
+    costs = np.where(skips, SKIPPED_LANE_COST, JUMP_COST).astype(np.float32)
+    costs[beside] = NEIGHBOUR_COST
+    costs[follows] = 0.0
+    np.fill_diagonal(costs, 0.0)
+    return np.pad(costs, ((0, 1), (0, 1)))
