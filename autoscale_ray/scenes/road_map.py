@@ -121,21 +121,20 @@ def make_road_map(lanes: Sequence[Lane], areas: Sequence[Area] = ()) -> RoadMap:
         InputRejectedError: A lane is longer than `MAX_LANE_LENGTH_M`.
     """
     number = {lane.key: position for position, lane in enumerate(lanes)}
-    left, center, right = zip(*map(_densified, lanes), strict=True) if lanes else ((), (), ())
+    offsets, left_V2, center_V2, right_V2 = _densified(lanes)
     links = _links(lanes, number)
-    offsets = np.cumsum([0, *map(len, left)])
     rings = [np.asarray(area.ring, dtype=np.float64) for area in areas]
     known = np.array([bool(lane.is_connector) for lane in lanes], dtype=bool)
     undecided = np.array([lane.is_connector is None for lane in lanes], dtype=bool)
-    crossing = (
-        crossing_lanes(left, center, right, links) if undecided.any() else np.zeros(len(lanes), dtype=bool)
-    )
+    crossing = known
+    if undecided.any():
+        crossing = crossing_lanes(offsets, left_V2, center_V2, right_V2, links)
     return RoadMap(
         keys=tuple(number),
         offsets=offsets,
-        left_V2=_stack(left),
-        center_V2=_stack(center),
-        right_V2=_stack(right),
+        left_V2=left_V2,
+        center_V2=center_V2,
+        right_V2=right_V2,
         speed_limit_L=np.array([lane.speed_limit_mps for lane in lanes], dtype=np.float64),
         is_connector_L=np.where(undecided, crossing, known).astype(bool),
         has_border_L=np.array([lane.has_border for lane in lanes], dtype=bool),
@@ -182,14 +181,21 @@ def offset_borders(center: np.ndarray, width_m: float | np.ndarray) -> tuple[np.
     return center + half * normal, center - half * normal
 
 
-def lane_polygons(rings: Sequence[np.ndarray]) -> np.ndarray:
-    """Return border rings (n, 2) as shapely polygons."""
-    owner = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
-    return np.asarray(shapely.polygons(shapely.linearrings(_stack(rings), indices=owner)))
+def lane_polygons(offsets: np.ndarray, left_V2: np.ndarray, right_V2: np.ndarray) -> np.ndarray:
+    """Return the areas between the borders of lanes as shapely polygons."""
+    counts = np.diff(offsets)
+    owner_V = np.repeat(np.arange(len(counts)), counts)
+    vertex_V = np.arange(len(left_V2))
+    ring = np.empty((2 * len(left_V2), 2))
+    # A ring is the left border forwards, then the right one backwards.
+    ring[vertex_V + offsets[owner_V]] = left_V2
+    ring[2 * offsets[owner_V + 1] - 1 - (vertex_V - offsets[owner_V])] = right_V2
+    rings = shapely.linearrings(ring, indices=np.repeat(np.arange(len(counts)), 2 * counts))
+    return np.asarray(shapely.polygons(rings))
 
 
 def crossing_lanes(
-    left: Sequence[np.ndarray], center: Sequence[np.ndarray], right: Sequence[np.ndarray], links: np.ndarray
+    offsets: np.ndarray, left_V2: np.ndarray, center_V2: np.ndarray, right_V2: np.ndarray, links: np.ndarray
 ) -> np.ndarray:
     """Tell which lanes lie inside an intersection, where the source does not say.
 
@@ -200,64 +206,109 @@ def crossing_lanes(
     Returns:
         Bool, L.
     """
-    flags = np.zeros(len(left), dtype=bool)
-    rings = [np.concatenate([a, b[::-1]]) for a, b in zip(left, right, strict=True)]
-    shapes = shapely.make_valid(lane_polygons(rings))
-    tree = shapely.STRtree(shapes)
-    one, two = tree.query(shapes, predicate="intersects")
-    may_cross = (one < two) & _may_cross(center, one, two)
+    flags = np.zeros(len(offsets) - 1, dtype=bool)
+    shapes = shapely.make_valid(lane_polygons(offsets, left_V2, right_V2))
+    one, two = shapely.STRtree(shapes).query(shapes)
+    may_cross = one < two
     one, two = one[may_cross], two[may_cross]
+    may_cross = _may_cross(offsets, center_V2, one, two) & _may_share(shapes, one, two)
+    one, two = one[may_cross], two[may_cross]
+    shapely.prepare(shapes)
+    meet = shapely.intersects(shapes[one], shapes[two])
+    one, two = one[meet], two[meet]
     overlap = shapely.intersection(shapes[one], shapes[two]) if len(one) else np.zeros(0, dtype=object)
     large = shapely.area(overlap) >= MIN_CROSSING_AREA_M2
-    for first, second, place in zip(one[large], two[large], shapely.centroid(overlap[large]), strict=True):
-        point = np.array([place.x, place.y])
-        angle = _heading_near(center[first], point) - _heading_near(center[second], point)
-        if math.cos(angle) <= math.cos(MIN_CROSSING_ANGLE_RAD):
-            flags[[first, second]] = True
+    places = shapely.get_coordinates(shapely.centroid(overlap[large]))
+    first, second = one[large], two[large]
+    angle = _heading_near(offsets, center_V2, first, places) - _heading_near(offsets, center_V2, second, places)
+    crosses = np.cos(angle) <= math.cos(MIN_CROSSING_ANGLE_RAD)
+    flags[first[crosses]] = flags[second[crosses]] = True
     exits = links[links[:, 2] == SUCCESSOR]
     forks = np.unique(exits[flags[exits[:, 1]], 0])
-    several = forks[np.bincount(exits[:, 0], minlength=len(left))[forks] > 1]
+    several = forks[np.bincount(exits[:, 0], minlength=len(flags))[forks] > 1]
     flags[exits[np.isin(exits[:, 0], several), 1]] = True
     return flags
 
 
-def _may_cross(center: Sequence[np.ndarray], one: np.ndarray, two: np.ndarray) -> np.ndarray:
+def _may_cross(offsets: np.ndarray, center_V2: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """Tell of pairs of lanes whether their directions can differ by `MIN_CROSSING_ANGLE_RAD` anywhere."""
-    steps = [np.diff(line, axis=0) for line in center]
-    headings = [np.arctan2(step[:, 1], step[:, 0]) for step in steps]
-    begin_L = np.array([heading[0] for heading in headings])
-    spread_L = np.array([_angle(heading - heading[0]).max() for heading in headings])
+    segment_G = np.delete(np.arange(len(center_V2)), offsets[1:] - 1)
+    step_G2 = center_V2[segment_G + 1] - center_V2[segment_G]
+    heading_G = np.arctan2(step_G2[:, 1], step_G2[:, 0])
+    first_L = offsets[:-1] - np.arange(len(offsets) - 1)
+    begin_L = heading_G[first_L]
+    turned_G = _angle(heading_G - np.repeat(begin_L, np.diff(offsets) - 1))
+    spread_L = np.maximum.reduceat(turned_G, first_L)
     largest = _angle(begin_L[one] - begin_L[two]) + spread_L[one] + spread_L[two]
     return largest > MIN_CROSSING_ANGLE_RAD - 1e-6
+
+
+def _may_share(shapes: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Tell of pairs of polygons whether their bounding boxes share `MIN_CROSSING_AREA_M2`."""
+    bounds = shapely.bounds(shapes)
+    low, high = np.maximum(bounds[one, :2], bounds[two, :2]), np.minimum(bounds[one, 2:], bounds[two, 2:])
+    return (high - low).clip(min=0.0).prod(axis=1) >= MIN_CROSSING_AREA_M2 - 1e-6
 
 
 def _angle(difference: np.ndarray) -> np.ndarray:
     return np.abs((difference + np.pi) % (2.0 * np.pi) - np.pi)
 
 
-def _heading_near(line: np.ndarray, point: np.ndarray) -> float:
-    middles = (line[1:] + line[:-1]) / 2.0
-    nearest = int(np.argmin(np.linalg.norm(middles - point, axis=1)))
-    dx, dy = line[nearest + 1] - line[nearest]
-    return math.atan2(dy, dx)
+def _heading_near(
+    offsets: np.ndarray, center_V2: np.ndarray, lane_P: np.ndarray, points_P2: np.ndarray
+) -> np.ndarray:
+    """Return the heading of each lane at the segment whose middle is nearest to the point."""
+    if not len(lane_P):
+        return np.zeros(0)
+    counts = np.diff(offsets)[lane_P] - 1
+    starts = np.cumsum(counts) - counts
+    begin = np.arange(counts.sum()) + np.repeat(offsets[lane_P] - starts, counts)
+    middles = (center_V2[begin + 1] + center_V2[begin]) / 2.0
+    distance = np.linalg.norm(middles - np.repeat(points_P2, counts, axis=0), axis=1)
+    nearest = np.flatnonzero(distance == np.repeat(np.minimum.reduceat(distance, starts), counts))
+    nearest = begin[nearest[np.searchsorted(nearest, starts)]]
+    dx, dy = (center_V2[nearest + 1] - center_V2[nearest]).T
+    return np.arctan2(dy, dx)
 
 
-def _densified(lane: Lane) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    left, right = np.asarray(lane.left, dtype=np.float64), np.asarray(lane.right, dtype=np.float64)
-    center = (left + right) / 2.0 if lane.center is None else np.asarray(lane.center, dtype=np.float64)
-    steps = np.linalg.norm(np.diff(center, axis=0), axis=1)
+def _densified(lanes: Sequence[Lane]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return offsets, left borders, centre lines and right borders of all lanes, no step of a centre line longer than
+    `MAX_SPACING_M`."""
+    left_U2, right_U2 = _stack([lane.left for lane in lanes]), _stack([lane.right for lane in lanes])
+    counts = np.array([len(lane.left) for lane in lanes], dtype=np.int64)
+    offsets = np.cumsum([0, *counts])
+    center_U2 = (left_U2 + right_U2) / 2.0
+    for lane, low, high in zip(lanes, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        if lane.center is not None:
+            center_U2[low:high] = lane.center
+    step_U = np.linalg.norm(np.diff(center_U2, axis=0, append=0.0), axis=1)
+    step_U[offsets[1:] - 1] = 0.0
+    lengths = np.add.reduceat(step_U, offsets[:-1]) if len(lanes) else step_U
     # A vertex that is far off would be joined by vertices without number.
-    if not steps.sum() <= MAX_LANE_LENGTH_M:
-        raise InputRejectedError(
-            f"lane {lane.key}", f"must be at most {MAX_LANE_LENGTH_M:.0f} m long", steps.sum()
+    long = np.flatnonzero(~(lengths <= MAX_LANE_LENGTH_M))
+    if len(long):
+        rule = f"must be at most {MAX_LANE_LENGTH_M:.0f} m long"
+        raise InputRejectedError(f"lane {lanes[long[0]].key}", rule, lengths[long[0]])
+    parts_U = np.maximum(1, np.ceil(step_U / MAX_SPACING_M)).astype(np.int64)
+    parts_U[offsets[1:] - 1] = 1
+    if (parts_U == 1).all():
+        return offsets, left_U2, center_U2, right_U2
+    # Vertex k of the parts of a step lies at k / parts of it; the last vertex of a lane is a step of one part.
+    begin_V = np.repeat(np.arange(len(step_U)), parts_U)
+    local_V = begin_V - np.repeat(offsets[:-1], np.add.reduceat(parts_U, offsets[:-1]))
+    rank_V = np.arange(len(begin_V)) - np.repeat(np.cumsum(parts_U) - parts_U, parts_U)
+    # The share is what is left of a place counted in steps, rounding included.
+    share_V = (local_V + rank_V / parts_U[begin_V]) - local_V
+    end_V = np.minimum(begin_V + 1, len(step_U) - 1)
+    dense = [
+        np.where(
+            share_V[:, None] > 0.0,
+            (line[end_V] - line[begin_V]) * share_V[:, None] + line[begin_V],
+            line[begin_V],
         )
-    parts = np.maximum(1, np.ceil(steps / MAX_SPACING_M)).astype(int)
-    if (parts == 1).all():
-        return left, center, right
-    at = np.concatenate([[0.0], *[step + np.arange(1, num + 1) / num for step, num in enumerate(parts)]])
-    nodes = np.arange(len(center))
-    return tuple(np.stack([np.interp(at, nodes, line[:, axis]) for axis in range(2)], axis=1)  # pyright: ignore[reportReturnType]
-                 for line in (left, center, right))  # fmt: skip
+        for line in (left_U2, center_U2, right_U2)
+    ]
+    return np.cumsum([0, *np.add.reduceat(parts_U, offsets[:-1])]), *dense
 
 
 def _links(lanes: Sequence[Lane], number: Mapping[Hashable, int]) -> np.ndarray:
