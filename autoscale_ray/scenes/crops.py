@@ -1,7 +1,7 @@
 """Cut the road around many windows of one recording at once, into each window's scene frame.
 
-Shape legend: M windows, L lanes of the road map, V border vertices, J lanes in windows (over all windows), E
-links, Q polygons in windows, W their vertices, T frames.
+Shape legend: M windows, L lanes of the road map, V border vertices, J lanes in windows (over all windows), N their
+vertices, E links, Q polygons in windows, W their vertices, T frames.
 """
 
 from __future__ import annotations
@@ -34,16 +34,31 @@ def to_scene_frame(points: np.ndarray, origins_M3: np.ndarray, window: np.ndarra
     """Express map points in the frames of their windows.
 
     Args:
-        points: (n, 2) map coordinates.
+        points: (n, ..., 2) map coordinates.
         origins_M3: x, y, yaw of each window's frame.
-        window: (n,) window of each point.
+        window: (n,) window of each row of points.
 
     Returns:
-        (n, 2) float64.
+        (n, ..., 2) float64.
     """
-    cos, sin = np.cos(origins_M3[:, 2])[window], np.sin(origins_M3[:, 2])[window]
-    x, y = points[:, 0] - origins_M3[window, 0], points[:, 1] - origins_M3[window, 1]
-    return np.stack([cos * x + sin * y, cos * y - sin * x], axis=1)
+    frames_4n = np.take(_frames(origins_M3), window, axis=1).reshape(4, -1, *[1] * (points.ndim - 2))
+    return np.stack(_turned(points[..., 0], points[..., 1], frames_4n), axis=-1)
+
+
+def _frames(origins_M3: np.ndarray) -> np.ndarray:
+    """Return x, y, cosine and sine of every frame (4, M)."""
+    return np.stack([*origins_M3[:, :2].T, np.cos(origins_M3[:, 2]), np.sin(origins_M3[:, 2])])
+
+
+def _turned(x: np.ndarray, y: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    origin_x, origin_y, cos, sin = frames
+    x, y = x - origin_x, y - origin_y
+    turned_x = cos * x
+    turned_x += sin * y
+    y *= cos
+    x *= sin
+    y -= x
+    return turned_x, y
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +104,30 @@ def crop_road(
     """
     cut = _cut_lanes(road, origins_M3, radius_M)
     count_M = np.bincount(cut.window_J, minlength=len(origins_M3))
-    vertex = ragged(cut.first_J, cut.count_J)
-    window_V = np.repeat(cut.window_J, cut.count_J)
+    window_N = np.repeat(cut.window_J, cut.count_J)
+    lines_BN2 = _lines(road, ragged(cut.first_J, cut.count_J), np.take(_frames(origins_M3), window_N, axis=1))
     columns: dict[str, Flat] = {
-        "lane_points": _per_window(
-            to_scene_frame(road.center_V2[vertex], origins_M3, window_V), window_V, count_M
-        ),
+        "lane_points": _per_window(lines_BN2[0], window_N, count_M),
         "lane_offsets": local_offsets(cut.window_J, cut.count_J, len(count_M)),
         "lane_width_m": (road.width_L[cut.lane_J], count_M),
         "lane_speed_limit_mps": (road.speed_limit_L[cut.lane_J], count_M),
         "lane_on_route": (on_route_ML[cut.window_J, cut.lane_J], count_M),
         "lane_links": _window_links(road, cut, len(count_M)),
     }
-    return columns | _polygons(road, cut, origins_M3, radius_M, on_route_ML, red_MTL)
+    return columns | _polygons(road, cut, lines_BN2, origins_M3, radius_M, on_route_ML, red_MTL)
+
+
+def _lines(road: RoadMap, vertex_N: np.ndarray, frames_4N: np.ndarray) -> np.ndarray:
+    """Return centre line, left and right border, and both again for the areas that lanes belong to, at some vertices in
+    their frames (5, N, 2), float32."""
+    lines = (road.center_V2, road.left_V2, road.right_V2, *_widened(road))
+    lines_BN2 = np.empty((len(lines), len(vertex_N), 2), dtype=np.float32)
+    # One line after another: what is small stays in the processor's cache.
+    for line_V2, line_N2 in zip(lines, lines_BN2, strict=True):
+        x_N, y_N = (axis.take(vertex_N) for axis in line_V2.T.copy())
+        with np.errstate(over="ignore"):  # A gate refuses what becomes infinite.
+            line_N2[:, 0], line_N2[:, 1] = _turned(x_N, y_N, frames_4N)
+    return lines_BN2
 
 
 def _cut_lanes(road: RoadMap, origins_M3: np.ndarray, radius_M: np.ndarray) -> _Cut:
@@ -147,7 +173,7 @@ def _window_links(road: RoadMap, cut: _Cut, num_windows: int) -> Flat:
 
 @dataclass(frozen=True, slots=True)
 class _Rings:
-    """Polygons of all windows: each a run of vertices forwards and a run backwards, of `_vertices`."""
+    """Polygons of all windows: each a run of vertices forwards and a run backwards."""
 
     window_Q: np.ndarray
     layer_Q: np.ndarray
@@ -158,23 +184,21 @@ class _Rings:
     length_Q2: np.ndarray
 
 
-def _vertices(road: RoadMap) -> np.ndarray:
-    """Return left and right borders, both again for the areas that lanes belong to, and the vertices of areas."""
-    return np.concatenate([road.left_V2, road.right_V2, *_widened(road), road.area_points_W2])
-
-
 def _polygons(
     road: RoadMap,
     cut: _Cut,
+    lines_BN2: np.ndarray,
     origins_M3: np.ndarray,
     radius_M: np.ndarray,
     on_route_ML: np.ndarray,
     red_MTL: np.ndarray | None,
 ) -> dict[str, Flat]:
+    num_N = lines_BN2.shape[1]
+    areas, area_points = _area_rings(road, origins_M3, radius_M, 5 * num_N)
     parts = [
-        _lane_rings(road, cut, "lane", "lane_connector", 0),
-        _lane_rings(road, cut, "roadblock", "intersection", 2 * len(road.left_V2)),
-        _area_rings(road, origins_M3, radius_M, 4 * len(road.left_V2)),
+        _lane_rings(road, cut, "lane", "lane_connector", num_N),
+        _lane_rings(road, cut, "roadblock", "intersection", 3 * num_N),
+        areas,
     ]
     order = np.argsort(np.concatenate([part.window_Q for part in parts]), kind="stable")
     window_Q, layer_Q, lane_Q, start_Q2, length_Q2 = (
@@ -182,8 +206,8 @@ def _polygons(
         for name in ("window_Q", "layer_Q", "lane_Q", "start_Q2", "length_Q2")
     )
     count_Q = length_Q2.sum(1)
-    window_W = np.repeat(window_Q, count_Q)
-    points_W2 = _vertices(road)[_forth_and_back(start_Q2, length_Q2)]
+    points_W2 = np.concatenate([lines_BN2.reshape(-1, 2), area_points])
+    points_W2 = np.take(points_W2, _forth_and_back(start_Q2, length_Q2), axis=0)
     num_M = np.bincount(window_Q, minlength=len(origins_M3))
     has_lane_Q = lane_Q >= 0
     red_QT = np.zeros((len(window_Q), NUM_FRAMES), dtype=bool)
@@ -196,7 +220,7 @@ def _polygons(
     # A map can have areas and no lane.
     local_Q = np.where(own_Q, cut.local_ML[window_Q, lane_Q], -1) if road.num_lanes else lane_Q
     return {
-        "polygon_points": _per_window(to_scene_frame(points_W2, origins_M3, window_W), window_W, num_M),
+        "polygon_points": _per_window(points_W2, np.repeat(window_Q, count_Q), num_M),
         "polygon_offsets": local_offsets(window_Q, count_Q, len(num_M)),
         "polygon_layer": (layer_Q, num_M),
         "polygon_lane": (local_Q, num_M),
@@ -218,11 +242,12 @@ def _forth_and_back(start_Q2: np.ndarray, length_Q2: np.ndarray) -> np.ndarray:
 
 
 def _lane_rings(road: RoadMap, cut: _Cut, plain: str, crossing: str, base: int) -> _Rings:
-    """Return the borders of the lanes as rings; `base` is where their left borders begin in `_vertices`."""
+    """Return the borders of the lanes as rings; `base` is where their left borders begin among the points."""
     keep = road.has_border_L[cut.lane_J]
-    lane, first, count = cut.lane_J[keep], cut.first_J[keep], cut.count_J[keep]
+    lane, count = cut.lane_J[keep], cut.count_J[keep]
+    first = base + (np.cumsum(cut.count_J) - cut.count_J)[keep]
     layer = np.where(road.is_connector_L[lane], POLYGON_LAYERS.index(crossing), POLYGON_LAYERS.index(plain))
-    starts = np.stack([base + first, base + len(road.left_V2) + first + count - 1], axis=1)
+    starts = np.stack([first, first + cut.count_J.sum() + count - 1], axis=1)
     return _Rings(cut.window_J[keep], layer, lane, starts, np.stack([count, count], axis=1))
 
 
@@ -240,8 +265,11 @@ def _widened(road: RoadMap) -> tuple[np.ndarray, np.ndarray]:
     return left_V2, right_V2
 
 
-def _area_rings(road: RoadMap, origins_M3: np.ndarray, radius_M: np.ndarray, base: int) -> _Rings:
-    """Return the areas whose bounding box touches the crop, whole; `base` is where areas begin in `_vertices`."""
+def _area_rings(
+    road: RoadMap, origins_M3: np.ndarray, radius_M: np.ndarray, base: int
+) -> tuple[_Rings, np.ndarray]:
+    """Return the areas whose bounding box touches the crop, whole, and their points in the windows' frames, float32;
+    `base` is the number of the first of these."""
     counts = np.diff(road.area_offsets)
     layer = np.array([POLYGON_LAYERS.index(name) for name in road.area_layer], dtype=np.int64)
     near_MQ = np.zeros((len(origins_M3), len(counts)), dtype=bool)
@@ -253,8 +281,12 @@ def _area_rings(road: RoadMap, origins_M3: np.ndarray, radius_M: np.ndarray, bas
             np.linalg.norm(np.maximum(np.maximum(low - here, here - high), 0.0), axis=2) <= radius_M[:, None]
         )
     window, area = np.nonzero(near_MQ)
+    count_Q = counts[area]
     nothing = np.zeros(len(area), dtype=np.int64)
-    starts = np.stack([base + road.area_offsets[area], nothing], axis=1)
-    return _Rings(
-        window, layer[area], road.area_lane_Q[area], starts, np.stack([counts[area], nothing], axis=1)
+    starts = np.stack([base + np.cumsum(count_Q) - count_Q, nothing], axis=1)
+    points = to_scene_frame(
+        road.area_points_W2[ragged(road.area_offsets[area], count_Q)], origins_M3, np.repeat(window, count_Q)
     )
+    lengths = np.stack([count_Q, nothing], axis=1)
+    with np.errstate(over="ignore"):
+        return _Rings(window, layer[area], road.area_lane_Q[area], starts, lengths), points.astype(np.float32)

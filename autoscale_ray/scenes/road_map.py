@@ -220,7 +220,9 @@ def crossing_lanes(
     large = shapely.area(overlap) >= MIN_CROSSING_AREA_M2
     places = shapely.get_coordinates(shapely.centroid(overlap[large]))
     first, second = one[large], two[large]
-    angle = _heading_near(offsets, center_V2, first, places) - _heading_near(offsets, center_V2, second, places)
+    angle = _heading_near(offsets, center_V2, first, places) - _heading_near(
+        offsets, center_V2, second, places
+    )
     crosses = np.cos(angle) <= math.cos(MIN_CROSSING_ANGLE_RAD)
     flags[first[crosses]] = flags[second[crosses]] = True
     exits = links[links[:, 2] == SUCCESSOR]
