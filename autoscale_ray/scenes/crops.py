@@ -41,24 +41,23 @@ def to_scene_frame(points: np.ndarray, origins_M3: np.ndarray, window: np.ndarra
     Returns:
         (n, ..., 2) float64.
     """
-    frames_4n = np.take(_frames(origins_M3), window, axis=1).reshape(4, -1, *[1] * (points.ndim - 2))
-    return np.stack(_turned(points[..., 0], points[..., 1], frames_4n), axis=-1)
+    x0, y0, cos, sin = np.take(frames_of(origins_M3), window, axis=1).reshape(4, -1, *[1] * (points.ndim - 2))
+    return np.stack(turned(points[..., 0] - x0, points[..., 1] - y0, cos, sin), axis=-1)
 
 
-def _frames(origins_M3: np.ndarray) -> np.ndarray:
+def frames_of(origins_M3: np.ndarray) -> np.ndarray:
     """Return x, y, cosine and sine of every frame (4, M)."""
     return np.stack([*origins_M3[:, :2].T, np.cos(origins_M3[:, 2]), np.sin(origins_M3[:, 2])])
 
 
-def _turned(x: np.ndarray, y: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    origin_x, origin_y, cos, sin = frames
-    x, y = x - origin_x, y - origin_y
-    turned_x = cos * x
-    turned_x += sin * y
+def turned(x: np.ndarray, y: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Express vectors in a frame turned by the angle of `cos` and `sin`; x and y are overwritten."""
+    along = cos * x
+    along += sin * y
     y *= cos
     x *= sin
     y -= x
-    return turned_x, y
+    return along, y
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +104,9 @@ def crop_road(
     cut = _cut_lanes(road, origins_M3, radius_M)
     count_M = np.bincount(cut.window_J, minlength=len(origins_M3))
     window_N = np.repeat(cut.window_J, cut.count_J)
-    lines_BN2 = _lines(road, ragged(cut.first_J, cut.count_J), np.take(_frames(origins_M3), window_N, axis=1))
+    lines_BN2 = _lines(
+        road, ragged(cut.first_J, cut.count_J), np.take(frames_of(origins_M3), window_N, axis=1)
+    )
     columns: dict[str, Flat] = {
         "lane_points": _per_window(lines_BN2[0], window_N, count_M),
         "lane_offsets": local_offsets(cut.window_J, cut.count_J, len(count_M)),
@@ -126,7 +127,7 @@ def _lines(road: RoadMap, vertex_N: np.ndarray, frames_4N: np.ndarray) -> np.nda
     for line_V2, line_N2 in zip(lines, lines_BN2, strict=True):
         x_N, y_N = (axis.take(vertex_N) for axis in line_V2.T.copy())
         with np.errstate(over="ignore"):  # A gate refuses what becomes infinite.
-            line_N2[:, 0], line_N2[:, 1] = _turned(x_N, y_N, frames_4N)
+            line_N2[:, 0], line_N2[:, 1] = turned(x_N - frames_4N[0], y_N - frames_4N[1], *frames_4N[2:])
     return lines_BN2
 
 

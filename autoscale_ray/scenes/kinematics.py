@@ -14,7 +14,12 @@ DIFFERENCE_HALF_WIDTH_S = 0.3
 
 def wrap_angle(angle: np.ndarray) -> np.ndarray:
     """Return the angle in [-pi, pi)."""
-    return (angle + np.pi) % (2.0 * np.pi) - np.pi
+    turned = np.asarray(angle + np.pi)
+    # The remainder is dear, and most angles do not need it.
+    outside = (turned < 0.0) | (turned >= 2.0 * np.pi)
+    if outside.any():
+        turned[outside] %= 2.0 * np.pi
+    return turned - np.pi
 
 
 def central_difference(tracks: Tracks, values_R: np.ndarray, frame_interval_s: float) -> np.ndarray:
