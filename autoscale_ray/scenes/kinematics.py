@@ -36,11 +36,19 @@ def central_difference(tracks: Tracks, values_R: np.ndarray, frame_interval_s: f
     Returns:
         Same shape, per second.
     """
+    return _difference(values_R, *_neighbours(tracks, frame_interval_s))
+
+
+def _neighbours(tracks: Tracks, frame_interval_s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows before and after each row, and the seconds between them."""
     half = max(1, round(DIFFERENCE_HALF_WIDTH_S / frame_interval_s))
-    rows = np.arange(len(values_R))
+    rows = np.arange(len(tracks.valid_R))
     first, last = _run_ends(tracks)
     low, high = np.maximum(rows - half, first), np.minimum(rows + half, last)
-    elapsed = np.maximum(high - low, 1) * frame_interval_s
+    return low, high, np.maximum(high - low, 1) * frame_interval_s
+
+
+def _difference(values_R: np.ndarray, low: np.ndarray, high: np.ndarray, elapsed: np.ndarray) -> np.ndarray:
     return (values_R[high] - values_R[low]) / elapsed.reshape(-1, *[1] * (values_R.ndim - 1))
 
 
@@ -67,12 +75,16 @@ def gapless_runs(tracks: Tracks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def center_velocities(tracks: Tracks, frame_interval_s: float) -> np.ndarray:
     """Return the velocity of every box centre in map axes (R, 2): the source's, else central differences."""
     found = np.isfinite(tracks.velocities_R2).all(axis=1, keepdims=True)
+    if found.all():
+        return tracks.velocities_R2
     return np.where(
         found, tracks.velocities_R2, central_difference(tracks, tracks.poses_R3[:, :2], frame_interval_s)
     )
 
 
-def rear_axle_states(tracks: Tracks, frame_interval_s: float) -> np.ndarray:
+def rear_axle_states(
+    tracks: Tracks, frame_interval_s: float, center_R2: np.ndarray | None = None
+) -> np.ndarray:
     """Return pose, velocity and acceleration of every row at the rear axle (R, 7).
 
     x, y, yaw in map coordinates; vx, vy, ax, ay in the body frame. With d the distance from rear axle to
@@ -83,17 +95,19 @@ def rear_axle_states(tracks: Tracks, frame_interval_s: float) -> np.ndarray:
     Args:
         tracks: Rows to convert.
         frame_interval_s: Native step, > 0.
+        center_R2: What `center_velocities` returns, where it is at hand.
     """
     lengths = np.diff(tracks.offsets)
     to_center_R = np.repeat(tracks.size_K4[:, 3], lengths)
     yaw_R = tracks.poses_R3[:, 2]
     heading_R2 = np.stack([np.cos(yaw_R), np.sin(yaw_R)], axis=1)
     normal_R2 = np.stack([-heading_R2[:, 1], heading_R2[:, 0]], axis=1)
-    yaw_rate_R = central_difference(tracks, _unwrapped(tracks), frame_interval_s)
-    center_R2 = center_velocities(tracks, frame_interval_s)
+    around = _neighbours(tracks, frame_interval_s)
+    yaw_rate_R = _difference(_unwrapped(tracks), *around)
+    center_R2 = center_velocities(tracks, frame_interval_s) if center_R2 is None else center_R2
     velocity_R2 = center_R2 - (to_center_R * yaw_rate_R)[:, None] * normal_R2
     vx_R, vy_R = (velocity_R2 * heading_R2).sum(1), (velocity_R2 * normal_R2).sum(1)
-    change_R2 = central_difference(tracks, velocity_R2, frame_interval_s)
+    change_R2 = _difference(velocity_R2, *around)
     given = np.isfinite(tracks.accelerations_R)
     ax_R = np.where(given, tracks.accelerations_R, (change_R2 * heading_R2).sum(1))
     ay_R = np.where(given, yaw_rate_R * vx_R, (change_R2 * normal_R2).sum(1))

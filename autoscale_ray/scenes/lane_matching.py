@@ -42,8 +42,8 @@ class LaneMatcher:
         begin, end = self._begin_G, self._begin_G + 1
         corners = np.stack([border[at] for border in (road.left_V2, road.right_V2) for at in (begin, end)])
         self._tree = shapely.STRtree(shapely.box(*corners.min(axis=0).T, *corners.max(axis=0).T))
-        along = road.center_V2[end] - road.center_V2[begin]
-        self._heading_G = np.arctan2(along[:, 1], along[:, 0])
+        self._center = _segments(road.center_V2[begin], road.center_V2[end])
+        self._heading_G = np.arctan2(self._center[3], self._center[2])
         self._costs_LL = _transition_costs(road)
 
     def match(self, tracks: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -128,15 +128,18 @@ class LaneMatcher:
         lane = self._lane_G[segment]
         if not len(sample):
             return sample, lane
-        point, begin = points_S2[sample], self._begin_G[segment]
-        left, right = self._road.left_V2, self._road.right_V2
-        edges = (left[begin], left[begin + 1]), (right[begin], right[begin + 1])
-        rungs = (left[begin], right[begin]), (left[begin + 1], right[begin + 1])
-        inside = np.logical_xor.reduce([_crosses(point, *edge) for edge in (*edges, *rungs)])
-        close = np.logical_or.reduce([_distance(point, *edge)[0] <= MATCH_DISTANCE_M for edge in edges])
+        x, y = points_S2[sample].T.copy()
+        begin = self._begin_G[segment]
+        corners = [
+            line[at] for line in (self._road.left_V2, self._road.right_V2) for at in (begin, begin + 1)
+        ]
+        edges, rungs = (corners[:2], corners[2:]), (corners[::2], corners[1::2])
+        inside = np.logical_xor.reduce([_crosses(x, y, *edge) for edge in (*edges, *rungs)])
+        edges, rungs = ([_segments(*edge) for edge in part] for part in (edges, rungs))
+        close = np.logical_or.reduce([_distance(x, y, *edge)[0] <= MATCH_DISTANCE_M for edge in edges])
         ends = (begin == self._road.offsets[lane], begin + 2 == self._road.offsets[lane + 1])
-        for is_end, (one, two) in zip(ends, rungs, strict=True):
-            close[is_end] |= _distance(point[is_end], one[is_end], two[is_end])[0] <= MATCH_DISTANCE_M
+        for is_end, rung in zip(ends, rungs, strict=True):
+            close[is_end] |= _distance(x[is_end], y[is_end], *rung[:, is_end])[0] <= MATCH_DISTANCE_M
         first_P = np.flatnonzero((np.diff(sample, prepend=-1) != 0) | (np.diff(lane, prepend=-1) != 0))
         near_P = np.logical_or.reduceat(close, first_P) | np.logical_xor.reduceat(inside, first_P)
         return sample[first_P[near_P]], lane[first_P[near_P]]
@@ -148,8 +151,8 @@ class LaneMatcher:
         if not len(lane_P):
             return np.zeros(0), np.zeros(0)
         segment = ragged(first_L[lane_P], count_P)
-        begin, center = self._begin_G[segment], self._road.center_V2
-        distance, share = _distance(np.repeat(points_P2, count_P, axis=0), center[begin], center[begin + 1])
+        x, y = (np.repeat(axis_P, count_P) for axis_P in points_P2.T)
+        distance, share = _distance(x, y, *np.take(self._center, segment, axis=1))
         start_P = np.cumsum(count_P) - count_P
         distance_P = np.minimum.reduceat(distance, start_P)
         nearest = np.flatnonzero(distance == np.repeat(distance_P, count_P))
@@ -159,24 +162,31 @@ class LaneMatcher:
         return distance_P, self._heading_G[segment[nearest] - before]
 
 
-def _crosses(point: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Tell whether rays from the points along +x cross the edges."""
-    rise = end[:, 1] - begin[:, 1]
-    spans = (begin[:, 1] > point[:, 1]) != (end[:, 1] > point[:, 1])
-    share = (point[:, 1] - begin[:, 1]) / np.where(spans, rise, 1.0)
-    return spans & (point[:, 0] < begin[:, 0] + share * (end[:, 0] - begin[:, 0]))
+def _segments(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Return x and y of the begins of segments and the steps to their ends (4, n)."""
+    return np.concatenate([begin.T, (end - begin).T])
 
 
-def _distance(point: np.ndarray, begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _crosses(x: np.ndarray, y: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Tell whether rays from points along +x cross their segments (n, 2)."""
+    spans = (begin[:, 1] > y) != (end[:, 1] > y)
+    rise = np.where(spans, end[:, 1] - begin[:, 1], 1.0)
+    return spans & (x < begin[:, 0] + (y - begin[:, 1]) / rise * (end[:, 0] - begin[:, 0]))
+
+
+def _distance(
+    x: np.ndarray, y: np.ndarray, begin_x: np.ndarray, begin_y: np.ndarray, dx: np.ndarray, dy: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the distance of each point to its segment, and the share of the segment before the foot, not clipped."""
-    along, offset = end - begin, point - begin
-    squared = along[:, 0] * along[:, 0] + along[:, 1] * along[:, 1]
+    x, y = x - begin_x, y - begin_y
+    squared = dx * dx + dy * dy
     safe = np.where(squared > 0.0, squared, 1.0)
-    share = (offset[:, 0] * along[:, 0] + offset[:, 1] * along[:, 1]) / safe
-    across = np.abs(offset[:, 0] * along[:, 1] - offset[:, 1] * along[:, 0]) / safe * np.sqrt(squared)
-    to_end = np.where((share >= 1.0)[:, None], point - end, offset)
-    beyond = np.sqrt(to_end[:, 0] * to_end[:, 0] + to_end[:, 1] * to_end[:, 1])
-    return np.where((share <= 0.0) | (share >= 1.0), beyond, across), share
+    share = (x * dx + y * dy) / safe
+    across = np.abs(x * dy - y * dx) / safe * np.sqrt(squared)
+    is_behind = share >= 1.0
+    beside = is_behind | (share <= 0.0)
+    x, y = x - is_behind * dx, y - is_behind * dy
+    return np.where(beside, np.sqrt(x * x + y * y), across), share
 
 
 def _transition_costs(road: RoadMap) -> np.ndarray:

@@ -42,7 +42,9 @@ class RoutePlanner:
 
     def __init__(self, road: RoadMap) -> None:
         self._road = road
-        self._lengths_L = np.array([_length(road.center_of(lane)) for lane in range(road.num_lanes)])
+        steps_V = _lengths(np.diff(road.center_V2, axis=0, append=0.0))
+        runs = zip(road.offsets[:-1].tolist(), (road.offsets[1:] - 1).tolist(), strict=True)
+        self._lengths_L = [float(steps_V[low:high].cumsum()[-1]) for low, high in runs]
         self._next: dict[int, list[int]] = {}
         self._beside: dict[int, list[int]] = {}
         for start, end, kind in road.links_E3.tolist():
@@ -75,11 +77,18 @@ class RoutePlanner:
         lanes, changes = found
         key = (chain, *(np.round(position, 3).tolist() if changes else ()))
         if key not in self._known:
-            blocks = self._road.roadblock_L[list({*lanes, *chain})]
-            on_route_L, line = np.isin(self._road.roadblock_L, blocks), self._line(lanes, position)
+            on_route_L = self._in_blocks([*lanes, *chain])
+            line = self._line(lanes, position)
             # Lanes of no length give no line to follow.
             self._known[key] = Route(lanes, on_route_L, line) if len(line) > 1 else None
         return self._known[key]
+
+    def _in_blocks(self, lanes: list[int]) -> np.ndarray:
+        """Tell which lanes (bool, L) lie in the roadblock of one of `lanes`."""
+        block_L = self._road.roadblock_L
+        is_driven = np.zeros(len(block_L), dtype=bool)
+        is_driven[block_L[lanes]] = True
+        return is_driven[block_L]
 
     def _cached_lanes(self, chain: tuple[int, ...]) -> tuple[tuple[int, ...], bool] | None:
         """Return the lanes of the centre line, and whether it changes lanes on them."""
@@ -87,7 +96,7 @@ class RoutePlanner:
             blocks = set(self._road.roadblock_L[list(chain)].tolist())
             # Lanes that the match jumped between (say, two exits of one fork) are joined by a way around the
             # jump.
-            detour_m = DETOUR_M + float(self._lengths_L[list(chain)].sum())
+            detour_m = DETOUR_M + sum(self._lengths_L[lane] for lane in chain)
             path = self._search(chain, blocks, math.inf) or self._search(chain, None, detour_m)
             lanes = () if path is None else self._extended(path)
             changes = any(after not in self._next.get(lane, ()) for lane, after in itertools.pairwise(lanes))
@@ -141,8 +150,9 @@ class RoutePlanner:
                 line = np.concatenate([line, following])
             else:
                 line = _changed_over(line, following, position)
-        steps = np.linalg.norm(np.diff(line, axis=0), axis=1)
-        return line[np.concatenate([[True], steps > 1e-3])]
+        keep = np.ones(len(line), dtype=bool)
+        keep[1:] = _lengths(line[1:] - line[:-1]) > 1e-3
+        return line[keep]
 
 
 def _changed_over(line: np.ndarray, following: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -158,11 +168,13 @@ def _changed_over(line: np.ndarray, following: np.ndarray, position: np.ndarray)
 
 
 def _along(line: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
+    along = np.zeros(len(line))
+    _lengths(line[1:] - line[:-1]).cumsum(out=along[1:])
+    return along
 
 
-def _length(line: np.ndarray) -> float:
-    return float(_along(line)[-1])
+def _lengths(steps: np.ndarray) -> np.ndarray:
+    return np.sqrt(steps[:, 0] * steps[:, 0] + steps[:, 1] * steps[:, 1])
 
 
 def _direction(ends: np.ndarray) -> float:

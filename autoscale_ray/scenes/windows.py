@@ -135,8 +135,8 @@ class _Cutter:
     def __init__(self, recording: Recording, domain: str) -> None:
         self._recording, self._domain = recording, domain
         tracks, interval = recording.tracks, recording.frame_interval_s
-        self._ego_R7 = rear_axle_states(tracks, interval)
         velocities_R2 = center_velocities(tracks, interval)
+        self._ego_R7 = rear_axle_states(tracks, interval, velocities_R2)
         # Single columns: they are gathered several times as fast as rows.
         self._agents_5R = np.stack([*tracks.poses_R3.T, *velocities_R2.T])
         has_road = recording.road.num_lanes > 0
@@ -310,13 +310,14 @@ class _Cutter:
         recording = self._recording
         count = len(anchors.track_M)
         size_M4 = recording.tracks.size_K4[anchors.track_M]
-        ids = [self._scene_id(*pair) for pair in zip(anchors.track_M, anchors.frame_M, strict=True)]
+        keys, frames = recording.tracks.key_K[anchors.track_M].tolist(), anchors.frame_M.tolist()
+        has_before = (options.pairs & ~anchors.is_first_M).tolist()
         before = [
-            self._scene_id(track, frame - recording.frames_per_step) if options.pairs and not first else None
-            for track, frame, first in zip(anchors.track_M, anchors.frame_M, anchors.is_first_M, strict=True)
+            self._scene_id(key, frame - recording.frames_per_step) if linked else None
+            for key, frame, linked in zip(keys, frames, has_before, strict=True)
         ]
         return {
-            "scene_id": ids,
+            "scene_id": list(map(self._scene_id, keys, frames)),
             "log_id": [recording.log_id] * count,
             "origin_id": [None] * count,
             "prev_scene_id": before,
@@ -336,10 +337,10 @@ class _Cutter:
             "expert_quality": np.full(count, np.nan, dtype=np.float32),
         }
 
-    def _scene_id(self, track: int, frame: int) -> str:
+    def _scene_id(self, key: int, frame: int) -> str:
         recording = self._recording
         time_ms = round((recording.start_us / 1e3) + frame * recording.frame_interval_s * 1e3)
-        return f"{recording.source}/{recording.name}/{recording.tracks.key_K[track]}/{time_ms}"
+        return f"{recording.source}/{recording.name}/{key}/{time_ms}"
 
     def _speed_limit(self, route: Route | None) -> float:
         return float("nan") if route is None else float(self._recording.road.speed_limit_L[route.lanes[0]])
@@ -384,20 +385,23 @@ def scene_table(scalars: Mapping[str, object], columns: Mapping[str, Flat]) -> p
         columns: Values of all scenes and the number of elements of each, by flat column.
     """
     arrays = []
-    for field in SCENE_SCHEMA:
-        if field.name in scalars:
-            arrays.append(pa.array(scalars[field.name], type=field.type))
+    for name, kind, width in _COLUMNS:
+        if name in scalars:
+            arrays.append(pa.array(scalars[name], type=kind))
             continue
-        values, counts = columns[field.name]
-        width = int(np.prod(inner_shape(field)))
-        flat = _column(np.asarray(values).reshape(-1), field.type.value_type)
+        values, counts = columns[name]
+        flat = _column(np.asarray(values).reshape(-1), kind.value_type)
         offsets = np.concatenate([[0], np.cumsum(counts)]) * width
-        arrays.append(pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), flat, type=field.type))
+        arrays.append(pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), flat, type=kind))
     return pa.Table.from_arrays(arrays, schema=SCENE_SCHEMA)
+
+
+_COLUMNS = [(field.name, field.type, int(np.prod(inner_shape(field)))) for field in SCENE_SCHEMA]
 
 
 def _column(values: np.ndarray, kind: pa.DataType) -> pa.Array:
     if kind == pa.float32():
         with np.errstate(over="ignore"):  # A gate refuses what becomes infinite.
             return pa.array(values.astype(np.float32, copy=False))
-    return pa.array(values).cast(kind)
+    array = pa.array(values)
+    return array if array.type == kind else array.cast(kind)
