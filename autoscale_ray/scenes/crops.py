@@ -108,7 +108,7 @@ def crop_road(
         road, ragged(cut.first_J, cut.count_J), np.take(frames_of(origins_M3), window_N, axis=1)
     )
     columns: dict[str, Flat] = {
-        "lane_points": _per_window(lines_BN2[0], window_N, count_M),
+        "lane_points": _per_window(lines_BN2[0], cut.window_J, cut.count_J, len(count_M)),
         "lane_offsets": local_offsets(cut.window_J, cut.count_J, len(count_M)),
         "lane_width_m": (road.width_L[cut.lane_J], count_M),
         "lane_speed_limit_mps": (road.speed_limit_L[cut.lane_J], count_M),
@@ -138,7 +138,7 @@ def _cut_lanes(road: RoadMap, origins_M3: np.ndarray, radius_M: np.ndarray) -> _
     ) ** 2
     inside_MV = distance2_MV <= radius_M[:, None] ** 2
     window, vertex = np.nonzero(inside_MV)
-    lane = np.searchsorted(offsets, vertex, side="right") - 1
+    lane = np.repeat(np.arange(road.num_lanes), np.diff(offsets))[vertex]
     new = np.flatnonzero((np.diff(window, prepend=-1) != 0) | (np.diff(lane, prepend=-1) != 0))
     last = np.append(new[1:], len(vertex)) - 1
     window_J, lane_J = window[new], lane[new]
@@ -150,8 +150,9 @@ def _cut_lanes(road: RoadMap, origins_M3: np.ndarray, radius_M: np.ndarray) -> _
     return _Cut(window_J, lane_J, first_J, end_J - first_J, local_ML)
 
 
-def _per_window(values: np.ndarray, window: np.ndarray, count_M: np.ndarray) -> Flat:
-    return values, np.bincount(window, minlength=len(count_M))
+def _per_window(values: np.ndarray, window: np.ndarray, count: np.ndarray, num_windows: int) -> Flat:
+    """Return the values of runs with the number of them in each window; `window` and `count` are each run's."""
+    return values, np.bincount(window, weights=count, minlength=num_windows).astype(np.int64)
 
 
 def local_offsets(window_J: np.ndarray, count_J: np.ndarray, num_windows: int) -> Flat:
@@ -207,7 +208,8 @@ def _polygons(
         for name in ("window_Q", "layer_Q", "lane_Q", "start_Q2", "length_Q2")
     )
     count_Q = length_Q2.sum(1)
-    points_W2 = np.concatenate([lines_BN2.reshape(-1, 2), area_points])
+    points_W2 = lines_BN2.reshape(-1, 2)
+    points_W2 = np.concatenate([points_W2, area_points]) if len(area_points) else points_W2
     points_W2 = np.take(points_W2, _forth_and_back(start_Q2, length_Q2), axis=0)
     num_M = np.bincount(window_Q, minlength=len(origins_M3))
     has_lane_Q = lane_Q >= 0
@@ -221,7 +223,7 @@ def _polygons(
     # A map can have areas and no lane.
     local_Q = np.where(own_Q, cut.local_ML[window_Q, lane_Q], -1) if road.num_lanes else lane_Q
     return {
-        "polygon_points": _per_window(points_W2, np.repeat(window_Q, count_Q), num_M),
+        "polygon_points": _per_window(points_W2, window_Q, count_Q, len(num_M)),
         "polygon_offsets": local_offsets(window_Q, count_Q, len(num_M)),
         "polygon_layer": (layer_Q, num_M),
         "polygon_lane": (local_Q, num_M),

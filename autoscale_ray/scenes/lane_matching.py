@@ -123,7 +123,7 @@ class LaneMatcher:
         """
         low, high = points_S2 - MATCH_DISTANCE_M, points_S2 + MATCH_DISTANCE_M
         sample, segment = self._tree.query(shapely.box(*low.T, *high.T))
-        order = np.lexsort((self._lane_G[segment], sample))
+        order = np.argsort(sample * self._road.num_lanes + self._lane_G[segment], kind="stable")
         sample, segment = sample[order], segment[order]
         lane = self._lane_G[segment]
         if not len(sample):

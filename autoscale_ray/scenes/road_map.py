@@ -302,15 +302,15 @@ def _densified(lanes: Sequence[Lane]) -> tuple[np.ndarray, np.ndarray, np.ndarra
     # The share is what is left of a place counted in steps, rounding included.
     share_V = (local_V + rank_V / parts_U[begin_V]) - local_V
     end_V = np.minimum(begin_V + 1, len(step_U) - 1)
-    dense = [
+    left, center, right = (
         np.where(
             share_V[:, None] > 0.0,
             (line[end_V] - line[begin_V]) * share_V[:, None] + line[begin_V],
             line[begin_V],
         )
         for line in (left_U2, center_U2, right_U2)
-    ]
-    return np.cumsum([0, *np.add.reduceat(parts_U, offsets[:-1])]), *dense
+    )
+    return np.cumsum([0, *np.add.reduceat(parts_U, offsets[:-1])]), left, center, right
 
 
 def _links(lanes: Sequence[Lane], number: Mapping[Hashable, int]) -> np.ndarray:
