@@ -202,10 +202,7 @@ def area_distance(batch: SceneBatch, points_ND2: Tensor) -> Tensor:
     rings = torch.nonzero(drivable_Q).flatten()
     has_area_N = torch.zeros(len(points_ND2), dtype=torch.bool)
     has_area_N[batch.polygon_row_Q[rings]] = True
-    height_W = batch.polygon_points_W2[:, 1].double().numpy()
-    inside_ND = torch.stack(
-        [_inside(batch, height_W, drivable_Q, points_N2) for points_N2 in points_ND2.unbind(1)], dim=1
-    )
+    inside_ND = _inside(batch, drivable_Q, points_ND2)
     # Most points lie inside; only where one does not, the distance to every edge is measured.
     outside_N = has_area_N & ~inside_ND.all(1)
     if not bool(outside_N.any()):
@@ -214,28 +211,32 @@ def area_distance(batch: SceneBatch, points_ND2: Tensor) -> Tensor:
     return torch.where(inside_ND | ~has_area_N[:, None], 0.0, far)
 
 
-def _inside(batch: SceneBatch, height_W: np.ndarray, drivable_Q: Tensor, points_N2: Tensor) -> Tensor:
-    """Tell of each point (bool, N) whether a drivable ring of its scene holds it: a ray along +x crosses the ring
-    an odd number of times. `height_W` are the vertices' y."""
+def _inside(batch: SceneBatch, drivable_Q: Tensor, points_ND2: Tensor) -> Tensor:
+    """Tell of each point (bool, N, D) whether a drivable ring of its scene holds it: a ray along +x crosses the ring
+    an odd number of times."""
     offsets, points_W2 = batch.polygon_point_offsets.numpy(), batch.polygon_points_W2.numpy()
-    filled = np.flatnonzero(np.diff(offsets))
+    height_W, scene_Q = points_W2[:, 1].astype(np.float64), batch.polygon_row_Q.numpy()
     counts_N = np.diff(offsets[batch.polygon_offsets.numpy()])
-    above_W = height_W > np.repeat(points_N2[:, 1].numpy(), counts_N)
-    next_W = np.roll(above_W, -1)
-    next_W[offsets[filled + 1] - 1] = above_W[offsets[filled]]
-    # Few edges span the height of the point; only these are looked at.
-    edge = np.flatnonzero(above_W != next_W)
-    ring = np.searchsorted(offsets, edge, side="right") - 1
-    edge, ring = edge[drivable_Q.numpy()[ring]], ring[drivable_Q.numpy()[ring]]
-    begin = points_W2[edge].astype(np.float64)
-    end = points_W2[np.where(edge + 1 == offsets[ring + 1], offsets[ring], edge + 1)].astype(np.float64)
-    scene_Q = batch.polygon_row_Q.numpy()
-    point = points_N2.numpy()[scene_Q[ring]]
-    at = begin[:, 0] + (point[:, 1] - begin[:, 1]) / (end[:, 1] - begin[:, 1]) * (end[:, 0] - begin[:, 0])
-    odd_Q = np.bincount(ring[point[:, 0] < at], minlength=len(scene_Q)) % 2 == 1
-    inside_N = torch.zeros(len(points_N2), dtype=torch.bool)
-    inside_N[scene_Q[odd_Q]] = True
-    return inside_N
+    filled = np.flatnonzero(np.diff(offsets))
+    first, last = offsets[filled], offsets[filled + 1] - 1
+    inside_ND = np.zeros(points_ND2.shape[:2], dtype=bool)
+    for number, points_N2 in enumerate(points_ND2.numpy().swapaxes(0, 1)):
+        above_W = height_W > np.repeat(points_N2[:, 1], counts_N)
+        next_W = np.roll(above_W, -1)
+        next_W[last] = above_W[first]
+        # Few edges span the height of the point; only these are looked at.
+        edge = np.flatnonzero(above_W != next_W)
+        ring = np.searchsorted(offsets, edge, side="right") - 1
+        drivable = drivable_Q.numpy()[ring]
+        edge, ring = edge[drivable], ring[drivable]
+        begin = points_W2[edge].astype(np.float64)
+        end = points_W2[np.where(edge + 1 == offsets[ring + 1], offsets[ring], edge + 1)].astype(np.float64)
+        point = points_N2[scene_Q[ring]]
+        share = (point[:, 1] - begin[:, 1]) / (end[:, 1] - begin[:, 1])
+        crossed = ring[point[:, 0] < begin[:, 0] + share * (end[:, 0] - begin[:, 0])]
+        odd_Q = np.bincount(crossed, minlength=len(scene_Q)) % 2 == 1
+        inside_ND[scene_Q[odd_Q], number] = True
+    return torch.from_numpy(inside_ND)
 
 
 def _edges(batch: SceneBatch, rings: Tensor) -> tuple[Tensor, Tensor, Tensor]:

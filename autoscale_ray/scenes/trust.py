@@ -91,15 +91,17 @@ def refuse_doctype(head: bytes, where: str) -> None:
         raise InputRejectedError(where, "XML must not be UTF-7")
 
 
-def bounded_read(stream: IO[bytes], where: str, limit: int = MAX_MEMBER_BYTES) -> bytes:
-    """Read a stream to its end, at most `limit` bytes.
+def bounded_read(
+    stream: IO[bytes], where: str, limit: int = MAX_MEMBER_BYTES, chunk_bytes: int = _CHUNK_BYTES
+) -> bytes:
+    """Read a stream to its end, at most `limit` bytes, so many at once.
 
     Raises:
         InputRejectedError: More bytes, or damaged compression.
     """
     parts, total = [], 0
     try:
-        while chunk := stream.read(_CHUNK_BYTES):
+        while chunk := stream.read(chunk_bytes):
             total += len(chunk)
             if total > limit:
                 raise InputRejectedError(where, f"content must be at most {limit} bytes")
@@ -130,7 +132,8 @@ def read_file(path: Path, limit: int = MAX_MEMBER_BYTES) -> bytes:
             limit = min(limit, ratio_limit(path.stat().st_size))
             return bounded_read(cast(IO[bytes], stream), str(path), limit)
     with path.open("rb") as stream:
-        return bounded_read(stream, str(path), limit)
+        # A whole file at once needs no copy.
+        return bounded_read(stream, str(path), limit, max(_CHUNK_BYTES, min(path.stat().st_size, limit) + 1))
 
 
 def read_yaml(path: Path, limit: int) -> Any:
