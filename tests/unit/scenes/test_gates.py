@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -89,6 +91,20 @@ def test_area_distance_equals_shapely():
             inside = any(_even_odd(ring, points[scene, number].numpy()) for ring in rings)
             expected = 0.0 if inside or not rings else min(edges)
             assert float(found[scene, number]) == pytest.approx(expected, abs=1e-9)
+
+
+def test_points_at_the_height_of_vertices_count_their_edges_once():
+    diamond = torch.tensor([[0.0, 0.0], [2.0, -2.0], [4.0, 0.0], [2.0, 2.0]])
+    batch = dataclasses.replace(
+        batch_from_table(random_table(2, seed=6)),
+        polygon_offsets=torch.tensor([0, 1, 3]),
+        polygon_point_offsets=torch.tensor([0, 4, 4, 8]),
+        polygon_points_W2=torch.cat([diamond, diamond + 10.0]),
+        polygon_layer_Q=torch.tensor([0, 3, 3]),
+    )
+    here = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [5.0, 0.0], [2.0, 2.5]], dtype=torch.float64)
+    expected = torch.tensor([0.0, 1.0, 1.0, 0.5], dtype=torch.float64)
+    assert torch.equal(area_distance(batch, torch.stack([here, here + 10.0])), expected.expand(2, 4))
 
 
 def _even_odd(ring: np.ndarray, point: np.ndarray) -> bool:

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -7,7 +8,7 @@ import shapely
 import shapely.ops
 
 from autoscale_ray.errors import InputRejectedError
-from autoscale_ray.scenes.kinematics import rear_axle_states
+from autoscale_ray.scenes.kinematics import rear_axle_states, wrap_angle
 from autoscale_ray.scenes.lane_matching import LaneMatcher
 from autoscale_ray.scenes.recording import Track, gather_tracks
 from autoscale_ray.scenes.road_map import Lane, make_road_map, offset_borders, pair_borders
@@ -114,6 +115,84 @@ def test_matched_chains_are_the_cheapest_of_all_and_tracks_do_not_mix():
 
         best = min(price(chain) for chain in itertools.product(range(-1, road.num_lanes), repeat=len(track)))
         assert price(found.tolist()) == pytest.approx(best, abs=1e-6)
+
+
+def _whole_number_roads(generator: np.random.Generator) -> list[Lane]:
+    """Winding lanes whose vertices are whole numbers, some crossing themselves and one another."""
+    lanes = []
+    for key in range(12):
+        steps = generator.integers(-3, 9, size=(int(generator.integers(2, 12)), 2))
+        center = np.cumsum(np.concatenate([generator.integers(0, 40, size=(1, 2)), steps]), axis=0)
+        left, right = (center + generator.integers(1, 3) * np.array(side) for side in ((-1, 1), (1, -1)))
+        lanes.append(Lane(key=key, left=left.astype(float), right=right.astype(float), is_connector=False))
+    return lanes
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_single_poses_are_matched_as_geometry_objects_match_them(seed):
+    """Points that share heights with vertices are among them, where a careless ray counts an edge twice."""
+    generator = np.random.default_rng(seed)
+    road = make_road_map(_whole_number_roads(generator))
+    points = np.concatenate(
+        [generator.integers(-5, 60, size=(200, 2)), generator.uniform(-5, 60, size=(200, 2))]
+    )
+    poses = np.column_stack([points, generator.uniform(-np.pi, np.pi, len(points))])
+    costs = np.full((len(poses), road.num_lanes), np.inf)
+    for lane_number in range(road.num_lanes):
+        line = shapely.LineString(road.center_of(lane_number))
+        edge = shapely.LinearRing(road.ring_of(lane_number))
+        ends = np.cumsum(np.linalg.norm(np.diff(road.center_of(lane_number), axis=0), axis=1))
+        steps = np.diff(road.center_of(lane_number), axis=0)
+        for number, (x, y, yaw) in enumerate(poses):
+            point = shapely.Point(x, y)
+            if edge.distance(point) > 0.75 and not _inside_even_odd(road.ring_of(lane_number), x, y):
+                continue
+            segment = min(int(np.searchsorted(ends, line.project(point))), len(ends) - 1)
+            angle = math.remainder(math.atan2(steps[segment, 1], steps[segment, 0]) - yaw, math.tau)
+            if abs(angle) <= math.radians(75.0):
+                costs[number, lane_number] = (line.distance(point) / 1.5) ** 2 + (angle / 0.35) ** 2
+    found = np.concatenate(LaneMatcher(road).match(list(poses[:, None])))
+    best = costs.min(axis=1)
+    chosen = np.where(found >= 0, costs[np.arange(len(poses)), found], 12.0)
+    np.testing.assert_allclose(chosen, np.minimum(best, 12.0), rtol=1e-9)
+    assert 25 < (found >= 0).sum() < len(poses)
+
+
+def _inside_even_odd(ring: np.ndarray, x: float, y: float) -> bool:
+    """Count crossings with a slanted ray that meets no vertex, by solving each edge for it."""
+    inside = False
+    for (ax, ay), (bx, by) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+        side_a, side_b = (ay - y) - math.pi * (ax - x), (by - y) - math.pi * (bx - x)
+        if (side_a > 0) != (side_b > 0):
+            share = side_a / (side_a - side_b)
+            inside ^= ax + share * (bx - ax) > x
+    return inside
+
+
+def test_long_steps_are_filled_in_as_interpolation_does():
+    left = np.array([[0.0, 2.0], [3.0, 2.5], [47.0, 9.0], [48.0, 9.0], [70.5, 2.0]])
+    right = left - [[0.0, 4.0]]
+    short = Lane(key="short", left=left[:2], right=right[:2], is_connector=False)
+    long = Lane(key="long", left=left, right=right, center=left - [[0.0, 1.0]], is_connector=False)
+    road = make_road_map([short, long, dataclasses.replace(short, key="again")])
+    # Steps of 3, 44.5, 1 and 23.6 m: 1, 5, 1 and 3 parts.
+    at = np.concatenate([[0.0, 1.0], 1 + np.arange(1, 6) / 5, [3.0], 3 + np.arange(1, 4) / 3])
+    assert road.offsets.tolist() == [0, 2, 2 + len(at), 4 + len(at)]
+    run = slice(2, 2 + len(at))
+    for found, line in ((road.left_V2, left), (road.right_V2, right), (road.center_V2, left - [[0.0, 1.0]])):
+        expected = np.stack([np.interp(at, np.arange(5), line[:, axis]) for axis in range(2)], axis=1)
+        np.testing.assert_array_equal(found[run], expected)
+    np.testing.assert_array_equal(road.center_V2[:2], (left[:2] + right[:2]) / 2.0)
+
+
+def test_wrapped_angles_are_those_of_the_remainder():
+    edges = np.array(
+        [-np.pi, np.pi, np.nextafter(np.pi, 0.0), -3.0 * np.pi, 3.0 * np.pi, 0.0, -0.0, 1e9, np.nan]
+    )
+    angles = np.concatenate([edges, np.random.default_rng(0).uniform(-20.0, 20.0, 1000)])
+    expected = (angles + np.pi) % (2.0 * np.pi) - np.pi
+    np.testing.assert_array_equal(wrap_angle(angles), expected)
+    assert float(wrap_angle(angles[-1])) == expected[-1]
 
 
 def test_route_changes_lanes_only_where_successors_do_not_lead_on():
