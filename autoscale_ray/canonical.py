@@ -36,14 +36,14 @@ def plain(value: Any, where: str = "value") -> Any:
     Raises:
         InvalidInputError: Part of the value has no stable form; names the field.
     """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if not isinstance(value, type) and dataclasses.is_dataclass(value):
+        return plain({field.name: getattr(value, field.name) for field in dataclasses.fields(value)}, where)
     if isinstance(value, Mapping):
         for key in value:
             if type(key) is not str:
                 raise InvalidInputError(where, "keys must be strings", key)
         return {key: plain(item, f"{where}.{key}") for key, item in value.items()}
-    if type(value) in (list, tuple):
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
         return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if type(value) is float and not math.isfinite(value):
         raise InvalidInputError(where, "must be a finite number", value)

@@ -184,10 +184,10 @@ def start_driver(config: RunConfig, lifetime: str | None = "detached", embed_onl
     run_dir = config.placement.run_dir
     name, found = driver_name(run_dir), find_driver(run_dir)
     if found is not None:
-        status = ray.get(found.status.remote())
+        status = status_of(found)
         if status["state"] == "running":  # its last client may have been told to stop
             ray.get(found.resume.remote())
-            status = ray.get(found.status.remote())
+            status = status_of(found)
         if status["state"] in ENDED:
             end_driver(run_dir)
         elif status["identity"] != fingerprint(identity(config)):
@@ -224,10 +224,16 @@ def end_driver(run_dir: str) -> None:
         time.sleep(0.05)
 
 
+def status_of(driver: Any) -> dict[str, Any]:
+    """Ask a driver how its run is."""
+    status: Any = ray.get(driver.status.remote())
+    return status
+
+
 def follow(driver: Any, poll_s: float = 0.5) -> Iterator[dict[str, Any]]:
     """Yield the status of a driver again and again until the run has ended; the last one says how."""
     while True:
-        status = ray.get(driver.status.remote())
+        status = status_of(driver)
         yield status
         if status["state"] in ENDED:
             return
