@@ -78,7 +78,10 @@ def test_blocks_of_scenes_embed_as_all_scenes_together_do(model, monkeypatch, nu
 @pytest.mark.parametrize("path", ["fast", "pyg"])
 def test_no_scenes_have_no_embeddings(model, path):
     with torch.no_grad():
-        assert model.encoder.embed(graph_from_batch(random_batch(2, 0).select([])), path).shape == (0, 64)
+        graph = graph_from_batch(random_batch(2, 0).select([]))
+        assert model.encoder.embed(graph, path).shape == (0, 64)
+        nodes = model.encoder(graph, path).nodes
+    assert {name: len(states) for name, states in nodes.items()} == dict.fromkeys(graph.features, 0)
 
 
 @pytest.mark.parametrize("way", ["autocast", "weights"])
