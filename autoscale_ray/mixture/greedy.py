@@ -23,6 +23,8 @@ CHUNK = 8_192
 """Candidates compared with all queries at once; bounds memory, changes nothing."""
 BOUND_SLACK = 1e-5
 """Raises a stale gain, as a share of the total query weight: many rows at once round unlike one row."""
+MAX_COSINES = 1 << 29
+"""Cosines that the compiled search may hold (2 GiB); a larger cluster is searched without."""
 ROUNDING = 2.0**-24
 """Largest relative error of one operation in float32."""
 
@@ -96,7 +98,8 @@ class Chosen:
 
 def _facility_location(state: Chosen) -> Iterator[int]:
     """Greedy maximisation of sum_e q_e max_{x in S} sim(e, x) + sum_{x in S} value(x)."""
-    if find_spec("numba") is None:
+    num_cosines = len(state.values_N) * len(state.weights_E)
+    if num_cosines > MAX_COSINES or find_spec("numba") is None:
         return _lazily(state, _coverage_bounds(state), state.coverage_gain)
     return _lazily_compiled(state)
 

@@ -134,6 +134,14 @@ def test_the_compiled_search_chooses_what_the_plain_one_does(
     assert compiled == plain
 
 
+def test_a_cluster_with_too_many_cosines_to_hold_is_searched_without_them(monkeypatch):
+    pool, queries = _pool(60), _queries(4)
+    usual = _one_cluster(pool, queries, PLAIN, 20)
+    monkeypatch.setattr(greedy, "MAX_COSINES", 200)
+    monkeypatch.setattr(greedy, "_lazily_compiled", None)
+    assert _one_cluster(pool, queries, PLAIN, 20) == usual
+
+
 def test_a_gain_lies_in_its_interval_however_it_is_summed():
     kernels = pytest.importorskip("autoscale_ray.mixture.kernels")
     rng = np.random.default_rng(0)
