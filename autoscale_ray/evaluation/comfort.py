@@ -37,9 +37,10 @@ def smoothing_matrix(num_samples: int, window: int, order: int, derivative: int)
     from scipy.signal import savgol_filter
 
     size = min(window, num_samples)
-    return savgol_filter(
+    smoothed = savgol_filter(
         np.eye(num_samples), size, order, deriv=derivative, delta=STEP_S, axis=0, mode="interp"
     )
+    return np.asarray(smoothed)
 
 
 def comfort_flags(states_NL11: Tensor, version: str, centre_offset_m: float) -> Tensor:

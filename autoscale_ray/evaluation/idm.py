@@ -7,6 +7,7 @@ C path vertices, T = 41 steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ from autoscale_ray.evaluation.arena import Arena, path_progress
 from autoscale_ray.evaluation.observation import FORECAST_STEP
 from autoscale_ray.evaluation.planar import box_corners, polygon_distances, project, ring_centroid
 from autoscale_ray.evaluation.scene import Flags, Floats, Integers
+
+if TYPE_CHECKING:
+    import shapely
 
 LATERAL_OFFSETS_M = (0.0, -1.0, 1.0)
 SPEED_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -179,7 +183,11 @@ def _tie_order(arena: Arena) -> Integers:
 
 
 def _along_paths(
-    paths: Paths, corridors: list, centroids_OB2: Floats, corners: list[Floats], half_width_m: float
+    paths: Paths,
+    corridors: list[shapely.Polygon],
+    centroids_OB2: Floats,
+    corners: list[Floats],
+    half_width_m: float,
 ) -> tuple[Floats, Flags]:
     """Return arc length (L, O, B), where it matters, and contact with the corridor (L, O, B)."""
     shape = (len(corridors), len(corners), len(range(0, NUM_STEPS, FORECAST_STEP)))
@@ -204,16 +212,15 @@ def _along_paths(
     return progress, touches
 
 
-def _meet(corridor: object, rings: list[Floats]) -> Flags:
+def _meet(corridor: shapely.Polygon, rings: list[Floats]) -> Flags:
     """Tell which rings share a point with the corridor."""
     if not rings:
         return np.zeros(0, dtype=bool)
     import shapely
 
     vertex_of = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
-    return shapely.intersects(
-        corridor, shapely.polygons(shapely.linearrings(np.concatenate(rings), indices=vertex_of))
-    )
+    polygons = shapely.polygons(shapely.linearrings(np.concatenate(rings), indices=vertex_of))
+    return np.asarray(shapely.intersects(corridor, polygons))
 
 
 def _may_touch(

@@ -127,7 +127,7 @@ def red_light_steps(scene: ScoringScene, num_steps: int) -> tuple[npt.NDArray[np
 
 
 def _tracks(scene: ScoringScene, boxes_AT4: Floats, present_AT: Flags, first_A5: Floats) -> Tracks:
-    seen_A = present_AT.any(axis=1)
+    seen_A = np.any(present_AT, axis=1)
     speed_A = np.where(seen_A, np.hypot(first_A5[:, 3], first_A5[:, 4]), 0.0)
     is_static_A = scene.agent_types >= NUM_MOVING_TYPES
     yaw_A = np.where(seen_A, first_A5[:, 2], 0.0)

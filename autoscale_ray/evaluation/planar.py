@@ -65,7 +65,7 @@ def edges_cross(boxes_N42: Floats, polygon_n2: Floats) -> Flags:
     a, b = boxes_N42[:, :, None], np.roll(boxes_N42, -1, axis=1)[:, :, None]
     c, d = polygon_n2[None, None], np.roll(polygon_n2, -1, axis=0)[None, None]
     apart = (_turn(a, b, c) * _turn(a, b, d) < 0) & (_turn(c, d, a) * _turn(c, d, b) < 0)
-    return apart.any(axis=(1, 2))
+    return np.any(apart, axis=(1, 2))
 
 
 def _to_edges(points_Nm2: Floats, rings_Nn2: Floats) -> Floats:
@@ -79,7 +79,7 @@ def _to_edges(points_Nm2: Floats, rings_Nn2: Floats) -> Floats:
 
 def _box_contains(boxes_N42: Floats, point_2: Floats) -> Flags:
     turns = _turn(boxes_N42, np.roll(boxes_N42, -1, axis=1), point_2)
-    return (turns >= 0).all(axis=1) | (turns <= 0).all(axis=1)
+    return np.all(turns >= 0, axis=1) | np.all(turns <= 0, axis=1)
 
 
 def _turn(first: Floats, second: Floats, third: Floats) -> Floats:

@@ -88,7 +88,7 @@ def embedding_figure(
     num_rows = -(-len(medoids) // THUMBNAILS_PER_ROW)
     height = 1.9 * num_rows * len(labels) / 2
     figure = Figure(figsize=(6.6 * len(labels), 5.5 + height), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(5.5, max(height, 0.1)))
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(5.5, max(height, 0.1)))[:, 0]
     for axes, (title, label_N) in zip(
         upper.subplots(1, len(labels), squeeze=False)[0], labels.items(), strict=True
     ):
@@ -108,7 +108,8 @@ def _draw_map(axes: Axes, xy_N2: np.ndarray, label_N: np.ndarray, title: str) ->
         axes.scatter(*mine.T, s=6, color=colours[number], label=str(names[number]), linewidths=0, alpha=0.7)
         if 2 < len(names) <= MAX_NAMES:
             box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.7, "linewidth": 0}
-            axes.annotate(str(names[number]), np.median(mine, axis=0), fontsize=6, ha="center", bbox=box)
+            x, y = np.median(mine, axis=0)
+            axes.annotate(str(names[number]), (x, y), fontsize=6, ha="center", bbox=box)
     axes.set(title=f"by {title}", xlabel="component 1", ylabel="component 2")
     axes.legend(markerscale=3, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +122,8 @@ class AttentionPool(nn.Module):
         """Return one row for each scene; a scene without nodes gives 0."""
         if path == "pyg":
             return self.pool(states_MH, owner_M, dim_size=len(offsets) - 1)
-        weight_M4 = (GATE_LIMIT * torch.tanh(self.pool.gate_nn.score(states_MH))).exp()
+        gate = cast(_HeadGate, self.pool.gate_nn)
+        weight_M4 = (GATE_LIMIT * torch.tanh(gate.score(states_MH))).exp()
         weighted = (states_MH.unflatten(1, (NUM_POOL_HEADS, -1)) * weight_M4[:, :, None]).flatten(1)
         rows = torch.arange(len(owner_M), device=owner_M.device)
         top = bag_mean(weighted, rows, offsets, mode="sum").unflatten(1, (NUM_POOL_HEADS, -1))
@@ -156,9 +157,8 @@ class GraphLayer(nn.Module):
         update = {name: self.own[name](table) for name, table in states.items()}
         for name in NODE_TYPES:
             update[name] += self.from_ego[name](states["ego"]).index_select(0, wiring.owner[name])
-            _accumulate(
-                update["ego"], self._scene_mean(states[name], wiring, name, path), self.to_ego[name].weight
-            )
+            to_ego = cast(nn.Linear, self.to_ego[name])
+            _accumulate(update["ego"], self._scene_mean(states[name], wiring, name, path), to_ego.weight)
         for relation, (source, target) in RELATIONS.items():
             layer = self.relations[relation]
             if path == "pyg":
@@ -169,7 +169,7 @@ class GraphLayer(nn.Module):
 
     def _send(self, relation: str, states_MH: Tensor, total_MH: Tensor, wiring: Wiring) -> None:
         """Add W_r mean(x) = mean(W_r x) in place, with the product on the side that has fewer nodes."""
-        weight_HH = self.relations[relation].lin_l.weight
+        weight_HH = cast(SAGEConv, self.relations[relation]).lin_l.weight
         index, offsets = wiring.sources[relation], wiring.source_offsets[relation]
         if len(states_MH) < len(total_MH):
             total_MH += bag_mean(torch.nn.functional.linear(states_MH, weight_HH), index, offsets)
@@ -255,4 +255,4 @@ class GraphEncoder(nn.Module):
 
     def _fused(self, graph: SceneGraph, block: int) -> Encoding:
         joined_NW, states = fused.encode(self, graph, GATE_LIMIT, block)
-        return Encoding(states, self.head(joined_NW.to(self.head[0].weight.dtype)))
+        return Encoding(states, self.head(joined_NW.to(cast(nn.Linear, self.head[0]).weight.dtype)))

@@ -8,13 +8,13 @@ Shape legend: N scenes, Q queries, B base scenes, D embedding size, K clusters, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 from scipy.optimize import minimize
-from scipy.special import comb, logsumexp
+from scipy.special import logsumexp
 from scipy.stats import rankdata, spearmanr
 
 Array = NDArray[Any]
@@ -105,9 +105,10 @@ def _entropy(share: Array) -> float:
 def adjusted_rand_index(first_N: Array, second_N: Array) -> float:
     """Return the Rand index corrected for chance (Hubert and Arabie 1985, eq. 5); NaN when not defined."""
     table = contingency(first_N, second_N)
-    together = comb(table, 2).sum()
-    rows, columns = comb(table.sum(1), 2).sum(), comb(table.sum(0), 2).sum()
-    expected = rows * columns / max(comb(table.sum(), 2), 1)
+    together, rows, columns, total = (
+        (count * (count - 1) / 2).sum() for count in (table, table.sum(1), table.sum(0), table.sum())
+    )
+    expected = rows * columns / max(total, 1)
     largest = (rows + columns) / 2
     return float("nan") if largest == expected else float((together - expected) / (largest - expected))
 
@@ -128,9 +129,9 @@ def kmeans_labels(vectors_ND: Array, num_clusters: int, seed: int) -> NDArray[np
     unit_ND = unit_rows(vectors_ND)
     best, best_cost = np.zeros(len(unit_ND), np.int64), np.inf
     for restart in range(KMEANS_RESTARTS):
-        centre, label = kmeans2(
-            unit_ND, num_clusters, minit="++", seed=np.random.default_rng([seed, restart])
-        )
+        generator = np.random.default_rng([seed, restart])
+        # The decorator by which scipy renames this argument hides it.
+        centre, label = kmeans2(unit_ND, num_clusters, minit="++", seed=generator)  # pyright: ignore[reportCallIssue]
         cost = np.square(unit_ND - centre[label]).sum()
         if cost < best_cost:
             best, best_cost = label.astype(np.int64), cost
@@ -266,7 +267,8 @@ def distance_correlation(vectors_ND: Array, delta_NN: Array) -> float:
     """Return Spearman's correlation of cosine distance and scenario distance over all pairs i < j."""
     unit_ND = unit_rows(vectors_ND)
     pair = np.triu_indices(len(unit_ND), 1)
-    return float(spearmanr((1 - unit_ND @ unit_ND.T)[pair], np.asarray(delta_NN)[pair]).statistic)
+    found = spearmanr((1 - unit_ND @ unit_ND.T)[pair], np.asarray(delta_NN)[pair])
+    return float(cast(Any, found).statistic)
 
 
 def effective_rank(vectors_ND: Array) -> float:

@@ -315,8 +315,8 @@ def batch_terms(
         Scalars by name of the weight in `EmbeddingLossConfig`.
     """
     weights = dataclasses.asdict(model.config.loss)
-    encoding = model.encoder(scenes.graph) if encoding is None else encoding
-    z_ND = encoding.z_ND
+    encoded = model.encoder(scenes.graph) if encoding is None else encoding
+    z_ND = encoded.z_ND
     delta_NN = torch.zeros(0, 0)
     if any(weights[name] for name in ("metric", "neighbours", "pairs", "laplacian")):
         delta_NN = distance(scenes.signature, scenes.signature)
@@ -324,7 +324,7 @@ def batch_terms(
     makers: dict[str, Callable[[], Tensor]] = {
         "decoder": lambda: _decoder_term(model, scenes.graph, z_ND),
         "masked": lambda: _masked_term(model, scenes.graph, generator),
-        "relation": lambda: _relation_term(model, scenes.graph, encoding.nodes, generator),
+        "relation": lambda: _relation_term(model, scenes.graph, encoded.nodes, generator),
         "contrastive": lambda: objectives.contrastive_loss(
             z_ND, model.encoder(semantic_view(scenes.graph, generator)).z_ND
         ),
@@ -358,7 +358,7 @@ def _decoder_term(model: GraphRae, graph: SceneGraph, z_ND: Tensor) -> Tensor:
 
 def _masked_term(model: GraphRae, graph: SceneGraph, generator: torch.Generator) -> Tensor:
     masks = draw_node_masks(graph, generator)
-    encoding = model.encoder(masked_graph(graph, masks, model.decoder.mask_tokens))
+    encoding = model.encoder(masked_graph(graph, masks, dict(model.decoder.mask_tokens.items())))
     total = torch.zeros(())
     for name, mask in masks.items():
         z_MD = encoding.z_ND[row_of(graph.offsets[name])[mask]]
