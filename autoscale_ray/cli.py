@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -247,8 +248,7 @@ def sweep(arguments: Positional[tuple[str, ...]] = (), out: Path | None = None) 
     from autoscale_ray.distributed.sweep import sweep as run_sweep
 
     console = Console()
-    given = [*arguments, *([f"placement.run_dir={out}"] if out is not None else [])]
-    folder = run_sweep(given, console)
+    folder = run_sweep([*arguments, *_run_dir(out)], console)
     console.print(f"finished: table {folder / 'sweep.csv'}, everything else beside it", soft_wrap=True)
 
 
@@ -335,9 +335,12 @@ def _config(arguments: Sequence[str], out: Path | None) -> RunConfig:
     overrides = [item for item in arguments if "=" in item]
     if len(files) > 1:
         raise ConfigError(files[1], "only one configuration file can be given")
-    if out is not None:
-        overrides.append(f"placement.run_dir={out}")
-    return load_config(files[0] if files else None, overrides)
+    return load_config(files[0] if files else None, [*overrides, *_run_dir(out)])
+
+
+def _run_dir(out: Path | None) -> list[str]:
+    """Return the override that `--out` stands for; quoted, because YAML reads more into `7` or `a #1`."""
+    return [] if out is None else [f"placement.run_dir={json.dumps(str(out), ensure_ascii=False)}"]
 
 
 def _tree(title: str, values: Mapping[str, Any]) -> Tree:

@@ -25,6 +25,8 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Width = Annotated[int, Field(ge=4, le=16_384, multiple_of=4)]
+Anchors = Annotated[tuple[Annotated[float, Field(ge=-100, le=100)], ...], Field(min_length=1)]
 Preset = Annotated[
     Literal["harm_low_deficit", "harm_high_deficit", "no_harm", "even", "null"],
     BeforeValidator(lambda value: "null" if value is None else value),  # YAML reads the bare word as nothing
@@ -122,10 +124,10 @@ class ScenarioDistanceConfig:
 class RepresentationConfig:
     """Graph-RAE, the scene embedding."""
 
-    hidden_size: Count = 64
-    """Width of the node states."""
-    embedding_size: Count = 64
-    """Width D of the pooled embedding z."""
+    hidden_size: Width = 64
+    """Width of the node states; a multiple of 4, the pooling heads."""
+    embedding_size: Annotated[int, Field(ge=2, le=16_384)] = 64
+    """Width D of the pooled embedding z, >= 2."""
     num_layers: Count = 2
     """Message passing layers, >= 1."""
     num_steps: CountOrZero = 400
@@ -205,9 +207,16 @@ class AscentConfig:
         for name in ("floor_explore", "floor_final", "null_prior", "prior_share"):
             _require(0.0 <= getattr(self, name) <= 1.0, name, "must be in [0, 1]", getattr(self, name))
         for name in ("scene_sd", "offset_sd", "offset_real_only_sd"):
-            _require(0.0 < getattr(self, name) < float("inf"), name, "must be > 0", getattr(self, name))
+            _require(
+                0.0 < getattr(self, name) < float("inf"), name, "must be > 0 and finite", getattr(self, name)
+            )
         for name in ("trust_radius", "shrinkage", "gate_sd", "gate_tolerance", "perturbation_decay"):
-            _require(0.0 <= getattr(self, name) < float("inf"), name, "must be >= 0", getattr(self, name))
+            _require(
+                0.0 <= getattr(self, name) < float("inf"),
+                name,
+                "must be >= 0 and finite",
+                getattr(self, name),
+            )
         _require(0.0 <= self.perturbation <= 10.0, "perturbation", "must be in [0, 10]", self.perturbation)
 
 
@@ -245,19 +254,19 @@ class PlannerConfig:
 
     factory: str = "autoscale_ray.planning.spec:planner_spec"
     """Dotted path `module:function` returning a PlannerSpec; bring your own planner here."""
-    hidden_size: Count = 64
+    hidden_size: Width = 64
     """Width of the scene tokens; a multiple of 4, the attention heads."""
     num_agents: Count = 12
     """Agents the planner sees in a scene, the most relevant ones."""
     num_lanes: Count = 8
     """Lanes the planner sees in a scene, the nearest ones."""
-    anchor_accelerations_mps2: tuple[float, ...] = (-6.0, -3.0, -1.5, -0.5, 0.3, 1.5)
+    anchor_accelerations_mps2: Anchors = (-6.0, -3.0, -1.5, -0.5, 0.3, 1.5)
     """Accelerations of the anchor trajectories; every acceleration and offset together is one mode."""
-    anchor_offsets_m: tuple[float, ...] = (-2.0, 0.0, 2.0)
+    anchor_offsets_m: Anchors = (-2.0, 0.0, 2.0)
     """Final offsets of the anchor trajectories from the route centre line, positive to the left."""
     num_steps: CountOrZero = 800
     """Optimiser steps of one training run, the same for every arm."""
-    batch_size: Count = 128
+    batch_size: Annotated[int, Field(ge=4, multiple_of=4)] = 128
     """Scenes a step; a multiple of 4, the logical shards."""
     learning_rate: Positive = 3e-3
     """Peak AdamW learning rate."""
@@ -321,7 +330,7 @@ class RayConfig:
     """Actors that embed pools, >= 1."""
     num_scorers: Count = 1
     """Actors that score dev and test scenes, kept alive between rounds, >= 1."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    gpus_per_worker: NonNegative = 0.0
     """GPUs that each trainer and embedder reserves; 0 runs on CPU."""
     checkpoint_steps: Count = 200
     """Training steps between two checkpoints, >= 1: what a killed worker loses at most."""
@@ -342,10 +351,8 @@ class PlacementConfig:
 
     run_dir: str = "runs/default"
     """Folder that receives everything the run writes."""
-    num_threads: Count = 1
-    """Threads of one process for torch and faiss, >= 1."""
-    num_processes: Count = 1
-    """Training runs that may go on side by side on this machine, >= 1."""
+    num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Threads of one process for torch and faiss, 1 to 1024."""
     ray: RayConfig = RayConfig()
 
 
@@ -430,7 +437,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(str(path), "no such configuration file")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(str(path), f"must be YAML text: {error}") from error
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(str(path), "must be a mapping of sections", tree)
@@ -443,7 +450,7 @@ def _with_override(tree: Mapping[str, Any], item: str) -> dict[str, Any]:
         raise ConfigError(item, "an override must look like section.field=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 40th of a month
         raise ConfigError(item, "the value of an override must be YAML") from error
     return _set(tree, dotted.split("."), value, item)
 
@@ -478,5 +485,8 @@ def _validated(tree: Mapping[str, Any], where: str) -> RunConfig:
         return TypeAdapter(RunConfig).validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigError):  # a rule of our own, which names its field
+            raise ConfigError(where, f"{cause.where}: {cause.rule}", cause.value) from error
         dotted = ".".join(str(part) for part in first["loc"])
         raise ConfigError(where, f"{dotted}: {first['msg'].lower()}", first.get("input")) from error

@@ -84,15 +84,15 @@ def read_values(name: str, text: str) -> list[Any] | Range:
     """Read ``v1,v2,...`` or ``low..high``.
 
     Raises:
-        ConfigError: No values, or ends that are not two growing numbers.
+        ConfigError: No values, one that is no YAML, or ends that are not two growing numbers.
     """
     if ".." in text:
         low, _, high = text.partition("..")
-        ends = [yaml.safe_load(low), yaml.safe_load(high)]
+        ends = [_yaml(name, low), _yaml(name, high)]
         if not all(isinstance(end, int | float) for end in ends) or not ends[0] < ends[1]:
             raise ConfigError(f"{PREFIX}{name}", "a range is low..high with low < high", text)
         return Range(*ends)
-    values = [yaml.safe_load(value) for value in text.split(",") if value.strip()]
+    values = [_yaml(name, value) for value in text.split(",") if value.strip()]
     if not values:
         raise ConfigError(f"{PREFIX}{name}", "needs at least one value")
     return values
@@ -156,8 +156,15 @@ def _check(plan: SweepPlan) -> None:
             config_of(plan.arguments, {name: value})
 
 
+def _yaml(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{PREFIX}{name}", "every value must be YAML without commas", text) from error
+
+
 def _option(name: str, text: str) -> Any:
-    value, (kind, rule, accepts) = yaml.safe_load(text), OPTIONS[name]
+    value, (kind, rule, accepts) = _yaml(name, text), OPTIONS[name]
     if type(value) is not kind or not accepts(value):
         raise ConfigError(f"{PREFIX}{name}", rule, value)
     return value

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from autoscale_ray.config import PlannerConfig
-from autoscale_ray.errors import ConfigError
+from autoscale_ray.errors import AutoScaleError, ConfigError
 from autoscale_ray.planning.checkpoint import load_weights, save_weights
 from autoscale_ray.planning.features import concatenate, features_of_pool, load_features, save_features
 from autoscale_ray.planning.gradients import mean_gradient
@@ -86,20 +86,25 @@ def load_planner_spec(path: str, config: PlannerConfig) -> PlannerSpec:
         The planner.
 
     Raises:
-        ConfigError: Malformed path, no such module or function, or something else than a PlannerSpec
-            returned.
+        ConfigError: Malformed path, no such module or function, or the function fails or returns something
+            else than a PlannerSpec.
     """
     module_name, colon, function_name = path.partition(":")
     if not (module_name and colon and function_name):
         raise ConfigError("planner.factory", "must look like package.module:function", path)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # theirs: whatever it is, it is told in one line
         raise ConfigError("planner.factory", f"cannot import module {module_name}: {error}", path) from error
     factory = getattr(module, function_name, None)
     if not callable(factory):
         raise ConfigError("planner.factory", f"module {module_name} has no function {function_name}", path)
-    spec = factory(config)
+    try:
+        spec = factory(config)
+    except AutoScaleError:
+        raise
+    except Exception as error:
+        raise ConfigError("planner.factory", f"failed: {type(error).__name__} {error}", path) from error
     if not isinstance(spec, PlannerSpec):
         raise ConfigError("planner.factory", f"{path} must return a PlannerSpec", type(spec).__name__)
     return spec

@@ -49,6 +49,7 @@ def test_a_plan_has_values_ranges_and_options() -> None:
         (["sweep.loop.budget="], "sweep.loop.budget: needs at least one value"),
         (["sweep.loop.bugdet=1,2"], "loop.bugdet"),
         (["sweep.loop.budget=20,0"], "loop.budget"),
+        (["sweep.loop.budget=[20,60]"], "sweep.loop.budget: every value must be YAML without commas"),
         (["sweep.loop.budget=20..60"], "a range needs sweep.search=optuna"),
         (
             ["sweep.loop.budget=60..20", "sweep.search=optuna", "sweep.num_trials=4"],

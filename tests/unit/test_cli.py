@@ -4,11 +4,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 import autoscale_ray
-from autoscale_ray.cli import main
+from autoscale_ray.cli import _config, main
 from autoscale_ray.scenes.readers import READERS
 
 
@@ -37,6 +38,12 @@ def test_a_folder_that_cannot_be_made_is_one_line(command, tmp_path, capsys):
     assert (code, told.count("\n")) == (2, 1)
     assert str(tmp_path / "file") in told
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["7", "null", "a: b", "a #1", "[x]", "\u00fc 'x' \"y\""])
+def test_out_is_a_folder_whatever_yaml_reads_in_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _config(["loop.budget=7"], Path(name)).placement.run_dir == name
 
 
 def test_ctrl_c_is_one_line(tmp_path):

@@ -32,8 +32,20 @@ def test_file_and_overrides(tmp_path):
         ("retrieval.random_share=1.5", ["retrieval.random_share", "1.5"]),
         ("planner.learning_rate=.nan", ["planner.learning_rate", "nan"]),
         ("loop.baselines=[best]", ["loop.baselines", "best"]),
+        ("planner.hidden_size=66", ["planner.hidden_size", "multiple of 4", "66"]),
+        ("planner.batch_size=6", ["planner.batch_size", "multiple of 4", "6"]),
+        ("planner.anchor_offsets_m=[]", ["planner.anchor_offsets_m", "at least 1"]),
+        ("planner.anchor_offsets_m=[1e300]", ["planner.anchor_offsets_m", "1e300"]),
+        ("planner.anchor_accelerations_mps2=[.nan]", ["planner.anchor_accelerations_mps2.0", "nan"]),
+        ("representation.hidden_size=6", ["representation.hidden_size", "multiple of 4"]),
+        ("representation.embedding_size=1", ["representation.embedding_size", "2", "1"]),
+        ("representation.embedding_size=99999999999", ["representation.embedding_size", "16384"]),
+        ("placement.num_threads=99999999999", ["placement.num_threads", "1024"]),
+        ("placement.ray.gpus_per_worker=.inf", ["placement.ray.gpus_per_worker", "inf"]),
+        ("ascent.scene_sd=.inf", ["overrides: ascent.scene_sd: must be > 0 and finite (found inf)"]),
         ("nonsense", ["section.field=value"]),
         ("loop.budget=[", ["YAML"]),
+        ("seed=2026-13-40", ["YAML", "2026-13-40"]),
     ],
 )
 def test_bad_values_name_path_rule_and_value(override, parts):
@@ -51,9 +63,10 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ConfigError, match=r"list\.yaml: must be a mapping"):
         load_config(tmp_path / "list.yaml")
-    (tmp_path / "broken.yaml").write_text("a: [1\n")
-    with pytest.raises(ConfigError, match=r"broken\.yaml: must be YAML"):
-        load_config(tmp_path / "broken.yaml")
+    for text in ("a: [1\n", "a: 2026-13-40\n", "a: " + "[" * 2000):
+        (tmp_path / "broken.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"broken\.yaml: must be YAML"):
+            load_config(tmp_path / "broken.yaml")
 
 
 def test_dump_reads_back(tmp_path):

@@ -62,9 +62,13 @@ def test_a_planner_outside_the_tree_is_found_by_its_dotted_path(config, tmp_path
         ("straight_planner:missing", "has no function missing"),
         ("straight_planner:TIMES_S", "has no function TIMES_S"),
         ("straight_planner:wrong_type", "must return a PlannerSpec"),
+        ("os:getcwd", "failed: TypeError"),
+        ("this_planner_is_broken:make", "cannot import module this_planner_is_broken: division by zero"),
     ],
 )
-def test_wrong_paths_give_one_clear_line(config, monkeypatch, path, rule):
+def test_wrong_paths_give_one_clear_line(config, monkeypatch, tmp_path, path, rule):
+    (tmp_path / "this_planner_is_broken.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.syspath_prepend(str(OUTSIDE))
     with pytest.raises(ConfigError, match=rule) as caught:
         load_planner_spec(path, config)
