@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from autoscale_ray.artifacts import fingerprint
 from autoscale_ray.config import RunConfig
@@ -65,13 +66,16 @@ def scene_weights(pool: ScenePool, use_weights: bool) -> np.ndarray:
     """Return the weight of every scene of a pool in the objective: its side file's, or 1.
 
     Raises:
-        PoolError: The side file lacks a scene or holds a weight that is negative or not finite.
+        PoolError: The side file lacks a scene or holds a weight that is no number, negative or not finite.
+        InputRejectedError: The side file is damaged or lacks a column.
     """
-    table = pool.side_table(WEIGHTS_TABLE) if use_weights else None
+    table = pool.side_table(WEIGHTS_TABLE, ["scene_id", "weight"]) if use_weights else None
     if table is None:
         return np.ones(len(pool))
+    where, kind = f"{pool.path}/{WEIGHTS_TABLE}.parquet", table["weight"].type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        raise PoolError(where, "weights must be numbers", str(kind))
     by_id = dict(zip(table["scene_id"].to_pylist(), table["weight"].to_pylist(), strict=True))
-    where = f"{pool.path}/{WEIGHTS_TABLE}.parquet"
     absent = [scene for scene in pool.scene_ids.tolist() if scene not in by_id]
     if absent:
         raise PoolError(where, "must hold a weight for every scene; missing", absent[0])

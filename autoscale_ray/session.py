@@ -152,8 +152,8 @@ def play(stages: RecordedStages, show: Callable[[Mapping[str, Any]], None]) -> d
         stages.work.close()
     gains = tasks.paired_gains(arms, inputs.pools["test"])
     finished = summary(clusters, history, final_counts=final_counts, arms=arms, gains=gains)
-    write_embedding_map(clusters, inputs.pools, run_dir / "plots" / "embedding_map.png")
     write_selection(arms[-1].selection, inputs.pools["synthetic"], run_dir / SELECTION_FILE)
+    write_embedding_map(clusters, inputs.pools, run_dir / "plots" / "embedding_map.png")
     render(run_dir)
     return finished
 

@@ -79,10 +79,10 @@ def _families(pools: Mapping[str, ScenePool], side_N: np.ndarray, row_N: np.ndar
         return {}
     family_N = np.empty(len(side_N), dtype=object)
     for side, file in files.items():
-        truth = read_parquet(file)
+        truth = read_parquet(file, ["scene_id", "family"])
         names = dict(zip(truth["scene_id"].to_pylist(), truth["family"].to_pylist(), strict=True))
         mine = np.flatnonzero(side_N == side)
-        family_N[mine] = [names[scene_id] for scene_id in pools[side].scene_ids[row_N[mine]]]
+        family_N[mine] = [names.get(scene_id, "unknown") for scene_id in pools[side].scene_ids[row_N[mine]]]
     return {"family": family_N.astype(str)}
 
 

@@ -73,13 +73,11 @@ def open_cache(root: Path, content_hash: str, tables: Iterable[pa.Table], where:
 
 
 def _complete(folder: Path) -> bool:
-    sizes_path = folder / "sizes.json"
-    if not sizes_path.exists():
+    try:
+        sizes = json.loads((folder / "sizes.json").read_text())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (FileNotFoundError, ValueError, AttributeError):
         return False
-    sizes = json.loads(sizes_path.read_text())
-    return all(
-        (folder / name).exists() and (folder / name).stat().st_size == size for name, size in sizes.items()
-    )
 
 
 def _build(folder: Path, content_hash: str, tables: Iterable[pa.Table], where: str) -> None:

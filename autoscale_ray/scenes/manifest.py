@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field, TypeAdapter, ValidationError
 
+from autoscale_ray.config import CountOrZero
 from autoscale_ray.errors import PoolError
 from autoscale_ray.scenes.schema import SCENE_SCHEMA, SCHEMA_VERSION
 
@@ -22,9 +25,9 @@ MANIFEST_NAME = "manifest.json"
 class PoolFile:
     """One Parquet file of a pool."""
 
-    name: str
-    num_scenes: int
-    num_bytes: int
+    name: Annotated[str, Field(pattern=r"^[^/]+\.parquet$")]
+    num_scenes: CountOrZero
+    num_bytes: CountOrZero
     sha256: str
 
 
@@ -33,12 +36,12 @@ class PoolManifest:
     """What a pool holds; stored as manifest.json."""
 
     schema_version: int
-    num_scenes: int
+    num_scenes: CountOrZero
     content_hash: str
     files: tuple[PoolFile, ...]
-    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    counts: Mapping[str, Mapping[str, CountOrZero]]
     """Scenes by domain, by source and by log."""
-    num_quarantined: int = 0
+    num_quarantined: CountOrZero = 0
 
 
 class ContentHash:
@@ -96,12 +99,21 @@ def read_manifest(folder: Path) -> PoolManifest:
     if not path.exists():
         raise PoolError(str(folder), f"must be the folder of a scene pool, with a {MANIFEST_NAME}")
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
         version = raw["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise PoolError(str(path), f"scene schema version must be {SCHEMA_VERSION}", version)
-        return PoolManifest(**{**raw, "files": tuple(PoolFile(**file) for file in raw["files"])})
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, PoolError):
-            raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PoolError(str(path), "is damaged", str(error)) from None
+    if version != SCHEMA_VERSION:
+        raise PoolError(str(path), f"scene schema version must be {SCHEMA_VERSION}", version)
+    try:
+        manifest = TypeAdapter(PoolManifest).validate_python(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        dotted = ".".join(str(part) for part in first["loc"])
+        raise PoolError(str(path), f"is damaged: {dotted}: {first['msg'].lower()}", first["input"]) from None
+    sums = [sum(file.num_scenes for file in manifest.files)]
+    sums += [sum(manifest.counts.get(kind, {}).values()) for kind in ("domain", "source", "log")]
+    if set(sums) != {manifest.num_scenes}:
+        rule = f"is damaged: files, domains, sources and logs must each hold its {manifest.num_scenes} scenes"
+        raise PoolError(str(path), rule, sums)
+    return manifest

@@ -134,11 +134,15 @@ class ScenePool:
         root = self.cache_dir or self.path / "cache"
         return open_cache(root, self.manifest.content_hash, self.file_tables(), str(self.path))
 
-    def side_table(self, name: str) -> pa.Table | None:
-        """Return ``quarantine`` or ``truth``, or None where the pool has none."""
+    def side_table(self, name: str, columns: list[str] | None = None) -> pa.Table | None:
+        """Return a table of `SIDE_TABLES`, or some of its columns; None where the pool has none.
+
+        Raises:
+            InputRejectedError: Damaged, or a column is missing.
+        """
         assert name in SIDE_TABLES, name
         path = self.path / f"{name}.parquet"
-        return read_parquet(path) if path.exists() else None
+        return read_parquet(path, columns) if path.exists() else None
 
     @cached_property
     def _row_by_id(self) -> dict[str, int]:
@@ -179,6 +183,9 @@ def open_pool(
             )
         with open_parquet(folder / file.name) as parquet:
             check_schema(parquet.schema_arrow, str(folder / file.name))
+            found = parquet.metadata.num_rows
+        if found != file.num_scenes:
+            raise PoolError(str(folder / file.name), f"must hold {file.num_scenes} scenes as recorded", found)
     return ScenePool(folder, manifest, Path(cache_dir) if cache_dir else None)
 
 

@@ -37,7 +37,7 @@ def pool_info(path: Path | str) -> PoolInfo:
     """
     pool = open_pool(path, allow_empty=True)
     manifest = pool.manifest
-    quarantine = pool.side_table("quarantine")
+    quarantine = pool.side_table("quarantine", ["rule"])
     rules = Counter(quarantine["rule"].to_pylist() if quarantine is not None else [])
     valid = pool.list_column("ego_valid") if len(pool) else []
     return PoolInfo(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -96,8 +97,10 @@ class PoolWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(self._part, self.path)
-        except OSError:
+        except OSError as error:
             shutil.rmtree(self._part, ignore_errors=True)
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
             raise PoolError(str(self.path), "was written by another process meanwhile") from None
         _sync_folder(self.path.parent)
 

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -175,8 +176,18 @@ def test_another_configuration_in_the_same_folder_is_refused(finished, pools, ca
             ["9"],
         ),
         (lambda pools: same_logs(pools), ["share"]),
+        (lambda pools: weigh(pools, {"scene": ["a"]}), ["weights.parquet", "scene_id, weight"]),
+        (lambda pools: weigh(pools, {"scene_id": ["a"], "weight": ["b"]}), ["weights.parquet", "numbers"]),
     ],
-    ids=["missing folder", "no manifest", "corrupted parquet", "other schema version", "leak"],
+    ids=[
+        "missing folder",
+        "no manifest",
+        "corrupted parquet",
+        "other schema version",
+        "leak",
+        "weights without columns",
+        "weights in words",
+    ],
 )
 def test_bad_pools_give_one_line_and_write_nothing(damage, parts, pools, tmp_path, capsys):
     broken = tmp_path / "pools"
@@ -259,6 +270,10 @@ def replace_text(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
+
+
+def weigh(pools: Path, columns: dict) -> None:
+    pq.write_table(pa.table(columns), pools / "dev" / "weights.parquet")
 
 
 def same_logs(pools: Path) -> None:

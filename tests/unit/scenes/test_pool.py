@@ -88,6 +88,12 @@ def test_repeated_scene_ids_and_used_folders_are_refused(tmp_path):
         write_pool(tmp_path / "pool", [random_table(3)])
 
 
+def with_scenes(made: dict) -> dict:
+    """Return a manifest that claims two scenes of a file with three, everywhere."""
+    counts = {kind: dict.fromkeys(list(names)[:1], 2) for kind, names in made["counts"].items()}
+    return {**made, "num_scenes": 2, "counts": counts, "files": [{**made["files"][0], "num_scenes": 2}]}
+
+
 def test_unusable_pools_each_give_one_clear_line(tmp_path):
     with pytest.raises(PoolError, match="no such folder"):
         open_pool(tmp_path / "missing")
@@ -106,6 +112,37 @@ def test_another_schema_version_is_refused(tmp_path):
     manifest = tmp_path / "pool" / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "schema_version": 99}))
     with pytest.raises(PoolError, match=r"version must be 1 \(found 99\)"):
+        open_pool(tmp_path / "pool")
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (lambda made: [], "is damaged"),
+        (lambda made: {**made, "counts": {}}, "must each hold its 3 scenes"),
+        (lambda made: {**made, "counts": [1]}, "is damaged: counts"),
+        (lambda made: {**made, "files": []}, "must each hold its 3 scenes"),
+        (lambda made: {**made, "num_scenes": -3}, "is damaged: num_scenes"),
+        (lambda made: {**made, "num_scenes": 4}, "must each hold its 4 scenes"),
+        (lambda made: {**made, "content_hash": 3}, "is damaged: content_hash"),
+        (lambda made: {**made, "files": [{**made["files"][0], "name": "/etc/passwd"}]}, "files.0.name"),
+        (lambda made: {**made, "files": [{**made["files"][0], "name": 3}]}, "files.0.name"),
+        (with_scenes, "must hold 2 scenes as recorded"),
+    ],
+)
+def test_a_manifest_that_cannot_be_right_is_refused(tmp_path, change, rule):
+    write_pool(tmp_path / "pool", [random_table(3)])
+    manifest = tmp_path / "pool" / "manifest.json"
+    manifest.write_text(json.dumps(change(json.loads(manifest.read_text()))))
+    with pytest.raises(PoolError, match=rule) as caught:
+        open_pool(tmp_path / "pool")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_nested_too_deep_is_refused(tmp_path):
+    write_pool(tmp_path / "pool", [random_table(3)])
+    (tmp_path / "pool" / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(PoolError, match="is damaged"):
         open_pool(tmp_path / "pool")
 
 
@@ -152,6 +189,10 @@ def test_a_damaged_cache_is_built_again(tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-4])
     after = open_pool(tmp_path / "pool").batch(rows)
     assert torch.equal(before.agent_states_AT5, after.agent_states_AT5)
+    for text in ("[]", '{"agent', "\0"):
+        next((tmp_path / "pool" / "cache").glob("v*/sizes.json")).write_text(text)
+        again = open_pool(tmp_path / "pool").batch(rows)
+        assert torch.equal(before.agent_states_AT5, again.agent_states_AT5)
 
 
 def test_sharing_a_log_is_a_leak(tmp_path):
