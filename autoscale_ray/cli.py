@@ -198,11 +198,15 @@ def pool_plot(pool: Positional[Path], out: Path, num_scenes: int = 24, seed: int
     Args:
         pool: Folder of the pool.
         out: PNG file.
-        num_scenes: Scenes on the sheet.
-        seed: Which scenes are drawn.
+        num_scenes: Scenes on the sheet, >= 1; all of a smaller pool.
+        seed: Which scenes are drawn, >= 0.
     """
     from autoscale_ray.reporting.scene_plot import plot_pool
 
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise ConfigError("--out", "must be a file that ends in .png", str(out))
+    if num_scenes < 1 or seed < 0:
+        raise ConfigError("pool plot", "--num-scenes must be >= 1 and --seed >= 0", (num_scenes, seed))
     plot_pool(pool, out, num_scenes=num_scenes, seed=seed)
     Console().print(f"drawn: {out}")
 

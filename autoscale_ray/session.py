@@ -218,17 +218,18 @@ def render(run_dir: Path) -> Path:
         ArtifactError: No summary there, or it is damaged.
     """
     # Imported here: matplotlib and the report cost a second in processes that only run the loop.
+    from jinja2 import TemplateError
+
     from autoscale_ray.reporting.html import write_report
     from autoscale_ray.reporting.plots import write_plots
 
     path = run_dir / SUMMARY_FILE
+    pictures = [("Embedding map", run_dir / "plots" / "embedding_map.png")]
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        plots = write_plots(summary, run_dir / "plots")
+        write_plots(summary, run_dir / "plots")
+        return write_report(summary, run_dir / REPORT_FILE, pictures)
     except FileNotFoundError as error:
         raise ArtifactError(str(path), "no run with a finished round here") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, TemplateError) as error:
         raise ArtifactError(str(path), f"is damaged: {type(error).__name__} {error}") from error
-    assert plots
-    pictures = [("Embedding map", run_dir / "plots" / "embedding_map.png")]
-    return write_report(summary, run_dir / REPORT_FILE, pictures)

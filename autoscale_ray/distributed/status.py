@@ -48,14 +48,17 @@ def status_lines(run_dir: str, now_s: float | None = None) -> list[str]:
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the events of a run, oldest first; a line that a killed writer left half written is left out."""
+    """Return the events of a run, oldest first; a line that is half written or no event is left out."""
     events = []
     for path in sorted(run_dir.glob("events/*.jsonl")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                events.append(json.loads(line))
-            except json.JSONDecodeError:
+                event = json.loads(line)
+                _ = event["event"], 0.0 + event["time_s"] + (event.get("seconds") or 0)
+                _ = "".join([event.get("ray_address") or "", event.get("ray_auth_mode") or ""])
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 continue
+            events.append(event)
     return events
 
 
@@ -82,7 +85,7 @@ def has_arms(run_dir: Path) -> bool:
     """Return whether the final comparison of a run is in its summary."""
     try:
         return bool(json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["arms"])
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
 

@@ -60,14 +60,15 @@ def _figures(summary: Summary) -> list[tuple[str, Markup]]:
         figures.append(("Score by round", score_figure(summary)))
     if len(summary["rounds"]) > 1:
         figures.append(("Mixture by round", weights_figure(summary)))
-    return [(title, _svg(figure)) for title, figure in figures]
+    return [(title, _svg(title, figure)) for title, figure in figures]
 
 
-def _svg(figure: Figure) -> Markup:
+def _svg(title: str, figure: Figure) -> Markup:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "autoscale", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    return Markup(buffer.getvalue()[buffer.getvalue().index("<svg") :])  # our own drawing, no outside text
+    drawn = buffer.getvalue()[buffer.getvalue().index("<svg") + len("<svg") :]
+    return Markup(f'<svg role="img" aria-label="{title}"{drawn}')  # our own drawing, no outside text
 
 
 def _png(path: Path) -> str:

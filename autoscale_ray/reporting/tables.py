@@ -110,7 +110,8 @@ def gain_text(gain: Mapping[str, float | None] | None) -> str:
     """Return a paired difference in points with its standard error; empty where there is none."""
     if gain is None or gain["mean"] is None:
         return ""
-    return f"{100 * gain['mean']:+.1f}\u00b1{points(gain['se'])}"
+    mean = round(100 * gain["mean"], 1) + 0.0  # no minus before a zero
+    return f"{mean:+.1f}\u00b1{points(gain['se'])}"
 
 
 def points(value: float | None) -> str:

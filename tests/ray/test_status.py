@@ -48,6 +48,15 @@ def test_a_folder_alone_tells_rounds_and_the_last_event(run_dir: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before, "nothing is claimed"
 
 
+@pytest.mark.parametrize("line", ["[]", "3", "{}", '{"event": 1, "time_s": "x"}', "[" * 100_000])
+def test_what_is_no_event_or_no_summary_is_left_out(line: str, run_dir: Path) -> None:
+    before = status_lines(str(run_dir), now_s=1090.0)
+    with (run_dir / "events" / "999999.jsonl").open("w") as file:
+        file.write(f"{line}\n")
+    (run_dir / "summary.json").write_text(line)
+    assert status_lines(str(run_dir), now_s=1090.0) == before
+
+
 def test_the_last_event_says_how_a_driver_ended() -> None:
     event = {"time_s": 10.0, "event": "driver_ended", "run": "run", "state": "stopped"}
     assert event_line(event, 15.0) == "driver ended (stopped), 5 s ago"

@@ -93,6 +93,9 @@ def test_a_run_reports_every_arm_and_round(finished):
     assert plots == {"weights_per_round.png", "score_per_round.png", "arms.png", "embedding_map.png"}
     report = (finished / "report.html").read_text()
     assert "autoscale" in report
+    assert "selection.csv" in report
+    assert "<td>-0.0" not in report
+    assert report.count('<svg role="img" aria-label=') == report.count("<svg") == 3
     assert re.findall(r"""(?:src|href)\s*=\s*["']?https?:|url\(\s*["']?https?:|@import""", report) == []
 
 
@@ -246,6 +249,21 @@ def test_a_budget_beyond_the_pool_is_allowed_and_said(pools, tmp_path, capsys):
     given = arguments(pools, tmp_path / "run", "loop.budget=5000", "loop.num_rounds=0", "loop.baselines=[]")
     main(["run", "--backend", "local", *given])
     assert "larger than the pool" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", ["spent", "gains", "rounds", "clusters"])
+def test_a_damaged_summary_gives_no_report_and_one_line(name, finished, tmp_path, capsys):
+    summary = json.loads((finished / "summary.json").read_text())
+    (tmp_path / "summary.json").write_text(json.dumps({**summary, name: [3]}))
+    fails(["report", str(tmp_path)], capsys, [str(tmp_path / "summary.json"), "is damaged"])
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "more", [["--out", "x.docx"], ["--out", "."], ["--out", "x.png", "--num-scenes", "0"]]
+)
+def test_a_sheet_that_cannot_be_drawn_is_one_line(more, pools, capsys):
+    fails(["pool", "plot", str(pools / "dev"), *more], capsys, [more[-2]])
 
 
 def fails(command: list[str], capsys, parts: list[str] | None = None) -> list[str]:
