@@ -28,6 +28,17 @@ _ENCODINGS = (None, "UTF-8", "utf-8", "ASCII", "US-ASCII", "us-ascii")
 
 
 @dataclass(frozen=True, slots=True)
+class Kind:
+    """Which elements hold records. They have no attributes and hold nothing but records."""
+
+    element: str
+    record: str = ""
+    """Name of the records, which are its children; empty where its whole content is one record."""
+    before: str = ""
+    """Only elements before the first of these bytes are looked at; those behind it stay in the document."""
+
+
+@dataclass(frozen=True, slots=True)
 class Records:
     """The records of all elements with one name, in document order."""
 
@@ -46,43 +57,65 @@ class _Layout:
     paths: tuple[str, ...]
     between: tuple[bytes, ...]
     """The bytes before, between and behind its numbers (C+1)."""
+    is_single: bool
+    """An element holds one record."""
 
 
 def parse_with_records(
-    content: bytes, where: str, element: str, record: str
-) -> tuple[etree._Element, Records] | None:
-    """Parse a document, the content of each `element` as records.
+    content: bytes, where: str, kinds: Sequence[Kind]
+) -> tuple[etree._Element, dict[str, Records]] | None:
+    """Parse a document, the content of some elements as records.
 
     Args:
         content: The whole document.
         where: File name for messages.
-        element: Name of the elements, which must have no attributes and hold nothing but records.
-        record: Name of their children.
+        kinds: What to look for, no kind inside another. Kinds behind the first whose elements differ stay in the
+            document.
 
     Returns:
-        The root, each `element` in it holding its number (from 0 on) as its only content, and the records; None where
-        a plain parser has to decide.
+        The root, each element taken out in it holding its number (from 0 on, for each kind) as its only content, and
+        the records by element; None where a plain parser has to decide.
     """
-    spans = _spans(content, f"<{element}>".encode(), f"</{element}>".encode())
-    document = _without(content, spans)
+    document = content
+    found: dict[str, Records] = {}
+    for kind in kinds:
+        # Each is looked for in what the ones before leave, a small part of the document.
+        spans = _spans(document, kind)
+        records = (
+            _records(document, np.array(spans), _layout(document, spans[0], kind, where)) if spans else None
+        )
+        if records is None and not found:
+            return None
+        if records is not None:
+            document, found[kind.element] = _without(document, spans), records
     # What is cut out of a comment, a CDATA section, an instruction or an unknown encoding is no element.
-    if not spans or b"!" in document or document.count(b"?") > 2 * document.startswith(b"<?xml"):
+    if b"!" in document or document.count(b"?") > 2 * document.startswith(b"<?xml"):
         return None
     try:
         root = parse_xml(document, where)
-        layout = _layout(content, spans[0], record, where)
     except InputRejectedError:
         return None
-    known = root.getroottree().docinfo.encoding in _ENCODINGS
-    whole = sum(1 for _ in root.iter(element)) == len(spans)
-    found = _records(content, np.array(spans), layout) if layout and known and whole else None
-    return None if found is None else (root, found)
+    cut = all(
+        _is_numbered(root, kind, len(found[kind.element].offsets) - 1)
+        for kind in kinds
+        if kind.element in found
+    )
+    return (root, found) if cut and root.getroottree().docinfo.encoding in _ENCODINGS else None
 
 
-def _spans(content: bytes, begin: bytes, end: bytes) -> list[tuple[int, int]]:
+def _is_numbered(root: etree._Element, kind: Kind, count: int) -> bool:
+    """Tell whether the elements of a kind, before `Kind.before` those without children, hold the numbers given out."""
+    texts = [element.text for element in root.iter(kind.element) if not (kind.before and len(element))]
+    return texts == list(map(str, range(count)))
+
+
+def _spans(content: bytes, kind: Kind) -> list[tuple[int, int]]:
     """Return where the content of each element begins and ends."""
+    begin, end = f"<{kind.element}>".encode(), f"</{kind.element}>".encode()
+    stop = content.find(kind.before.encode()) if kind.before else -1
+    stop = len(content) if stop < 0 else stop
     spans, last = [], 0
-    while (first := content.find(begin, last) + len(begin)) >= len(begin):
+    while (first := content.find(begin, last, stop) + len(begin)) >= len(begin):
         last = content.find(end, first)
         if last < 0:
             return []
@@ -98,27 +131,39 @@ def _without(content: bytes, spans: Sequence[tuple[int, int]]) -> bytes:
     return b"".join([*parts, content[last:]])
 
 
-def _layout(content: bytes, span: tuple[int, int], record: str, where: str) -> _Layout | None:
-    closing = f"</{record}>".encode()
-    first = content[span[0] : content.find(closing, *span) + len(closing)]
+def _layout(content: bytes, span: tuple[int, int], kind: Kind, where: str) -> _Layout | None:
+    """Return the layout of the first record; None where it is no record of plain numbers."""
+    before, closing = (
+        (b"", f"</{kind.record}>".encode()) if kind.record else (f"<{kind.element}>".encode(), b"")
+    )
+    first = (
+        content[span[0] : content.find(closing, *span) + len(closing)] if closing else content[slice(*span)]
+    )
+    after = b"" if closing else f"</{kind.element}>".encode()
+    try:
+        holder = parse_xml(b"<all>" + before + first + after + b"</all>", where)
+    except InputRejectedError:
+        return None
     numbers = [match.span(1) for match in _NUMBER.finditer(first)]
-    holder = parse_xml(b"<all>" + first + b"</all>", where)
-    if len(holder) != 1 or holder[0].tag != record or not numbers:
+    if len(holder) != 1 or holder[0].tag != (kind.record or kind.element) or not numbers:
         return None
     leaves = [leaf for leaf in holder[0].iter() if leaf.text and leaf.text.strip()]
     if [leaf.text.strip().encode() for leaf in leaves] != [first[low:high] for low, high in numbers]:
         return None
     bounds = [0, *(bound for span in numbers for bound in span), len(first)]
     between = tuple(first[low:high] for low, high in zip(bounds[::2], bounds[1::2], strict=True))
-    return _Layout(tuple(map(etree.ElementTree(holder[0]).getelementpath, leaves)), between)
+    return _Layout(tuple(map(etree.ElementTree(holder[0]).getelementpath, leaves)), between, not kind.record)
 
 
-def _records(content: bytes, spans_K2: np.ndarray, layout: _Layout) -> Records | None:
+def _records(content: bytes, spans_K2: np.ndarray, layout: _Layout | None) -> Records | None:
+    """Return the records in some spans; None where one differs from the first."""
+    if layout is None:
+        return None
     tags = np.flatnonzero(np.frombuffer(content, dtype=np.uint8) == ord("<"))
     tags_before = np.cumsum([between.count(b"<") for between in layout.between])
     low_K, high_K = np.searchsorted(tags, spans_K2.T)
     count_K, spare_K = np.divmod(high_K - low_K, tags_before[-1])
-    if spare_K.any() or not count_K.all():
+    if spare_K.any() or not count_K.all() or (layout.is_single and (count_K > 1).any()):
         return None
     runs = [tags[low:high] for low, high in zip(low_K, high_K, strict=True)]
     ends_SC = np.concatenate(runs).reshape(-1, tags_before[-1])[:, tags_before[:-1]]

@@ -8,7 +8,7 @@ holds only the start and goal of a vehicle that was removed, so every fully obse
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from autoscale_ray.scenes.readers.reader import Reader
 from autoscale_ray.scenes.recording import Recording, Track, gather_tracks
 from autoscale_ray.scenes.road_map import Area, Lane, RoadMap, make_road_map
 from autoscale_ray.scenes.trust import member_names, parse_xml, read_member
-from autoscale_ray.scenes.xml_records import Records, parse_with_records
+from autoscale_ray.scenes.xml_records import Kind, Records, parse_with_records
 
 VERSIONS = ("2018b", "2020a")
 EGO_TYPES = ("car", "truck", "bus", "taxi", "priorityVehicle")
@@ -48,6 +48,12 @@ _QUERIES = {
     name: etree.XPath(f"initialState/{path}/text() | trajectory/state/{path}/text()", smart_strings=False)
     for name, path in _STATE_PATHS.items()
 }
+_RECORDS = (
+    Kind("trajectory", "state"),
+    Kind("initialState", before="<planningProblem"),
+    Kind("leftBound", "point"),
+    Kind("rightBound", "point"),
+)
 _XS, _YS = (etree.XPath(f"point/{axis}/text()", smart_strings=False) for axis in "xy")
 
 _Parts = dict[str, list[etree._Element]]
@@ -66,7 +72,7 @@ def read(path: Path, name: str) -> Iterator[Recording]:
             malformed.
     """
     content = read_member(path, name)
-    parsed = parse_with_records(content, name, "trajectory", "state")
+    parsed = parse_with_records(content, name, _RECORDS)
     if parsed is not None:
         try:
             recording = recording_of(parsed[0], name, parsed[1])
@@ -78,13 +84,13 @@ def read(path: Path, name: str) -> Iterator[Recording]:
     yield recording_of(parse_xml(content, name), name)
 
 
-def recording_of(root: etree._Element, name: str, later: Records | None = None) -> Recording:
+def recording_of(root: etree._Element, name: str, taken: Mapping[str, Records] | None = None) -> Recording:
     """Turn a parsed scenario into a recording.
 
     Args:
         root: Element ``commonRoad``.
         name: File name; gives the scene ids and, before its first ``-``, the site.
-        later: The states of every trajectory, where the trajectories hold their numbers alone.
+        taken: What `parse_with_records` took out of the document, by element.
     """
     if root.tag != "commonRoad" or root.get("commonRoadVersion") not in VERSIONS:
         found = f"{root.tag} {root.get('commonRoadVersion')}"
@@ -98,8 +104,8 @@ def recording_of(root: etree._Element, name: str, later: Records | None = None) 
         raise InputRejectedError(
             f"{name}: commonRoad", "timeStepSize must lie between 0.001 and 0.5 s", interval_s
         )
-    tracks = _tracks(root, name, later)
-    road = _road(root, name)
+    tracks = _tracks(root, name, taken or {})
+    road = _road(root, name, taken or {})
     return Recording(
         name=stem,
         log_id=f"commonroad/{stem}",
@@ -112,15 +118,18 @@ def recording_of(root: etree._Element, name: str, later: Records | None = None) 
     )
 
 
-def _tracks(root: etree._Element, name: str, later: Records | None) -> list[Track]:
+def _tracks(root: etree._Element, name: str, taken: Mapping[str, Records]) -> list[Track]:
     dynamic, static = list(root.iterchildren("dynamicObstacle")), list(root.iterchildren("staticObstacle"))
     for obstacle in root.iterchildren("obstacle"):
         (static if obstacle.findtext("role") == "static" else dynamic).append(obstacle)
-    states_of = _states if later is None else partial(_first_and_later, later, _fields(later, name))
+    first_S6, later_S6 = (_fields(taken, element, name) for element in ("initialState", "trajectory"))
+    states_of = _states
+    if later_S6 is not None:
+        states_of = partial(_first_and_later, first_S6, later_S6, taken["trajectory"].offsets)
     moving = _moving(dynamic, [states_of(obstacle, _where(name, obstacle)) for obstacle in dynamic], name)
     frames = [track.frames[[0, -1]] for track in moving]
     span = (min(f[0] for f in frames), max(f[1] for f in frames)) if frames else (0, 0)
-    return moving + [_standing(obstacle, _where(name, obstacle), *span) for obstacle in static]
+    return moving + [_standing(obstacle, first_S6, _where(name, obstacle), *span) for obstacle in static]
 
 
 def _where(name: str, element: etree._Element) -> str:
@@ -165,24 +174,47 @@ def _kind(obstacle: etree._Element) -> str:
     return obstacle.findtext("type") or "unknown"
 
 
-def _fields(later: Records, name: str) -> np.ndarray:
-    """Return the states of all trajectories (S, 6) in the order of `_STATE_PATHS`."""
-    missing = [path for path in _STATE_PATHS.values() if path not in later.paths]
+def _fields(taken: Mapping[str, Records], element: str, name: str) -> np.ndarray | None:
+    """Return the states that were taken out of all such elements (S, 6) in the order of `_STATE_PATHS`; None where they
+    stand in the document."""
+    if element not in taken:
+        return None
+    paths, values_SC = taken[element].paths, taken[element].values_SC
+    optional = _OPTIONAL if element == "initialState" else set()
+    missing = [path for field, path in _STATE_PATHS.items() if path not in paths and field not in optional]
     if missing:
         raise InputRejectedError(name, "every state must have one value of each field", missing[0])
-    return later.values_SC[:, [later.paths.index(path) for path in _STATE_PATHS.values()]]
+    columns = [paths.index(path) if path in paths else len(paths) for path in _STATE_PATHS.values()]
+    return np.pad(values_SC, ((0, 0), (0, 1)), constant_values=math.nan)[:, columns]
 
 
 def _first_and_later(
-    later: Records, states_S6: np.ndarray, obstacle: etree._Element, where: str
+    first_S6: np.ndarray | None,
+    later_S6: np.ndarray,
+    offsets: np.ndarray,
+    obstacle: etree._Element,
+    where: str,
 ) -> np.ndarray:
-    """Return what `_states` does, where the trajectories' states were cut out of the document."""
-    first = [_first(obstacle, field, where) for field in _QUERIES]
+    """Return what `_states` does, where the trajectories' states were taken out of the document."""
+    first = _taken_first(first_S6, obstacle, where)
+    if first is None:
+        first = np.array([_first(obstacle, field, where) for field in _QUERIES])
     numbers = [int(trajectory.text) for trajectory in obstacle.iterchildren("trajectory")]
     if len(numbers) > 1:
         raise InputRejectedError(where, "must have one trajectory", len(numbers))
-    parts = [states_S6[later.offsets[number] : later.offsets[number + 1]] for number in numbers]
-    return np.concatenate([[first], *parts])
+    return np.concatenate(
+        [first[None], *(later_S6[offsets[number] : offsets[number + 1]] for number in numbers)]
+    )
+
+
+def _taken_first(first_S6: np.ndarray | None, obstacle: etree._Element, where: str) -> np.ndarray | None:
+    """Return the first state (6,) where it was taken out of the document as one of `first_S6`."""
+    if first_S6 is None:
+        return None
+    found = list(obstacle.iterchildren("initialState"))
+    if len(found) != 1:
+        raise InputRejectedError(where, "must have one initialState", len(found))
+    return None if len(found[0]) else first_S6[int(found[0].text)]
 
 
 def _first(obstacle: etree._Element, field: str, where: str) -> float:
@@ -213,9 +245,13 @@ def _state(obstacle: etree._Element, field: str, texts: list[str], count: int, w
     return _numbers(texts, where, field) if texts else np.full(count, math.nan)
 
 
-def _standing(obstacle: etree._Element, where: str, first: int, last: int) -> Track:
+def _standing(
+    obstacle: etree._Element, first_S6: np.ndarray | None, where: str, first: int, last: int
+) -> Track:
+    taken = _taken_first(first_S6, obstacle, where)
     x, y, yaw = (
-        _state(obstacle, field, _QUERIES[field](obstacle), 1, where)[0] for field in ("x", "y", "orientation")
+        _state(obstacle, field, _QUERIES[field](obstacle), 1, where)[0] if taken is None else taken[column]
+        for column, field in enumerate(("x", "y", "orientation"))
     )
     length_m, width_m = _box(obstacle, where)
     num_frames = last - first + 1
@@ -249,7 +285,7 @@ def _box(obstacle: etree._Element, where: str) -> tuple[float, float]:
     return float(length), float(width)
 
 
-def _road(root: etree._Element, name: str) -> RoadMap:
+def _road(root: etree._Element, name: str, taken: Mapping[str, Records]) -> RoadMap:
     limits = _sign_limits(root, name)
     crossing = {
         child.get("ref") for child in root.iterfind("intersection/incoming/*") if "successors" in child.tag
@@ -258,7 +294,8 @@ def _road(root: etree._Element, name: str) -> RoadMap:
     parts = [_by_name(lanelet) for lanelet in lanelets]
     lanes, areas = [], []
     borders = zip(
-        *(_bounds(lanelets, parts, side, name) for side in ("leftBound", "rightBound")), strict=True
+        *(_bounds(lanelets, parts, side, name, taken.get(side)) for side in ("leftBound", "rightBound")),
+        strict=True,
     )
     for lanelet, found, (left, right) in zip(lanelets, parts, borders, strict=True):
         where = _where(name, lanelet)
@@ -286,14 +323,17 @@ def _by_name(element: etree._Element) -> _Parts:
 
 
 def _bounds(
-    lanelets: Sequence[etree._Element], parts: Sequence[_Parts], side: str, name: str
+    lanelets: Sequence[etree._Element], parts: Sequence[_Parts], side: str, name: str, taken: Records | None
 ) -> list[np.ndarray]:
-    """Return one border of every lanelet (n, 2), their numbers formed in one go."""
-    texts: list[str] = []
-    counts = []
+    """Return one border of every lanelet (n, 2), taken out of the document or their numbers formed in one go."""
     for lanelet, found in zip(lanelets, parts, strict=True):
         if side not in found:
             raise InputRejectedError(_where(name, lanelet), f"must have a {side}")
+    if taken is not None:
+        return _taken_points(taken, [int(found[side][0].text) for found in parts], name)
+    texts: list[str] = []
+    counts = []
+    for lanelet, found in zip(lanelets, parts, strict=True):
         texts_of_bound = _point_texts(found[side][0], _where(name, lanelet))
         texts += texts_of_bound
         counts.append(len(texts_of_bound))
@@ -306,6 +346,14 @@ def _bounds(
         ]
     ends = np.cumsum(counts).tolist()
     return [_paired(values[end - count : end]) for end, count in zip(ends, counts, strict=True)]
+
+
+def _taken_points(taken: Records, numbers: Sequence[int], name: str) -> list[np.ndarray]:
+    """Return the points (n, 2) of the elements with some numbers."""
+    if not {"x", "y"} <= set(taken.paths):
+        raise InputRejectedError(name, "every point must have x and y")
+    points_S2 = np.column_stack([taken.values_SC[:, taken.paths.index(axis)] for axis in "xy"])
+    return [points_S2[taken.offsets[number] : taken.offsets[number + 1]] for number in numbers]
 
 
 def _lane(

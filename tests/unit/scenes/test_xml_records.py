@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.readers import commonroad
 from autoscale_ray.scenes.trust import parse_xml
-from autoscale_ray.scenes.xml_records import parse_with_records
+from autoscale_ray.scenes.xml_records import Kind, parse_with_records
 from scenes.scenario_files import lanelet, obstacle, scenario
 
 
@@ -26,7 +26,8 @@ def _document(num_frames: int = 6) -> bytes:
 
 
 def _parsed(content: bytes):
-    return parse_with_records(content, "f.xml", "trajectory", "state")
+    parsed = parse_with_records(content, "f.xml", [Kind("trajectory", "state")])
+    return parsed and (parsed[0], parsed[1]["trajectory"])
 
 
 def _plain(content: bytes) -> list[list[str]]:
