@@ -207,24 +207,22 @@ def crossing_lanes(
         Bool, L.
     """
     flags = np.zeros(len(offsets) - 1, dtype=bool)
+    one, two, low, high = _may_cross(offsets, left_V2, center_V2, right_V2)
+    if not len(one):
+        return flags
     shapes = shapely.make_valid(lane_polygons(offsets, left_V2, right_V2))
-    one, two = shapely.STRtree(shapes).query(shapes)
-    may_cross = one < two
-    one, two = one[may_cross], two[may_cross]
-    may_cross = _may_cross(offsets, center_V2, one, two) & _may_share(shapes, one, two)
-    one, two = one[may_cross], two[may_cross]
     shapely.prepare(shapes)
-    meet = shapely.intersects(shapes[one], shapes[two])
-    one, two = one[meet], two[meet]
-    overlap = shapely.intersection(shapes[one], shapes[two]) if len(one) else np.zeros(0, dtype=object)
-    large = shapely.area(overlap) >= MIN_CROSSING_AREA_M2
-    places = shapely.get_coordinates(shapely.centroid(overlap[large]))
-    first, second = one[large], two[large]
-    angle = _heading_near(offsets, center_V2, first, places) - _heading_near(
-        offsets, center_V2, second, places
-    )
-    crosses = np.cos(angle) <= math.cos(MIN_CROSSING_ANGLE_RAD)
-    flags[first[crosses]] = flags[second[crosses]] = True
+    meet = np.flatnonzero(shapely.intersects(shapes[one], shapes[two]))
+    meet = meet[~shapely.touches(shapes[one[meet]], shapes[two[meet]])]
+    one, two, is_sure = _cross_by_headings(offsets, center_V2, one[meet], two[meet], low[meet], high[meet])
+    # Few of the dear intersections settle most lanes, and with them other pairs: one a lane of those that cross
+    # wherever they share an area, then the others of these.
+    is_first = np.zeros(len(one), dtype=bool)
+    is_first[np.flatnonzero(is_sure)[np.unique(one[is_sure], return_index=True)[1]]] = True
+    for part in (is_first, is_sure & ~is_first, ~is_sure):
+        pair = np.flatnonzero(part & ~(flags[one] & flags[two]))
+        crosses = pair[_cross(offsets, center_V2, shapes, one[pair], two[pair])]
+        flags[one[crosses]] = flags[two[crosses]] = True
     exits = links[links[:, 2] == SUCCESSOR]
     forks = np.unique(exits[flags[exits[:, 1]], 0])
     several = forks[np.bincount(exits[:, 0], minlength=len(flags))[forks] > 1]
@@ -232,24 +230,89 @@ def crossing_lanes(
     return flags
 
 
-def _may_cross(offsets: np.ndarray, center_V2: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Tell of pairs of lanes whether their directions can differ by `MIN_CROSSING_ANGLE_RAD` anywhere."""
+def _cross(
+    offsets: np.ndarray, center_V2: np.ndarray, shapes: np.ndarray, one: np.ndarray, two: np.ndarray
+) -> np.ndarray:
+    """Tell of pairs of lanes whether they cross."""
+    crosses = np.zeros(len(one), dtype=bool)
+    if not len(one):
+        return crosses
+    overlap = shapely.intersection(shapes[one], shapes[two])
+    large = np.flatnonzero(shapely.area(overlap) >= MIN_CROSSING_AREA_M2)
+    places = shapely.get_coordinates(shapely.centroid(overlap[large]))
+    first, second = (_heading_near(offsets, center_V2, lanes[large], places) for lanes in (one, two))
+    crosses[large] = np.cos(first - second) <= math.cos(MIN_CROSSING_ANGLE_RAD)
+    return crosses
+
+
+def _may_cross(
+    offsets: np.ndarray, left_V2: np.ndarray, center_V2: np.ndarray, right_V2: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the pairs of lanes that can cross by their bounding boxes and directions, and the box that each shares."""
+    low_L2 = np.minimum.reduceat(np.minimum(left_V2, right_V2), offsets[:-1])
+    high_L2 = np.maximum.reduceat(np.maximum(left_V2, right_V2), offsets[:-1])
+    boxes = shapely.box(*low_L2.T, *high_L2.T)
+    one, two = shapely.STRtree(boxes).query(boxes)
+    one, two = one[one < two], two[one < two]
+    begin_L, spread_L = _headings(offsets, center_V2)
+    largest = _angle(begin_L[one] - begin_L[two]) + spread_L[one] + spread_L[two]
+    low, high = np.maximum(low_L2[one], low_L2[two]), np.minimum(high_L2[one], high_L2[two])
+    shares = (high - low).clip(min=0.0).prod(axis=1) >= MIN_CROSSING_AREA_M2 - 1e-6
+    may = shares & (largest > MIN_CROSSING_ANGLE_RAD - 1e-6)
+    return one[may], two[may], low[may], high[may]
+
+
+def _cross_by_headings(
+    offsets: np.ndarray,
+    center_V2: np.ndarray,
+    one: np.ndarray,
+    two: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the pairs of lanes whose directions can differ enough inside their boxes, and whether they surely do."""
+    (first, first_spread), (second, second_spread) = (
+        _headings_near(offsets, center_V2, lanes, low, high) for lanes in (one, two)
+    )
+    between, spread = _angle(first - second), first_spread + second_spread
+    may = between + spread > MIN_CROSSING_ANGLE_RAD - 1e-6
+    return one[may], two[may], (between - spread > MIN_CROSSING_ANGLE_RAD + 1e-6)[may]
+
+
+def _headings(offsets: np.ndarray, center_V2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the heading of each lane at its begin, and how far any other of its segments is turned from that."""
     segment_G = np.delete(np.arange(len(center_V2)), offsets[1:] - 1)
     step_G2 = center_V2[segment_G + 1] - center_V2[segment_G]
     heading_G = np.arctan2(step_G2[:, 1], step_G2[:, 0])
     first_L = offsets[:-1] - np.arange(len(offsets) - 1)
     begin_L = heading_G[first_L]
     turned_G = _angle(heading_G - np.repeat(begin_L, np.diff(offsets) - 1))
-    spread_L = np.maximum.reduceat(turned_G, first_L)
-    largest = _angle(begin_L[one] - begin_L[two]) + spread_L[one] + spread_L[two]
-    return largest > MIN_CROSSING_ANGLE_RAD - 1e-6
+    return begin_L, np.maximum.reduceat(turned_G, first_L)
 
 
-def _may_share(shapes: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Tell of pairs of polygons whether their bounding boxes share `MIN_CROSSING_AREA_M2`."""
-    bounds = shapely.bounds(shapes)
-    low, high = np.maximum(bounds[one, :2], bounds[two, :2]), np.minimum(bounds[one, 2:], bounds[two, 2:])
-    return (high - low).clip(min=0.0).prod(axis=1) >= MIN_CROSSING_AREA_M2 - 1e-6
+def _headings_near(
+    offsets: np.ndarray, center_V2: np.ndarray, lane_P: np.ndarray, low_P2: np.ndarray, high_P2: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a heading of each lane near its box, and how far `_heading_near` can be turned from that for any point of
+    the box."""
+    if not len(lane_P):
+        return np.zeros(0), np.zeros(0)
+    counts = np.diff(offsets)[lane_P] - 1
+    starts = np.cumsum(counts) - counts
+    begin = np.arange(counts.sum()) + np.repeat(offsets[lane_P] - starts, counts)
+    from_low, from_high = (
+        (center_V2[begin + 1] + center_V2[begin]) / 2.0 - np.repeat(corner_P2, counts, axis=0)
+        for corner_P2 in (low_P2, high_P2)
+    )
+    least = np.square(np.maximum(np.maximum(-from_low, from_high), 0.0)).sum(axis=1)
+    most = np.square(np.maximum(np.abs(from_low), np.abs(from_high))).sum(axis=1)
+    # The nearest to some point is no further from the box than the most that another can be.
+    may_be_nearest = least <= np.repeat(np.minimum.reduceat(most, starts), counts) + 1e-6
+    dx, dy = (center_V2[begin + 1] - center_V2[begin]).T
+    heading = np.arctan2(dy, dx)
+    some_P = heading[np.maximum.reduceat(np.where(may_be_nearest, np.arange(len(begin)), -1), starts)]
+    turned = np.where(may_be_nearest, _angle(heading - np.repeat(some_P, counts)), 0.0)
+    return some_P, np.maximum.reduceat(turned, starts)
 
 
 def _angle(difference: np.ndarray) -> np.ndarray:
