@@ -215,14 +215,14 @@ def _inside(batch: SceneBatch, drivable_Q: Tensor, points_ND2: Tensor) -> Tensor
     """Tell of each point (bool, N, D) whether a drivable ring of its scene holds it: a ray along +x crosses the ring
     an odd number of times."""
     offsets, points_W2 = batch.polygon_point_offsets.numpy(), batch.polygon_points_W2.numpy()
-    height_W, scene_Q = points_W2[:, 1].astype(np.float64), batch.polygon_row_Q.numpy()
+    height_W, scene_Q = np.ascontiguousarray(points_W2[:, 1]), batch.polygon_row_Q.numpy()
     counts_N = np.diff(offsets[batch.polygon_offsets.numpy()])
     filled = np.flatnonzero(np.diff(offsets))
     first, last = offsets[filled], offsets[filled + 1] - 1
     inside_ND = np.zeros(points_ND2.shape[:2], dtype=bool)
     for number, points_N2 in enumerate(points_ND2.numpy().swapaxes(0, 1)):
-        above_W = height_W > np.repeat(points_N2[:, 1], counts_N)
-        next_W = np.roll(above_W, -1)
+        above_W = height_W > np.repeat(_single_below(points_N2[:, 1]), counts_N)
+        next_W = np.append(above_W[1:], False)
         next_W[last] = above_W[first]
         # Few edges span the height of the point; only these are looked at.
         edge = np.flatnonzero(above_W != next_W)
@@ -237,6 +237,13 @@ def _inside(batch: SceneBatch, drivable_Q: Tensor, points_ND2: Tensor) -> Tensor
         odd_Q = np.bincount(crossed, minlength=len(scene_Q)) % 2 == 1
         inside_ND[scene_Q[odd_Q], number] = True
     return torch.from_numpy(inside_ND)
+
+
+def _single_below(values: np.ndarray) -> np.ndarray:
+    """Return the largest float32 that is at most each float64: a float32 is above the one where it is above the other."""
+    with np.errstate(over="ignore"):
+        near = values.astype(np.float32)
+    return np.where(near > values, np.nextafter(near, np.float32(-np.inf)), near)
 
 
 def _edges(batch: SceneBatch, rings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
