@@ -240,7 +240,7 @@ def _inside(batch: SceneBatch, drivable_Q: Tensor, points_ND2: Tensor) -> Tensor
 
 
 def _single_below(values: np.ndarray) -> np.ndarray:
-    """Return the largest float32 that is at most each float64: a float32 is above the one where it is above the other."""
+    """Return the largest float32 that is at most each float64: whatever float32 is above one is above both."""
     with np.errstate(over="ignore"):
         near = values.astype(np.float32)
     return np.where(near > values, np.nextafter(near, np.float32(-np.inf)), near)

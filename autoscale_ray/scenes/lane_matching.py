@@ -67,24 +67,36 @@ class LaneMatcher:
         starts = np.cumsum(lengths) - lengths
         lane_SC, cost_SC = self._options(np.concatenate(tracks))
         order = np.argsort(-lengths, kind="stable")
-        num_options, num_steps = lane_SC.shape[1], int(lengths.max(initial=0))
+        # Rows by step, then track: those of one step lie together.
+        active_T = np.searchsorted(-lengths[order], -np.arange(int(lengths.max(initial=0))), side="left")
+        first_T = np.cumsum(active_T) - active_T
+        rows_S = starts[order][ragged(np.zeros_like(active_T), active_T)] + np.repeat(
+            np.arange(len(active_T)), active_T
+        )
+        lane_SC, cost_SC = lane_SC[rows_S], cost_SC[rows_S]
+        steps = list(zip(first_T.tolist(), (first_T + active_T).tolist(), strict=True))
         origin_SC = np.zeros(lane_SC.shape, dtype=np.int64)
-        total_KC = np.zeros((len(tracks), num_options))
-        for step in range(num_steps):
-            rows = starts[order[: int((lengths > step).sum())]] + step
-            if step:
-                costs_KBC = self._costs_LL[lane_SC[rows - 1][:, :, None], lane_SC[rows][:, None, :]]
-                reach_KBC = total_KC[: len(rows), :, None] + costs_KBC
-                origin_SC[rows] = reach_KBC.argmin(axis=1)
-                total_KC[: len(rows)] = reach_KBC.min(axis=1)
-            total_KC[: len(rows)] += cost_SC[rows]
+        total_KC = np.zeros((len(tracks), lane_SC.shape[1]))
+        before = 0
+        for low, high in steps:
+            count = high - low
+            if low:
+                costs_KBC = self._costs_LL[
+                    lane_SC[before : before + count, :, None], lane_SC[low:high, None, :]
+                ]
+                reach_KBC = total_KC[:count, :, None] + costs_KBC
+                reach_KBC.argmin(axis=1, out=origin_SC[low:high])
+                total_KC[:count] = reach_KBC.min(axis=1)
+            total_KC[:count] += cost_SC[low:high]
+            before = low
         position_K = total_KC.argmin(axis=1)
-        chains = np.full(len(lane_SC), -1, dtype=np.int64)
-        for step in range(num_steps - 1, -1, -1):
-            num_active = int((lengths > step).sum())
-            rows, here = starts[order[:num_active]] + step, position_K[:num_active]
-            chains[rows] = lane_SC[rows, here]
-            position_K[:num_active] = origin_SC[rows, here]
+        position_S = np.zeros(len(rows_S), dtype=np.int64)
+        tracks_K = np.arange(len(tracks))
+        for low, high in reversed(steps):
+            here = position_S[low:high] = position_K[: high - low]
+            position_K[: high - low] = origin_SC[low:high][tracks_K[: high - low], here]
+        chains = np.empty(len(rows_S), dtype=np.int64)
+        chains[rows_S] = lane_SC[np.arange(len(rows_S)), position_S]
         return np.split(chains, starts[1:])
 
     def _options(self, poses_S3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -135,13 +147,16 @@ class LaneMatcher:
         ]
         edges, rungs = (corners[:2], corners[2:]), (corners[::2], corners[1::2])
         inside = np.logical_xor.reduce([_crosses(x, y, *edge) for edge in (*edges, *rungs)])
-        edges, rungs = ([_segments(*edge) for edge in part] for part in (edges, rungs))
-        close = np.logical_or.reduce([_distance(x, y, *edge)[0] <= MATCH_DISTANCE_M for edge in edges])
-        ends = (begin == self._road.offsets[lane], begin + 2 == self._road.offsets[lane + 1])
-        for is_end, rung in zip(ends, rungs, strict=True):
-            close[is_end] |= _distance(x[is_end], y[is_end], *rung[:, is_end])[0] <= MATCH_DISTANCE_M
         first_P = np.flatnonzero((np.diff(sample, prepend=-1) != 0) | (np.diff(lane, prepend=-1) != 0))
-        near_P = np.logical_or.reduceat(close, first_P) | np.logical_xor.reduceat(inside, first_P)
+        near_P = np.logical_xor.reduceat(inside, first_P)
+        # Distances are measured only of points outside.
+        is_outside = np.repeat(~near_P, np.diff(first_P, append=len(sample)))
+        ends = (begin == self._road.offsets[lane], begin + 2 == self._road.offsets[lane + 1])
+        close = np.zeros(len(sample), dtype=bool)
+        for part, (line, to) in zip((is_outside, is_outside, *ends), (*edges, *rungs), strict=True):
+            of = np.flatnonzero(part & is_outside)
+            close[of] |= _distance(x[of], y[of], *_segments(line[of], to[of]))[0] <= MATCH_DISTANCE_M
+        near_P |= np.logical_or.reduceat(close, first_P)
         return sample[first_P[near_P]], lane[first_P[near_P]]
 
     def _nearest(self, points_P2: np.ndarray, lane_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
