@@ -210,7 +210,10 @@ def _polygons(
     count_Q = length_Q2.sum(1)
     points_W2 = lines_BN2.reshape(-1, 2)
     points_W2 = np.concatenate([points_W2, area_points]) if len(area_points) else points_W2
-    points_W2 = np.take(points_W2, _forth_and_back(start_Q2, length_Q2), axis=0)
+    # A row of 8 bytes moves several times as fast as one number than as a pair.
+    points_W2 = (
+        points_W2.view(np.int64).take(_forth_and_back(start_Q2, length_Q2)).view(np.float32).reshape(-1, 2)
+    )
     num_M = np.bincount(window_Q, minlength=len(origins_M3))
     has_lane_Q = lane_Q >= 0
     red_QT = np.zeros((len(window_Q), NUM_FRAMES), dtype=bool)
@@ -241,7 +244,10 @@ def _forth_and_back(start_Q2: np.ndarray, length_Q2: np.ndarray) -> np.ndarray:
     lengths = length_Q2.reshape(-1)
     step = np.tile([1, -1], len(length_Q2))
     begin = start_Q2.reshape(-1) - step * (np.cumsum(lengths) - lengths)
-    return np.repeat(begin, lengths) + np.repeat(step, lengths) * np.arange(lengths.sum())
+    index = np.repeat(step, lengths)
+    index *= np.arange(len(index))
+    index += np.repeat(begin, lengths)
+    return index
 
 
 def _lane_rings(road: RoadMap, cut: _Cut, plain: str, crossing: str, base: int) -> _Rings:

@@ -129,13 +129,14 @@ class RoutePlanner:
     def _extended(self, path: tuple[int, ...]) -> tuple[int, ...]:
         missing = EXTENSION_M
         while missing > 0.0 and self._next.get(path[-1]):
-            here = self._road.center_of(path[-1])
-            leave = _direction(here[-2:])
             ahead = [lane for lane in self._next[path[-1]] if lane not in path]
             if not ahead:
                 break
-            turns = np.array([_turn(self._road.center_of(lane)) for lane in ahead])
-            best = ahead[int(np.abs(wrap_angle(turns - leave)).argmin())]
+            best = ahead[0]
+            if len(ahead) > 1:
+                leave = _direction(self._road.center_of(path[-1])[-2:])
+                turns = np.array([_turn(self._road.center_of(lane)) for lane in ahead])
+                best = ahead[int(np.abs(wrap_angle(turns - leave)).argmin())]
             path = (*path, best)
             missing -= self._lengths_L[best]
         return path

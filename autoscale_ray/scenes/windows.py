@@ -370,11 +370,22 @@ def _commands(routes: list[Route | None], centerline: Flat) -> np.ndarray:
         if routes[window] is None:
             continue
         begin = low + int(away[low:high].argmin())
-        along = np.concatenate([[0.0], np.cumsum(steps[begin : high - 1])])
-        side = float(np.interp(COMMAND_DISTANCE_M, along, points[begin:high, 1]))
+        side = _side(steps[begin : high - 1].tolist(), points[begin:high, 1].tolist())
         name = "left" if side > COMMAND_OFFSET_M else "right" if side < -COMMAND_OFFSET_M else "forward"
         commands[window] = DRIVING_COMMANDS.index(name)
     return commands
+
+
+def _side(steps_m: list[float], offsets_m: list[float]) -> float:
+    """Return how far to the left a line is after `COMMAND_DISTANCE_M`, rounded as NumPy's interpolation, without the
+    vertices beyond."""
+    along, behind = 0.0, 0.0
+    for vertex, step in enumerate(steps_m):
+        behind, along = along, along + step
+        if along > COMMAND_DISTANCE_M:
+            slope = (offsets_m[vertex + 1] - offsets_m[vertex]) / (along - behind)
+            return slope * (COMMAND_DISTANCE_M - behind) + offsets_m[vertex]
+    return offsets_m[-1]
 
 
 def scene_table(scalars: Mapping[str, object], columns: Mapping[str, Flat]) -> pa.Table:

