@@ -66,38 +66,35 @@ class LaneMatcher:
         lengths = np.array([len(track) for track in tracks])
         starts = np.cumsum(lengths) - lengths
         lane_SC, cost_SC = self._options(np.concatenate(tracks))
-        order = np.argsort(-lengths, kind="stable")
-        # Rows by step, then track: those of one step lie together.
-        active_T = np.searchsorted(-lengths[order], -np.arange(int(lengths.max(initial=0))), side="left")
-        first_T = np.cumsum(active_T) - active_T
-        rows_S = starts[order][ragged(np.zeros_like(active_T), active_T)] + np.repeat(
-            np.arange(len(active_T)), active_T
-        )
-        lane_SC, cost_SC = lane_SC[rows_S], cost_SC[rows_S]
-        steps = list(zip(first_T.tolist(), (first_T + active_T).tolist(), strict=True))
+        rows_S, bounds_T = _by_step(lengths)
+        position_S = self._cheapest(lane_SC[rows_S], cost_SC[rows_S], bounds_T, len(tracks))
+        chains = np.empty(len(rows_S), dtype=np.int64)
+        chains[rows_S] = lane_SC[rows_S, position_S]
+        return np.split(chains, starts[1:])
+
+    def _cheapest(
+        self, lane_SC: np.ndarray, cost_SC: np.ndarray, bounds_T: list[tuple[int, int]], num_tracks: int
+    ) -> np.ndarray:
+        """Return the option of each row on its track's cheapest chain (S,); rows by step, as `_by_step` orders them."""
         origin_SC = np.zeros(lane_SC.shape, dtype=np.int64)
-        total_KC = np.zeros((len(tracks), lane_SC.shape[1]))
+        total_KC = np.zeros((num_tracks, lane_SC.shape[1]))
         before = 0
-        for low, high in steps:
+        for low, high in bounds_T:
             count = high - low
             if low:
-                costs_KBC = self._costs_LL[
-                    lane_SC[before : before + count, :, None], lane_SC[low:high, None, :]
-                ]
+                lanes_before = lane_SC[before : before + count, :, None]
+                costs_KBC = self._costs_LL[lanes_before, lane_SC[low:high, None, :]]
                 reach_KBC = total_KC[:count, :, None] + costs_KBC
                 reach_KBC.argmin(axis=1, out=origin_SC[low:high])
                 total_KC[:count] = reach_KBC.min(axis=1)
             total_KC[:count] += cost_SC[low:high]
             before = low
         position_K = total_KC.argmin(axis=1)
-        position_S = np.zeros(len(rows_S), dtype=np.int64)
-        tracks_K = np.arange(len(tracks))
-        for low, high in reversed(steps):
-            here = position_S[low:high] = position_K[: high - low]
-            position_K[: high - low] = origin_SC[low:high][tracks_K[: high - low], here]
-        chains = np.empty(len(rows_S), dtype=np.int64)
-        chains[rows_S] = lane_SC[np.arange(len(rows_S)), position_S]
-        return np.split(chains, starts[1:])
+        position_S = np.zeros(len(lane_SC), dtype=np.int64)
+        for low, high in reversed(bounds_T):
+            position_S[low:high] = position_K[: high - low]
+            position_K[: high - low] = origin_SC[np.arange(low, high), position_S[low:high]]
+        return position_S
 
     def _options(self, poses_S3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the lanes that each pose may lie on (S, C), last -1 for none, and what they cost; inf fills up."""
@@ -175,6 +172,18 @@ class LaneMatcher:
         # The start of a segment counts as the end of the one before it.
         before = (share[nearest] <= 0.0) & (nearest > start_P)
         return distance_P, self._heading_G[segment[nearest] - before]
+
+
+def _by_step(lengths_K: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Return the rows of tracks laid end to end by their place in their track, longer tracks first (S,), and where each
+    place begins and ends among them."""
+    order = np.argsort(-lengths_K, kind="stable")
+    starts_K = (np.cumsum(lengths_K) - lengths_K)[order]
+    places_T = np.arange(int(lengths_K.max(initial=0)))
+    active_T = np.searchsorted(-lengths_K[order], -places_T)
+    rows_S = starts_K[ragged(np.zeros_like(active_T), active_T)] + np.repeat(places_T, active_T)
+    ends_T = np.cumsum(active_T)
+    return rows_S, list(zip((ends_T - active_T).tolist(), ends_T.tolist(), strict=True))
 
 
 def _segments(begin: np.ndarray, end: np.ndarray) -> np.ndarray:

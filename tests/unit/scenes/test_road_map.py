@@ -37,6 +37,35 @@ def test_a_merge_at_a_small_angle_is_no_intersection():
     assert not road.is_connector_L.any()
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_crossing_lanes_are_those_of_every_intersection_formed(seed):
+    rng = np.random.default_rng(seed)
+    lanes = []
+    for key in range(24):
+        turns = np.cumsum(rng.normal(0.0, 0.25, 8)) + rng.uniform(-np.pi, np.pi)
+        steps = 6.0 * np.column_stack([np.cos(turns), np.sin(turns)])
+        center = rng.uniform(-40.0, 40.0, 2) + np.cumsum(steps, axis=0)
+        left, right = offset_borders(center, 3.0)
+        lanes.append(Lane(key=key, left=left, right=right))
+    shapes = [shapely.make_valid(shapely.Polygon([*lane.left, *lane.right[::-1]])) for lane in lanes]
+    expected = np.zeros(len(lanes), dtype=bool)
+    for one, two in itertools.combinations(range(len(lanes)), 2):
+        shared = shapes[one].intersection(shapes[two])
+        if shared.area >= 1.0:
+            ways = [_heading_at(lanes[number], shared.centroid) for number in (one, two)]
+            expected[[one, two]] |= bool(np.cos(ways[0] - ways[1]) <= np.cos(np.radians(30.0)))
+    assert expected.any()
+    assert not expected.all()
+    assert make_road_map(lanes).is_connector_L.tolist() == expected.tolist()
+
+
+def _heading_at(lane: Lane, place: shapely.Point) -> float:
+    center = (lane.left + lane.right) / 2.0
+    middles = (center[1:] + center[:-1]) / 2.0
+    nearest = int(np.hypot(*(middles - [place.x, place.y]).T).argmin())
+    return math.atan2(*(center[nearest + 1] - center[nearest])[::-1])
+
+
 def test_borders_are_paired_by_arc_length():
     left = np.array([[0.0, 2.0], [50.0, 2.0]])
     right = np.array([[0.0, 0.0], [10.0, 0.0], [50.0, 0.0]])

@@ -182,3 +182,64 @@ def test_a_first_value_that_is_no_exact_one_is_refused_and_a_missing_one_is_not(
         else:
             with pytest.raises(InputRejectedError, match=message):
                 next(commonroad.read(tmp_path, "A-1.xml"))
+
+
+def _alike(num_frames: int = 3) -> bytes:
+    """Return a document whose first states and borders are alike, and a planning problem whose state is not."""
+    body = lanelet(1, -50.0, 300.0, 0.0) + lanelet(2, -50.0, 300.0, 4.0)
+    body += "".join(obstacle(key, range(num_frames), 3.0 * key, 8.0) for key in (5, 6, 7))
+    body += (
+        '<planningProblem id="9"><initialState><time><exact>0</exact></time></initialState></planningProblem>'
+    )
+    return scenario(body).replace(b"><", b">\n  <")
+
+
+def _values(recording) -> list[np.ndarray]:
+    tracks, road = recording.tracks, recording.road
+    names = ("key_K", "poses_R3", "velocities_R2", "accelerations_R", "offsets", "size_K4", "first_frame_K")
+    return [*(getattr(tracks, name) for name in names), road.left_V2, road.right_V2, road.offsets]
+
+
+def test_first_states_and_borders_are_taken_out_too():
+    root, found = parse_with_records(_alike(), "f.xml", commonroad._RECORDS)
+    assert {name: records.offsets.tolist() for name, records in found.items()} == {
+        "trajectory": [0, 2, 4, 6],
+        "initialState": [0, 1, 2, 3],
+        "leftBound": [0, 5, 10],
+        "rightBound": [0, 5, 10],
+    }
+    assert [len(state) for state in root.iter("initialState")] == [0, 0, 0, 1]
+    quick = commonroad.recording_of(root, "A-1.xml", found)
+    plain = commonroad.recording_of(parse_xml(_alike(), "A-1.xml"), "A-1.xml")
+    for one, two in zip(_values(quick), _values(plain), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@settings(max_examples=400, derandomize=True, deadline=None)
+@given(data=st.data())
+def test_a_damaged_document_gives_the_recording_of_the_plain_parser_or_none(data):
+    content = bytearray(_alike())
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        match data.draw(st.sampled_from(["digit", "drop", "twice", "name"])):
+            case "digit":
+                content[place] = data.draw(st.sampled_from(list(b"0123456789.-e <>/")))
+            case "drop":
+                del content[place : place + data.draw(st.integers(1, 60))]
+                content = content or bytearray(b"<")
+            case "twice":
+                content[place:place] = content[place : place + data.draw(st.integers(1, 400))]
+            case "name":
+                old, new = data.draw(
+                    st.permutations([b"initialState", b"state", b"leftBound", b"x", b"time"])
+                )[:2]
+                content = bytearray(bytes(content).replace(b"<" + old + b">", b"<" + new + b">", 1))
+    parsed = parse_with_records(bytes(content), "A-1.xml", commonroad._RECORDS)
+    try:
+        quick = parsed and commonroad.recording_of(parsed[0], "A-1.xml", parsed[1])
+    except InputRejectedError:
+        return
+    if quick is not None:
+        plain = commonroad.recording_of(parse_xml(bytes(content), "A-1.xml"), "A-1.xml")
+        for one, two in zip(_values(quick), _values(plain), strict=True):
+            np.testing.assert_array_equal(one, two)
