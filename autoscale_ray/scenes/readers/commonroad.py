@@ -21,6 +21,7 @@ from autoscale_ray.scenes.readers.reader import Reader
 from autoscale_ray.scenes.recording import Recording, Track, gather_tracks
 from autoscale_ray.scenes.road_map import Area, Lane, RoadMap, make_road_map
 from autoscale_ray.scenes.trust import member_names, parse_xml, read_member
+from autoscale_ray.scenes.xml_numbers import finite_number, finite_numbers, integer, parsed
 from autoscale_ray.scenes.xml_records import Kind, Records, parse_with_records
 
 VERSIONS = ("2018b", "2020a")
@@ -72,10 +73,10 @@ def read(path: Path, name: str) -> Iterator[Recording]:
             malformed.
     """
     content = read_member(path, name)
-    parsed = parse_with_records(content, name, _RECORDS)
-    if parsed is not None:
+    found = parse_with_records(content, name, _RECORDS)
+    if found is not None:
         try:
-            recording = recording_of(parsed[0], name, parsed[1])
+            recording = recording_of(found[0], name, found[1])
         except InputRejectedError:
             pass  # What is refused is named below, from the document as it stands.
         else:
@@ -99,7 +100,7 @@ def recording_of(root: etree._Element, name: str, taken: Mapping[str, Records] |
         )
     stem = Path(name).stem
     site = stem.split("-")[0].removeprefix("C-")
-    interval_s = _number(root.get("timeStepSize"), f"{name}: commonRoad", "timeStepSize")
+    interval_s = finite_number(root.get("timeStepSize"), f"{name}: commonRoad", "timeStepSize")
     if not 0.001 <= interval_s <= 0.5:
         raise InputRejectedError(
             f"{name}: commonRoad", "timeStepSize must lie between 0.001 and 0.5 s", interval_s
@@ -157,7 +158,7 @@ def _moving(obstacles: Sequence[etree._Element], states: Sequence[np.ndarray], n
         kind = _kind(found)
         length_m, width_m = _box(found, where)
         track = Track(
-            key=_integer(obstacle.get("id"), where),
+            key=integer(obstacle.get("id"), where),
             kind=_KINDS.get(kind, "generic_object"),
             length_m=length_m,
             width_m=width_m,
@@ -224,7 +225,7 @@ def _first(obstacle: etree._Element, field: str, where: str) -> float:
         return math.nan
     if len(texts) != 1:
         raise InputRejectedError(where, f"its first state must have one exact {field}", len(texts))
-    return _number(texts[0], where, field)
+    return finite_number(texts[0], where, field)
 
 
 def _states(obstacle: etree._Element, where: str) -> np.ndarray:
@@ -241,9 +242,9 @@ def _state(obstacle: etree._Element, field: str, texts: list[str], count: int, w
         rule = f"each of its {count} states must have one exact {field}"
         # A first state without acceleration is common and harmless.
         if field in _OPTIONAL and len(texts) == count - 1 and obstacle.find(f"initialState/{field}") is None:
-            return np.concatenate([[math.nan], _numbers(texts, where, field)])
+            return np.concatenate([[math.nan], finite_numbers(texts, where, field)])
         raise InputRejectedError(where, rule, len(texts))
-    return _numbers(texts, where, field) if texts else np.full(count, math.nan)
+    return finite_numbers(texts, where, field) if texts else np.full(count, math.nan)
 
 
 def _standing(
@@ -258,7 +259,7 @@ def _standing(
     length_m, width_m = _box(found, where)
     num_frames = last - first + 1
     return Track(
-        key=_integer(obstacle.get("id"), where),
+        key=integer(obstacle.get("id"), where),
         kind=_KINDS.get(_kind(found), "generic_object"),
         length_m=length_m,
         width_m=width_m,
@@ -276,10 +277,10 @@ def _box(parts: _Parts, where: str) -> tuple[float, float]:
             forms.setdefault(form.tag, form)
     if "rectangle" in forms:
         length, width = (
-            _number(forms["rectangle"].findtext(side), where, side) for side in ("length", "width")
+            finite_number(forms["rectangle"].findtext(side), where, side) for side in ("length", "width")
         )
     elif "circle" in forms:
-        length = width = 2.0 * _number(forms["circle"].findtext("radius"), where, "radius")
+        length = width = 2.0 * finite_number(forms["circle"].findtext("radius"), where, "radius")
     elif "polygon" in forms:
         length, width = 2.0 * np.abs(_points(forms["polygon"], where)).max(axis=0)
     else:
@@ -339,7 +340,7 @@ def _bounds(
         texts_of_bound = _point_texts(found[side][0], _where(name, lanelet))
         texts += texts_of_bound
         counts.append(len(texts_of_bound))
-    values = _parsed(texts)
+    values = parsed(texts)
     if values is None or not np.isfinite(values).all():
         # One of them is at fault.
         return [
@@ -371,7 +372,7 @@ def _lane(
     references = [reference.get("ref") for reference in found.get("trafficSignRef", ())]
     signs = [limits[reference] for reference in references if reference in limits]
     limit = (
-        _number(limit_text, where, "speedLimit", infinite=True)
+        finite_number(limit_text, where, "speedLimit", infinite=True)
         if limit_text
         else min(signs, default=math.nan)
     )
@@ -398,7 +399,7 @@ def _sign_limits(root: etree._Element, name: str) -> dict[str | None, float]:
         for element in sign.iterchildren("trafficSignElement"):
             if element.findtext("trafficSignID") in _SPEED_SIGNS and element.findtext("additionalValue"):
                 where = _where(name, sign)
-                limits[sign.get("id")] = _number(
+                limits[sign.get("id")] = finite_number(
                     element.findtext("additionalValue"), where, "additionalValue"
                 )
     return limits
@@ -430,7 +431,7 @@ def _red_steps(light: etree._Element, name: str) -> tuple[np.ndarray, int]:
     """Return which steps of the light's cycle are red, and the step at which the cycle begins."""
     where = _where(name, light)
     phases = [
-        (phase.findtext("color"), _integer(phase.findtext("duration"), where))
+        (phase.findtext("color"), integer(phase.findtext("duration"), where))
         for phase in light.iterfind("cycle/cycleElement")
     ]
     steps = sum(duration for _, duration in phases)
@@ -440,7 +441,7 @@ def _red_steps(light: etree._Element, name: str) -> tuple[np.ndarray, int]:
         [np.zeros(0, dtype=bool), *[np.full(num, color == "red") for color, num in phases]]
     )
     offset = light.findtext("cycle/timeOffset")
-    return (pattern if steps else np.zeros(1, dtype=bool)), _integer(offset, where) if offset else 0
+    return (pattern if steps else np.zeros(1, dtype=bool)), integer(offset, where) if offset else 0
 
 
 def _tags(root: etree._Element) -> tuple[str, ...]:
@@ -450,7 +451,7 @@ def _tags(root: etree._Element) -> tuple[str, ...]:
 
 
 def _points(element: etree._Element, where: str) -> np.ndarray:
-    return _paired(_numbers(_point_texts(element, where), where, "x and y"))
+    return _paired(finite_numbers(_point_texts(element, where), where, "x and y"))
 
 
 def _point_texts(element: etree._Element, where: str) -> list[str]:
@@ -463,49 +464,6 @@ def _point_texts(element: etree._Element, where: str) -> list[str]:
 
 def _paired(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values.reshape(2, -1).T)
-
-
-def _parsed(texts: list[str]) -> np.ndarray | None:
-    try:
-        # Several times as fast as an array of texts that is cast.
-        return np.fromiter(map(float, texts), dtype=np.float64, count=len(texts))
-    except ValueError:
-        return None
-
-
-def _numbers(texts: list[str], where: str, field: str) -> np.ndarray:
-    values = _parsed(texts)
-    if values is None:
-        raise InputRejectedError(where, f"{field} must be a number", next(filter(_is_no_number, texts)))
-    if not np.isfinite(values).all():
-        raise InputRejectedError(where, f"{field} must be finite")
-    return values
-
-
-def _is_no_number(text: str) -> bool:
-    return _parsed([text]) is None
-
-
-def _number(text: str | None, where: str, field: str, *, infinite: bool = False) -> float:
-    if infinite and text is not None and text.strip() in ("inf", "INF", "Infinity"):
-        return math.inf
-    try:
-        value = float(text or "")
-    except ValueError:
-        raise InputRejectedError(where, f"{field} must be a number", text or "") from None
-    if not math.isfinite(value):
-        raise InputRejectedError(where, f"{field} must be finite")
-    return value
-
-
-def _integer(text: str | None, where: str) -> int:
-    try:
-        value = int(text or "")
-    except ValueError:
-        raise InputRejectedError(where, "must be an integer", text) from None
-    if abs(value) >= 1 << 62:
-        raise InputRejectedError(where, "must be a 63-bit integer", text)
-    return value
 
 
 def fingerprints(recording: Recording) -> np.ndarray:

@@ -1,0 +1,56 @@
+"""Numbers from the texts of XML elements, with one line for what is none."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from autoscale_ray.errors import InputRejectedError
+
+
+def parsed(texts: list[str]) -> np.ndarray | None:
+    """Return the numbers, also infinite ones and NaN; None where one text is none."""
+    try:
+        # Several times as fast as an array of texts that is cast.
+        return np.fromiter(map(float, texts), dtype=np.float64, count=len(texts))
+    except ValueError:
+        return None
+
+
+def finite_numbers(texts: list[str], where: str, field: str) -> np.ndarray:
+    """Return the finite numbers; InputRejectedError names the field where one is none."""
+    values = parsed(texts)
+    if values is None:
+        raise InputRejectedError(where, f"{field} must be a number", next(filter(_is_none, texts)))
+    if not np.isfinite(values).all():
+        raise InputRejectedError(where, f"{field} must be finite")
+    return values
+
+
+def _is_none(text: str) -> bool:
+    return parsed([text]) is None
+
+
+def finite_number(text: str | None, where: str, field: str, *, infinite: bool = False) -> float:
+    """Return a finite number, with `infinite` also the words for infinity; InputRejectedError otherwise."""
+    if infinite and text is not None and text.strip() in ("inf", "INF", "Infinity"):
+        return math.inf
+    try:
+        value = float(text or "")
+    except ValueError:
+        raise InputRejectedError(where, f"{field} must be a number", text or "") from None
+    if not math.isfinite(value):
+        raise InputRejectedError(where, f"{field} must be finite")
+    return value
+
+
+def integer(text: str | None, where: str) -> int:
+    """Return a 63-bit integer; InputRejectedError otherwise."""
+    try:
+        value = int(text or "")
+    except ValueError:
+        raise InputRejectedError(where, "must be an integer", text) from None
+    if abs(value) >= 1 << 62:
+        raise InputRejectedError(where, "must be a 63-bit integer", text)
+    return value
