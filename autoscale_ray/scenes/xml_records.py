@@ -25,6 +25,8 @@ from autoscale_ray.scenes.trust import parse_xml
 _NUMBER = re.compile(rb">\s*([^<>\s]+)\s*<")
 _SAMPLE_BYTES = 4096
 _SPACE = b" \t\r\n"
+_DECLARATIONS = tuple(b"<?xml" + _SPACE[at : at + 1] for at in range(len(_SPACE)))
+_LEAST_TAG_BYTES = 3
 _ENCODINGS = (None, "UTF-8", "utf-8", "ASCII", "US-ASCII", "us-ascii")
 
 
@@ -90,7 +92,8 @@ def parse_with_records(
         if records is not None:
             document, found[kind.element] = _without(document, spans), records
     # What is cut out of a comment, a CDATA section, an instruction or an unknown encoding is no element.
-    if b"!" in document or document.count(b"?") > 2 * document.startswith(b"<?xml"):
+    # A declaration is no instruction: white space follows its first five letters.
+    if b"!" in document or document.count(b"?") > 2 * document.startswith(_DECLARATIONS):
         return None
     try:
         root = parse_xml(document, where)
@@ -179,7 +182,8 @@ def _layout(content: bytes, span: tuple[int, int], kind: Kind, where: str) -> _L
 
 def _records(content: bytes, spans_K2: np.ndarray, layout: _Layout | None) -> Records | None:
     """Return the records in some spans; None where one differs from the first."""
-    if layout is None:
+    # Places take eight bytes each; what has more of them than tags fit in is no document.
+    if layout is None or content.count(b"<") * _LEAST_TAG_BYTES > len(content):
         return None
     tags = np.flatnonzero(np.frombuffer(content, dtype=np.uint8) == ord("<"))
     tags_before = np.cumsum([between.count(b"<") for between in layout.between])

@@ -250,6 +250,8 @@ def _state(obstacle: etree._Element, field: str, texts: list[str], count: int, w
 def _standing(
     obstacle: etree._Element, first_S6: np.ndarray | None, where: str, first: int, last: int
 ) -> Track:
+    if obstacle.find("trajectory") is not None:
+        raise InputRejectedError(where, "stands, so it must have no trajectory")
     taken = _taken_first(first_S6, obstacle, where)
     x, y, yaw = (
         _state(obstacle, field, _QUERIES[field](obstacle), 1, where)[0] if taken is None else taken[column]

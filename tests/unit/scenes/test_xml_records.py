@@ -1,5 +1,7 @@
 """Records taken out of a document are those that the plain parser finds, or none are."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -104,6 +106,35 @@ def test_whatever_differs_is_left_to_the_plain_parser(name):
     assert old in content
     assert _parsed(content) is not None
     assert _parsed(new.join(content.rsplit(old, 1))) is None
+
+
+def test_an_instruction_that_looks_like_a_declaration_hides_no_trajectory():
+    content = _document().partition(b"?>")[2]
+    assert len(_parsed(content)[1].offsets) == 4
+    first = content[content.index(b"<trajectory>") : content.index(b"</trajectory>")] + b"</trajectory>"
+    moved = b"<?xml-s " + first + b"?>" + content.replace(first, b"<trajectory >0</trajectory>", 1)
+    assert moved.count(b"?") == 2
+    assert _parsed(moved) is None
+
+
+def test_what_is_nothing_but_tags_takes_no_more_memory_than_its_size():
+    content = b"<all><trajectory><state><x>1</x></state>" + b"<" * 2_000_000 + b"</trajectory></all>"
+    tracemalloc.start()
+    try:
+        assert _parsed(content) is None
+        assert tracemalloc.get_traced_memory()[1] < len(content)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_standing_obstacle_with_a_trajectory_is_refused_either_way(tmp_path):
+    content = _document().replace(b"<role>dynamic</role>", b"<role>static</role>", 1)
+    (tmp_path / "A-1.xml").write_bytes(content)
+    assert _parsed(content) is not None
+    for document in (content, content.replace(b"<state>", b"<state >", 1)):
+        (tmp_path / "A-1.xml").write_bytes(document)
+        with pytest.raises(InputRejectedError, match="obstacle 5: stands, so it must have no trajectory"):
+            next(commonroad.read(tmp_path, "A-1.xml"))
 
 
 def test_utf_16_is_left_to_the_plain_parser():
