@@ -85,7 +85,7 @@ def _with_gap(**quality: str) -> Preset:
 
 
 _EQUAL = dict.fromkeys(FAMILIES, 1.0)
-_SOON_LEARNT = dict.fromkeys(("overtake", "recovery", "cyclist"), 1.0)
+_SOON_LEARNT: dict[str, float] = dict.fromkeys(("overtake", "recovery", "cyclist"), 1.0)
 
 PRESETS: dict[str, Preset] = {
     "harm_low_deficit": _with_gap(
