@@ -385,12 +385,16 @@ def flat_column(table: pa.Table, name: str) -> tuple[Tensor, np.ndarray]:
     """
     chunks, (shape, width) = table[name], _INNER_SHAPES[name]
     array = chunks.chunk(0) if chunks.num_chunks == 1 else pa.concat_arrays(chunks.chunks)
-    lengths, rest = np.divmod(np.diff(array.offsets.to_numpy()), width)
-    if rest.any():
-        raise InvalidSceneError(
-            _where(table, int(rest.nonzero()[0][0]), name), f"length must be a multiple of {width}"
-        )
-    return _tensor(array.flatten()).reshape(-1, *shape), lengths.astype(np.int64)
+    ends = array.offsets.to_numpy()
+    lengths = np.subtract(ends[1:], ends[:-1], dtype=np.int64)
+    if width > 1:
+        rest = lengths % width
+        if rest.any():
+            raise InvalidSceneError(
+                _where(table, int(rest.nonzero()[0][0]), name), f"length must be a multiple of {width}"
+            )
+        lengths //= width
+    return _tensor(array.flatten()).reshape(-1, *shape), lengths
 
 
 def _tensor(values: pa.Array) -> Tensor:

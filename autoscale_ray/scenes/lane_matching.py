@@ -17,6 +17,7 @@ from autoscale_ray.scenes.kinematics import wrap_angle
 from autoscale_ray.scenes.road_map import SUCCESSOR, RoadMap
 
 MATCH_DISTANCE_M = 0.75
+_SEARCH_M = MATCH_DISTANCE_M + 1e-3  # Rounding must not lose a segment.
 MATCH_ANGLE_RAD = math.radians(75.0)
 NO_LANE_COST = 12.0
 NEIGHBOUR_COST = 3.0
@@ -41,7 +42,9 @@ class LaneMatcher:
         self._begin_G = np.delete(np.arange(road.offsets[-1]), road.offsets[1:] - 1)
         begin, end = self._begin_G, self._begin_G + 1
         corners = np.stack([border[at] for border in (road.left_V2, road.right_V2) for at in (begin, end)])
-        self._tree = shapely.STRtree(shapely.box(*corners.min(axis=0).T, *corners.max(axis=0).T))
+        # Widened boxes are searched by points: half as dear as boxes around the points. The exact distance follows.
+        low, high = corners.min(axis=0) - _SEARCH_M, corners.max(axis=0) + _SEARCH_M
+        self._tree = shapely.STRtree(shapely.box(*low.T, *high.T))
         self._center = _segments(road.center_V2[begin], road.center_V2[end])
         self._heading_G = np.arctan2(self._center[3], self._center[2])
         self._costs_LL = _transition_costs(road)
@@ -130,8 +133,7 @@ class LaneMatcher:
         The area is cut into the quadrangles between two vertices and the next ones; a point lies in the lane's ring
         where it lies in an odd number of them.
         """
-        low, high = points_S2 - MATCH_DISTANCE_M, points_S2 + MATCH_DISTANCE_M
-        sample, segment = self._tree.query(shapely.box(*low.T, *high.T))
+        sample, segment = self._tree.query(shapely.points(points_S2))
         order = np.argsort(sample * self._road.num_lanes + self._lane_G[segment], kind="stable")
         sample, segment = sample[order], segment[order]
         lane = self._lane_G[segment]

@@ -243,11 +243,15 @@ def _feet(
     """Return the arc length of the point of its line that is nearest to each position (M,)."""
     is_segment = vertex_W != last_M[window_W]
     begin_S, window_S = vertex_W[is_segment], window_W[is_segment]
-    steps, offset = points_V2[begin_S + 1] - points_V2[begin_S], positions_M2[window_S] - points_V2[begin_S]
-    share_S = (offset * steps).sum(1) / np.maximum((steps * steps).sum(1), 1e-18)
+    # Single columns: NumPy adds along an axis of two many times as slowly.
+    dx, dy = (axis_V[begin_S + 1] - axis_V[begin_S] for axis_V in points_V2.T)
+    x, y = (
+        at_M[window_S] - axis_V[begin_S] for at_M, axis_V in zip(positions_M2.T, points_V2.T, strict=True)
+    )
+    share_S = (x * dx + y * dy) / np.maximum(dx * dx + dy * dy, 1e-18)
     share_S = np.minimum(np.maximum(share_S, 0.0), 1.0)
-    gap = offset - share_S[:, None] * steps
-    distance_S = (gap * gap).sum(1)
+    x, y = x - share_S * dx, y - share_S * dy
+    distance_S = x * x + y * y
     first_M = np.searchsorted(window_S, np.arange(len(last_M)))
     nearest_S = np.flatnonzero(distance_S == np.minimum.reduceat(distance_S, first_M)[window_S])
     near_M = nearest_S[np.searchsorted(window_S[nearest_S], np.arange(len(last_M)))]

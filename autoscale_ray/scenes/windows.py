@@ -361,10 +361,9 @@ def _commands(routes: list[Route | None], centerline: Flat) -> np.ndarray:
     m."""
     points, counts = centerline
     commands = np.full(len(routes), DRIVING_COMMANDS.index("unknown"), dtype=np.int8)
-    away, steps = (
-        np.linalg.norm(points[:, :2], axis=1),
-        np.linalg.norm(np.diff(points[:, :2], axis=0), axis=1),
-    )
+    x, y = points[:, 0], points[:, 1]
+    dx, dy = x[1:] - x[:-1], y[1:] - y[:-1]
+    away, steps = np.sqrt(x * x + y * y), np.sqrt(dx * dx + dy * dy)
     ends = np.cumsum(counts)
     for window, (low, high) in enumerate(zip((ends - counts).tolist(), ends.tolist(), strict=True)):
         if routes[window] is None:
@@ -395,18 +394,30 @@ def scene_table(scalars: Mapping[str, object], columns: Mapping[str, Flat]) -> p
         scalars: Values by scalar column, one for each scene.
         columns: Values of all scenes and the number of elements of each, by flat column.
     """
-    arrays = []
+    arrays, ends = [], {}
     for name, kind, width in _COLUMNS:
         if name in scalars:
             arrays.append(pa.array(scalars[name], type=kind))
             continue
         values, counts = columns[name]
         flat = _column(np.asarray(values).reshape(-1), kind.value_type)
-        offsets = np.concatenate([[0], np.cumsum(counts)]) * width
-        arrays.append(pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), flat, type=kind))
+        # Columns of one kind share their counts.
+        if id(counts) not in ends:
+            ends[id(counts)] = np.cumsum(counts)
+        arrays.append(_lists(flat, ends[id(counts)] * width, kind))
     return pa.Table.from_arrays(arrays, schema=SCENE_SCHEMA)
 
 
+def _lists(flat: pa.Array, ends_M: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """Cut the values of all scenes into lists that end at `ends_M`."""
+    if len(flat) > _MAX_OFFSET:
+        raise pa.ArrowInvalid(f"a column of a table may hold {_MAX_OFFSET} values, found {len(flat)}")
+    offsets = np.zeros(len(ends_M) + 1, dtype=np.int32)
+    offsets[1:] = ends_M
+    return pa.Array.from_buffers(kind, len(ends_M), [None, pa.py_buffer(offsets)], 0, children=[flat])
+
+
+_MAX_OFFSET = np.iinfo(np.int32).max
 _COLUMNS = [(field.name, field.type, int(np.prod(inner_shape(field)))) for field in SCENE_SCHEMA]
 
 
@@ -414,5 +425,8 @@ def _column(values: np.ndarray, kind: pa.DataType) -> pa.Array:
     if kind == pa.float32():
         with np.errstate(over="ignore"):  # A gate refuses what becomes infinite.
             return pa.array(values.astype(np.float32, copy=False))
+    if values.dtype == bool:
+        bits = pa.py_buffer(np.packbits(values, bitorder="little"))
+        return pa.Array.from_buffers(pa.bool_(), len(values), [None, bits], 0)
     array = pa.array(values)
     return array if array.type == kind else array.cast(kind)
