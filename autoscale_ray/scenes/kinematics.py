@@ -106,9 +106,10 @@ def rear_axle_states(
     yaw_rate_R = _difference(_unwrapped(tracks), *around)
     center_R2 = center_velocities(tracks, frame_interval_s) if center_R2 is None else center_R2
     sideways_R = to_center_R * yaw_rate_R
-    velocity_2R = center_R2[:, 0] + sideways_R * sin_R, center_R2[:, 1] - sideways_R * cos_R
-    vx_R, vy_R = _in_body(*velocity_2R, cos_R, sin_R)
-    along_R, across_R = _in_body(*(_difference(axis_R, *around) for axis_R in velocity_2R), cos_R, sin_R)
+    east_R, north_R = center_R2[:, 0] + sideways_R * sin_R, center_R2[:, 1] - sideways_R * cos_R
+    vx_R, vy_R = _in_body(east_R, north_R, cos_R, sin_R)
+    change_R = _difference(east_R, *around), _difference(north_R, *around)
+    along_R, across_R = _in_body(change_R[0], change_R[1], cos_R, sin_R)
     given = np.isfinite(tracks.accelerations_R)
     ax_R = np.where(given, tracks.accelerations_R, along_R)
     ay_R = np.where(given, yaw_rate_R * vx_R, across_R)

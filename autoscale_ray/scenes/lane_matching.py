@@ -208,11 +208,16 @@ def _distance(
     squared = dx * dx + dy * dy
     safe = np.where(squared > 0.0, squared, 1.0)
     share = (x * dx + y * dy) / safe
-    across = np.abs(x * dy - y * dx) / safe * np.sqrt(squared)
     is_behind = share >= 1.0
-    beside = is_behind | (share <= 0.0)
-    x, y = x - is_behind * dx, y - is_behind * dy
-    return np.where(beside, np.sqrt(x * x + y * y), across), share
+    # Of a line's segments few lie beside a point.
+    beside = np.flatnonzero((share > 0.0) & ~is_behind)
+    across = np.abs(x[beside] * dy[beside] - y[beside] * dx[beside])
+    across = across / squared[beside] * np.sqrt(squared[beside])
+    x -= is_behind * dx
+    y -= is_behind * dy
+    distance = np.sqrt(x * x + y * y)
+    distance[beside] = across
+    return distance, share
 
 
 def _transition_costs(road: RoadMap) -> np.ndarray:
