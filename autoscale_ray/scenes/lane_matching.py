@@ -224,8 +224,12 @@ def _transition_costs(road: RoadMap) -> np.ndarray:
     count = road.num_lanes
     follows = np.zeros((count, count), dtype=bool)
     beside = np.zeros((count, count), dtype=bool)
-    for start, end, kind in road.links_E3:
-        (follows if kind == SUCCESSOR else beside)[start, end] = True
+    is_successor_E = road.links_E3[:, 2] == SUCCESSOR
+    for ends, links_E3 in (
+        (follows, road.links_E3[is_successor_E]),
+        (beside, road.links_E3[~is_successor_E]),
+    ):
+        ends[links_E3[:, 0], links_E3[:, 1]] = True
     skips = (follows.astype(np.float32) @ follows.astype(np.float32)) > 0
     costs = np.where(skips, SKIPPED_LANE_COST, JUMP_COST).astype(np.float32)
     costs[beside] = NEIGHBOUR_COST
