@@ -241,15 +241,13 @@ def _polygons(
 def _forth_and_back(start_Q2: np.ndarray, length_Q2: np.ndarray) -> np.ndarray:
     """Return the elements of runs laid end to end, the second of each pair backwards: starts [[5, 3]], lengths [[2, 2]]
     give [5, 6, 3, 2]."""
-    # Areas have no second run.
-    filled = np.flatnonzero(length_Q2)
-    step, first = np.tile([1, -1], len(length_Q2))[filled], start_Q2.reshape(-1)[filled]
-    lengths = length_Q2.reshape(-1)[filled]
-    last = first + step * (lengths - 1)
-    steps = np.repeat(step, lengths)
-    if len(steps):
-        steps[np.cumsum(lengths) - lengths] = first - np.append(0, last[:-1])
-    return np.cumsum(steps, out=steps)
+    lengths = length_Q2.reshape(-1)
+    step = np.tile([1, -1], len(length_Q2))
+    begin = start_Q2.reshape(-1) - step * (np.cumsum(lengths) - lengths)
+    index = np.repeat(step, lengths)
+    index *= np.arange(len(index))
+    index += np.repeat(begin, lengths)
+    return index
 
 
 def _lane_rings(road: RoadMap, cut: _Cut, plain: str, crossing: str, base: int) -> _Rings:
