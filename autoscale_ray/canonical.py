@@ -43,7 +43,7 @@ def plain(value: Any, where: str = "value") -> Any:
             if type(key) is not str:
                 raise InvalidInputError(where, "keys must be strings", key)
         return {key: plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+    if type(value) is list or type(value) is tuple:
         return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if type(value) is float and not math.isfinite(value):
         raise InvalidInputError(where, "must be a finite number", value)

@@ -17,13 +17,12 @@ from rich.tree import Tree
 from tyro.conf import Positional
 
 from autoscale_ray import __version__
-from autoscale_ray.config import RunConfig, load_config
+from autoscale_ray.config import PresetName, RunConfig, load_config
 from autoscale_ray.errors import AutoScaleError, ConfigError
 
 EXIT_BAD_INPUT = 2
 EXIT_READER_FAULT = 3
 EXIT_INTERRUPTED = 130
-Preset = Literal["harm_low_deficit", "harm_high_deficit", "no_harm", "even", "null"]
 Domain = Literal["real", "synthetic"]
 
 
@@ -54,25 +53,30 @@ def run(
 
 
 def world(
-    out: Path,
-    preset: Preset = "harm_low_deficit",
+    out: Path | None = None,
+    preset: PresetName = "harm_low_deficit",
     seed: int = 0,
-    plot: bool = False,
+    plot: Path | None = None,
 ) -> None:
     """Make the four pools of the built-in driving world, or a picture of every family.
 
     Args:
-        out: Folder that receives the pools real, synthetic, dev and test (or the pictures).
+        out: Folder that receives the pools real, synthetic, dev and test.
         preset: Where the synthetic pool is faithful, gapped or harmful; docs/world.md.
         seed: Seed of the training pools.
-        plot: Draw every scenario family instead.
+        plot: Folder that receives a picture of every scenario family.
     """
     from autoscale_ray.world.pictures import plot_families
     from autoscale_ray.world.pools import make_pool
 
     console = Console()
-    if plot:
-        console.print(f"drawn: {plot_families(out)}")
+    if out is None and plot is None:
+        raise ConfigError(
+            "world", "needs --out FOLDER for the pools, --plot FOLDER for the pictures, or both"
+        )
+    if plot is not None:
+        console.print(f"drawn: {plot_families(plot)}")
+    if out is None:
         return
     config = load_config(None, [f"world.preset={preset}", f"world.seed={seed}"]).world
     for side in ("real", "synthetic", "dev", "test"):

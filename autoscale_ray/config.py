@@ -27,15 +27,11 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Width = Annotated[int, Field(ge=4, le=16_384, multiple_of=4)]
 Anchors = Annotated[tuple[Annotated[float, Field(ge=-100, le=100)], ...], Field(min_length=1)]
+PresetName = Literal["harm_low_deficit", "harm_high_deficit", "no_harm", "even", "null"]
 Preset = Annotated[
-    Literal["harm_low_deficit", "harm_high_deficit", "no_harm", "even", "null"],
+    PresetName,
     BeforeValidator(lambda value: "null" if value is None else value),  # YAML reads the bare word as nothing
 ]
-
-
-def _require(holds: bool, name: str, rule: str, value: object) -> None:
-    if not holds:
-        raise ConfigError(f"ascent.{name}", rule, value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,50 +170,34 @@ class AscentConfig:
     """A key of `autoscale_ray.mixture.METHODS`, for example response or deficit."""
     seed: int = 0
     """Seed of the exploration design; the pair index enters beside it, so a replay draws the same signs."""
-    perturbation: float = 1.6
+    perturbation: Annotated[float, Field(ge=0, le=10)] = 1.6
     """Log-weight step c of an exploration pair, e^+-c, in [0, 10]; above 3 half of the clusters starve."""
-    perturbation_decay: float = 0.0
+    perturbation_decay: NonNegative = 0.0
     """Exploration schedule: pair t steps by c / sqrt(1 + decay t), >= 0; 0 keeps the step (docs/cluster_ga.md)."""
-    floor_explore: float = 0.1
+    floor_explore: Share = 0.1
     """Least scenes per cluster at the centre of a pair, as a share of budget / K, in [0, 1]."""
-    floor_final: float = 0.01
+    floor_final: Share = 0.01
     """The same for the recommended mixture, in [0, 1]; 0 lets a cluster get nothing."""
-    scene_sd: float = 0.146
+    scene_sd: Positive = 0.146
     """SD of one dev scene's score within a run (score units), used where a run reports no error."""
-    offset_sd: float = 0.004
+    offset_sd: Positive = 0.004
     """Prior SD of a run's common score offset (training seed), score units."""
-    offset_real_only_sd: float = 0.03
+    offset_real_only_sd: Positive = 0.03
     """The same for the real-only run, whose steps all go to real scenes."""
-    null_prior: float = 0.007
+    null_prior: Share = 0.007
     """Prior probability that all clusters share one curve, in [0, 1]; 0 switches the guard off."""
     exposure: Literal["count", "steps"] = "count"
     """What a response follows: scenes of a cluster, or their share of the fixed steps beside the real scenes."""
-    trust_radius: float = 0.08
+    trust_radius: NonNegative = 0.08
     """Mirror ascent: largest KL divergence of one step, nats, >= 0; 0 stands still."""
-    shrinkage: float = 1.0
+    shrinkage: NonNegative = 1.0
     """Mirror ascent: a gradient below this many standard deviations is ignored, >= 0; 0 trusts every gradient."""
-    prior_share: float = 0.1
+    prior_share: Share = 0.1
     """Mirror ascent: share of every step given to the size prior (square root of the pool), in [0, 1]."""
-    gate_sd: float = 1.0
+    gate_sd: NonNegative = 1.0
     """Mirror ascent: standard errors below a paired difference that its lower bound lies, >= 0."""
-    gate_tolerance: float = 0.005
+    gate_tolerance: NonNegative = 0.005
     """Mirror ascent: a step is taken back if that lower bound is under minus this, score units, >= 0."""
-
-    def __post_init__(self) -> None:
-        for name in ("floor_explore", "floor_final", "null_prior", "prior_share"):
-            _require(0.0 <= getattr(self, name) <= 1.0, name, "must be in [0, 1]", getattr(self, name))
-        for name in ("scene_sd", "offset_sd", "offset_real_only_sd"):
-            _require(
-                0.0 < getattr(self, name) < float("inf"), name, "must be > 0 and finite", getattr(self, name)
-            )
-        for name in ("trust_radius", "shrinkage", "gate_sd", "gate_tolerance", "perturbation_decay"):
-            _require(
-                0.0 <= getattr(self, name) < float("inf"),
-                name,
-                "must be >= 0 and finite",
-                getattr(self, name),
-            )
-        _require(0.0 <= self.perturbation <= 10.0, "perturbation", "must be in [0, 10]", self.perturbation)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

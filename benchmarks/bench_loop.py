@@ -36,6 +36,7 @@ from autoscale_ray.mixture import METHODS
 from autoscale_ray.mixture.allocation import allocate
 from autoscale_ray.mixture.problem import Observation
 from autoscale_ray.records import SIDES, Clusters, Round, Scores, Selection
+from autoscale_ray.world.presets import PRESETS
 from benchmarks.surroundings import surroundings
 
 FRESH_TEST_SEED = 20_261_122
@@ -44,7 +45,6 @@ NUM_SCREENING_RUNS = 96
 """Training runs of the near-oracle's screening design over the true families."""
 SCREENING_SD = 0.8
 """Log-normal spread of the family weights in the screening design."""
-PRESETS = ("harm_low_deficit", "harm_high_deficit", "no_harm", "even", "null")
 
 
 def base_config(preset: str, seed: int, options: argparse.Namespace) -> RunConfig:

@@ -149,7 +149,7 @@ def wait_for_no_embedder() -> None:
     give_up = time.monotonic() + WAIT_S
     while any("RangeEmbedder" in title for title in titles_below()):
         assert time.monotonic() < give_up, "an embedder does not end"
-        time.sleep(0.1)
+        time.sleep(0.1)  # polling other processes; their CPU is counted, not this time
 
 
 def titles_below() -> Iterator[str]:

@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,20 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
     events = []
     for path in sorted(run_dir.glob("events/*.jsonl")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
+            with suppress(ValueError, RecursionError):
                 event = json.loads(line)
-                _ = event["event"], 0.0 + event["time_s"] + (event.get("seconds") or 0)
-                _ = "".join([event.get("ray_address") or "", event.get("ray_auth_mode") or ""])
-            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-                continue
-            events.append(event)
+                if is_event(event):
+                    events.append(event)
     return events
+
+
+def is_event(value: Any) -> bool:
+    """Tell whether a value has a name and a time, and nothing of another kind where they and the cluster are told."""
+    if not isinstance(value, dict) or not isinstance(value.get("event"), str):
+        return False
+    numbers = (value.get("time_s"), value.get("seconds") or 0)
+    texts = (value.get("ray_address") or "", value.get("ray_auth_mode") or "")
+    return all(isinstance(one, int | float) for one in numbers) and all(isinstance(one, str) for one in texts)
 
 
 def round_line(record: RoundRecord) -> str:

@@ -94,7 +94,9 @@ def load_planner_spec(path: str, config: PlannerConfig) -> PlannerSpec:
         raise ConfigError("planner.factory", "must look like package.module:function", path)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # theirs: whatever it is, it is told in one line
+    except (
+        Exception
+    ) as error:  # the user's own code may raise anything; it is told in one line, with its cause
         raise ConfigError("planner.factory", f"cannot import module {module_name}: {error}", path) from error
     factory = getattr(module, function_name, None)
     if not callable(factory):
@@ -103,7 +105,7 @@ def load_planner_spec(path: str, config: PlannerConfig) -> PlannerSpec:
         spec = factory(config)
     except AutoScaleError:
         raise
-    except Exception as error:
+    except Exception as error:  # as above
         raise ConfigError("planner.factory", f"failed: {type(error).__name__} {error}", path) from error
     if not isinstance(spec, PlannerSpec):
         raise ConfigError("planner.factory", f"{path} must return a PlannerSpec", type(spec).__name__)

@@ -140,9 +140,8 @@ def encode(encoder: Any, graph: SceneGraph, gate_limit: float, size: int) -> tup
         weights = _prepared(encoder, graph, kinds)
         joined_NW = torch.empty(len(graph), weights.size * (1 + len(NODE_TYPES)))
         whole, states = _scenes(graph, weights, kinds, size), {}
-        for first in range(
-            0, max(len(graph), 1), size
-        ):  # no scenes: one empty block, whose states have their shapes
+        # No scenes: one empty block, whose states have their shapes.
+        for first in range(0, max(len(graph), 1), size):
             part = _cut(whole, first, min(first + size, len(graph)))
             states = _encode_block(weights, part, gate_limit, joined_NW.numpy()[first : first + size])
     return joined_NW, states

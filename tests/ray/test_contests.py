@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
-import sys
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 
-SHIMS = str(Path(__file__).parents[1] / "unit")
-sys.path.insert(0, SHIMS)
-from storage_shims import IDENTITY, play  # noqa: E402
-
-from autoscale_ray.artifacts import RunStore, StaleWriterError  # noqa: E402
-from autoscale_ray.errors import ArtifactError  # noqa: E402
-from autoscale_ray.storage import Disk, FolderStorage  # noqa: E402
+from autoscale_ray.artifacts import RunStore, StaleWriterError
+from autoscale_ray.errors import ArtifactError
+from autoscale_ray.storage import Disk, FolderStorage
+from tests.unit.storage_shims import IDENTITY, play
 
 NUM_WRITERS = 4
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -64,7 +60,7 @@ def contest(run_dir: str, disk: type[Disk]) -> list[str]:
 @pytest.mark.timeout(300)
 def test_fifty_contests_of_four_processes_never_fork(tmp_path: Path, monkeypatch) -> None:
     # For the process that is forked: without it every writer would import everything anew.
-    folders = (Path(__file__).parent, SHIMS, Path(SHIMS).parents[1])
+    folders = (Path(__file__).parent, Path(__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", ":".join(map(str, folders)))
     play(RunStore.open(str(tmp_path / "alone"), IDENTITY), 6)
     reference = chain(tmp_path / "alone")

@@ -5,29 +5,25 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
-import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
+from rich.console import Console
+
+from autoscale_ray.artifacts import RunStore, StaleWriterError, read_rounds
+from autoscale_ray.distributed.session import run_on_ray
+from autoscale_ray.session import work_dir
+from autoscale_ray.storage import StorageUnavailableError
+from tests.ray.conftest import ENVIRONMENT
+from tests.ray.fault_proxy import FAULTS, SILENT, FaultProxy
+from tests.ray.small_run import config_of
+from tests.unit.storage_shims import IDENTITY, play
 
 pytest.importorskip("obstore", reason="needs the extra s3")
 moto_server = pytest.importorskip("moto.server", reason="needs moto[server,s3]")
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-import ray  # noqa: E402
-from rich.console import Console  # noqa: E402
-from storage_shims import IDENTITY, play  # noqa: E402
-
-from autoscale_ray.artifacts import RunStore, StaleWriterError, read_rounds  # noqa: E402
-from autoscale_ray.distributed.session import run_on_ray  # noqa: E402
-from autoscale_ray.session import work_dir  # noqa: E402
-from autoscale_ray.storage import StorageUnavailableError  # noqa: E402
-from tests.ray.conftest import ENVIRONMENT  # noqa: E402
-from tests.ray.fault_proxy import FAULTS, SILENT, FaultProxy  # noqa: E402
-from tests.ray.small_run import config_of  # noqa: E402
 
 BUCKETS = (f"bucket{number}" for number in itertools.count())
 

@@ -55,7 +55,7 @@ def kill_a_writer(run_dir: Path, num_rounds: int, delay_s: float) -> tuple[int, 
     with contextlib.suppress(EOFError):
         for _ in range(1 + num_rounds):
             last = hears.recv()
-        time.sleep(delay_s)
+        time.sleep(delay_s)  # the moment of the kill is drawn; nothing waits for it
         writer.kill()
         while True:
             last = hears.recv()

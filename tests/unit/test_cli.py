@@ -46,6 +46,15 @@ def test_out_is_a_folder_whatever_yaml_reads_in_its_name(name, tmp_path, monkeyp
     assert _config(["loop.budget=7"], Path(name)).placement.run_dir == name
 
 
+def test_world_draws_its_families_and_says_what_it_needs(tmp_path, capsys):
+    code, told = ended(["world"], capsys)
+    assert (code, told.count("\n")) == (2, 1)
+    assert "--plot FOLDER" in told
+    main(["world", "--plot", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "families.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["families.png"]
+
+
 def test_ctrl_c_is_one_line(tmp_path):
     out = tmp_path / "pools"
     # A shell in the background has its children ignore SIGINT; the program asks for it as a terminal would.
