@@ -137,10 +137,12 @@ def play(stages: RecordedStages, show: Callable[[Mapping[str, Any]], None]) -> d
 
     config, inputs = stages.config, stages.inputs
     run_dir = work_dir(config)
+    seconds: list[dict[str, float]] = []
 
     def summary(clusters: Clusters, history: Sequence[Round], **more: Any) -> dict[str, Any]:
+        seconds.append(dict(stages.seconds))
         num_real = len(inputs.pools["real"])
-        made = summarise(config, clusters, history, seconds=stages.seconds, num_real=num_real, **more)
+        made = summarise(config, clusters, history, seconds=seconds, num_real=num_real, **more)
         write_summary(made, run_dir)
         return made
 

@@ -46,11 +46,10 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def weights_figure(summary: Summary) -> Figure:
-    """Return scenes per cluster as stacked bars, one for each round, and the recommended mixture."""
+    """Return scenes per cluster as stacked bars: one for each round, and what AutoScale was trained on at the end."""
     rounds = [done for done in summary["rounds"] if done["weights"]]
     columns = [(f"{done['index']}", done["counts"]) for done in rounds]
-    if summary["final_counts"]:
-        columns.append(("final", summary["final_counts"]))
+    columns += [("final", arm["counts"]) for arm in summary["arms"] if arm["name"] == "autoscale"]
     figure = Figure(figsize=(1.6 + 0.75 * len(columns) + 2.0, 4.2))
     axes = figure.subplots()
     colours = matplotlib.colormaps["tab20"](np.arange(len(summary["clusters"])) % 20)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from autoscale_ray.config import RunConfig
@@ -22,7 +23,7 @@ def summarise(
     *,
     final_counts: Mapping[str, int] | None = None,
     arms: Sequence[Arm] = (),
-    seconds: Mapping[str, float] | None = None,
+    seconds: Sequence[Mapping[str, float]] = (),
     num_real: int = 0,
     gains: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def summarise(
         history: Finished rounds, round 0 first.
         final_counts: Recommended scenes per cluster, once the search is over.
         arms: Arms of the final comparison, as far as they are scored.
-        seconds: Wall seconds per stage so far.
+        seconds: Wall seconds per stage from the start to the end of each round, and after the rounds to now.
         num_real: Real training scenes.
         gains: AutoScale minus another arm on the same test scenes, and its standard error, by arm.
 
@@ -56,7 +57,7 @@ def summarise(
         "gains": {
             name: {"mean": _number(mean), "se": _number(se)} for name, (mean, se) in (gains or {}).items()
         },
-        "spent": _spent(config, history, arms, seconds or {}),
+        "spent": _spent(config, history, arms, seconds),
     }
 
 
@@ -106,7 +107,7 @@ def _score_fields(clusters: Clusters, scores: Scores) -> dict[str, Any]:
 
 
 def _spent(
-    config: RunConfig, history: Sequence[Round], arms: Sequence[Arm], seconds: Mapping[str, float]
+    config: RunConfig, history: Sequence[Round], arms: Sequence[Arm], seconds: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
     search = sum(len(done.scores.seeds) for done in history)
     final = sum(len(arm.scores.seeds) for arm in arms)
@@ -114,8 +115,13 @@ def _spent(
         "search_runs": search,
         "comparison_runs": final,
         "optimiser_steps": (search + final) * config.planner.num_steps,
-        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "seconds": _seconds_since({}, seconds[-1] if seconds else {}),
+        "seconds_by_round": [_seconds_since(*ends) for ends in pairwise([{}, *seconds[: len(history)]])],
     }
+
+
+def _seconds_since(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value - before.get(name, 0.0), 2) for name, value in now.items()}
 
 
 def _by_cluster(clusters: Clusters, values_K: Any) -> dict[str, float | None]:

@@ -27,7 +27,9 @@ def round_table(summary: Summary, index: int) -> Table:
     kind = "real scenes only" if not done["weights"] else f"{done['num_scenes']} synthetic scenes"
     sizes = ((cluster["pool"], cluster["dev_weight"]) for cluster in summary["clusters"])
     coverage = coverage_line(sizes) if index == 0 else ""
-    table = Table(title=f"Round {index}: {kind}", caption=f"{_totals_line(done, 'dev')}\n{coverage}".strip())
+    took = f"took: {seconds_text(summary['spent']['seconds_by_round'][index])}"
+    caption = f"{_totals_line(done, 'dev')}\n{took}\n{coverage}".strip()
+    table = Table(title=f"Round {index}: {kind}", caption=caption)
     for name in ("cluster", "pool", "dev scenes", "weight", "scenes", "dev score x100", "SE"):
         table.add_column(name, justify="left" if name == "cluster" else "right")
     for cluster in summary["clusters"]:
@@ -84,11 +86,16 @@ def cluster_table(clusters: Clusters) -> Table:
 def spent_line(summary: Summary) -> str:
     """Return what the run cost in one line."""
     spent = summary["spent"]
-    stages = ", ".join(f"{name} {value:.0f} s" for name, value in spent["seconds"].items())
     return (
         f"spent: {spent['search_runs']} search and {spent['comparison_runs']} comparison training runs, "
-        f"{spent['optimiser_steps']} optimiser steps; {stages}"
+        f"{spent['optimiser_steps']} optimiser steps; {seconds_text(spent['seconds'])}"
     )
+
+
+def seconds_text(seconds: Mapping[str, float]) -> str:
+    """Return the seconds of the stages that took any; those of an earlier start took none."""
+    shown = [f"{name.replace('_', ' ')} {value:.0f} s" for name, value in seconds.items() if value >= 0.5]
+    return ", ".join(shown) or "less than a second a stage"
 
 
 def coverage_line(clusters: Iterable[tuple[int, float]]) -> str:

@@ -60,7 +60,7 @@ def arguments(pools: Path, run_dir: Path, *more: str) -> list[str]:
 def numbers(run_dir: Path) -> dict:
     """Everything a run reports but wall time."""
     summary = json.loads((run_dir / "summary.json").read_text())
-    del summary["spent"]["seconds"]
+    del summary["spent"]["seconds"], summary["spent"]["seconds_by_round"]
     return summary
 
 
