@@ -21,6 +21,7 @@ from autoscale_ray.artifacts import read_rounds
 from autoscale_ray.cli import main
 from autoscale_ray.config import load_config
 from autoscale_ray.inputs import open_inputs
+from autoscale_ray.reporting.tables import round_table
 from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.session import run_local
 
@@ -97,6 +98,16 @@ def test_a_run_reports_every_arm_and_round(finished):
     assert "<td>-0.0" not in report
     assert report.count('<svg role="img" aria-label=') == report.count("<svg") == 3
     assert re.findall(r"""(?:src|href)\s*=\s*["']?https?:|url\(\s*["']?https?:|@import""", report) == []
+
+
+def test_every_round_says_how_long_its_stages_took(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    spent, by_round = summary["spent"]["seconds"], summary["spent"]["seconds_by_round"]
+    assert len(by_round) == len(summary["rounds"]) == 3
+    assert by_round[0]["encoder"] == spent["encoder"] > 0
+    assert all(took["train"] > 0 and took["evaluate_dev"] > 0 for took in by_round)
+    assert sum(took["train"] for took in by_round) < spent["train"], "the comparison trains too"
+    assert "took: encoder" in str(round_table(summary, 0).caption)
 
 
 def test_the_chosen_scenes_are_named_in_a_file_of_their_own(finished, pools):
