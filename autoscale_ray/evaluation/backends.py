@@ -16,6 +16,7 @@ from autoscale_ray.evaluation.metrics import Measures, Rules, measure
 from autoscale_ray.evaluation.scene import Floats
 from autoscale_ray.evaluation.simulate import simulate
 from autoscale_ray.evaluation.vehicle import VehicleParameters
+from autoscale_ray.extras import has_numba
 
 
 def choose_backend(backend: str, device: str = "cpu") -> str:
@@ -36,15 +37,6 @@ def choose_backend(backend: str, device: str = "cpu") -> str:
     if backend == "numba" and not has_numba():
         raise MissingExtraError("numba", "pip install 'autoscale-ray[cpu]'")
     return backend
-
-
-def has_numba() -> bool:
-    """Tell whether numba can be imported."""
-    try:
-        import numba  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def drive_in_arena(

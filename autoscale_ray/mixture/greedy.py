@@ -12,11 +12,11 @@ import heapq
 import math
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from importlib.util import find_spec
 
 import numpy as np
 
 from autoscale_ray.config import RetrievalConfig
+from autoscale_ray.extras import has_numba
 from autoscale_ray.mixture.similarity import Float32, Float64
 
 CHUNK = 8_192
@@ -99,7 +99,7 @@ class Chosen:
 def _facility_location(state: Chosen) -> Iterator[int]:
     """Greedy maximisation of sum_e q_e max_{x in S} sim(e, x) + sum_{x in S} value(x)."""
     num_cosines = len(state.values_N) * len(state.weights_E)
-    if num_cosines > MAX_COSINES or find_spec("numba") is None:
+    if num_cosines > MAX_COSINES or not has_numba():
         return _lazily(state, _coverage_bounds(state), state.coverage_gain)
     return _lazily_compiled(state)
 

@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
+from autoscale_ray.extras import has_numba
 from autoscale_ray.representation.scene_graph import NODE_TYPES, RELATIONS, SceneGraph
 
 FEW_ROWS = 512
@@ -110,12 +110,6 @@ class _Scenes:
 def applies(graph: SceneGraph) -> bool:
     """Tell whether these kernels can stand in for the layers: no gradient wanted, CPU, numba installed."""
     return not torch.is_grad_enabled() and graph.features["ego"].device.type == "cpu" and has_numba()
-
-
-@cache
-def has_numba() -> bool:
-    """Tell whether numba is installed; it is an extra."""
-    return find_spec("numba") is not None
 
 
 @cache
