@@ -175,6 +175,5 @@ def _nearest_objects(scene: ScoringScene, distance_A: Floats) -> Flags:
 
 def _shortest_turn(difference: Floats) -> Floats:
     turn = (difference + np.pi) % (2.0 * np.pi) - np.pi
-    return np.where(
-        (turn == -np.pi) & (difference > 0.0), np.pi, turn
-    )  # half a turn keeps its side: np.unwrap
+    # Half a turn keeps its side, as in np.unwrap, which the official code uses.
+    return np.where((turn == -np.pi) & (difference > 0.0), np.pi, turn)

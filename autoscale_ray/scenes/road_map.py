@@ -97,11 +97,6 @@ class RoadMap:
         """Return the centre line (n, 2) of one lane."""
         return self.center_V2[self.offsets[lane] : self.offsets[lane + 1]]
 
-    def ring_of(self, lane: int) -> np.ndarray:
-        """Return the border ring (2n, 2) of one lane."""
-        run = slice(self.offsets[lane], self.offsets[lane + 1])
-        return np.concatenate([self.left_V2[run], self.right_V2[run][::-1]])
-
 
 def empty_road_map() -> RoadMap:
     """Return the road map of a source without a map."""

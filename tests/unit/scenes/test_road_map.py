@@ -16,6 +16,11 @@ from autoscale_ray.scenes.routes import RoutePlanner, cut_lines
 from scenes.small_world import lane
 
 
+def _ring(road, lane: int) -> np.ndarray:
+    run = slice(road.offsets[lane], road.offsets[lane + 1])
+    return np.concatenate([road.left_V2[run], road.right_V2[run][::-1]])
+
+
 def test_crossing_lanes_and_their_fork_become_connectors():
     road = make_road_map(
         [
@@ -116,7 +121,7 @@ def test_matched_chains_are_the_cheapest_of_all_and_tracks_do_not_mix():
     for start, end, kind in road.links_E3.tolist():
         (follows if kind == 0 else beside).add((start, end))
     lines = [shapely.LineString(road.center_of(lane)) for lane in range(road.num_lanes)]
-    rings = [shapely.Polygon(road.ring_of(lane)) for lane in range(road.num_lanes)]
+    rings = [shapely.Polygon(_ring(road, lane)) for lane in range(road.num_lanes)]
 
     def pose_cost(lane, pose):
         if lane < 0:
@@ -169,12 +174,12 @@ def test_single_poses_are_matched_as_geometry_objects_match_them(seed):
     costs = np.full((len(poses), road.num_lanes), np.inf)
     for lane_number in range(road.num_lanes):
         line = shapely.LineString(road.center_of(lane_number))
-        edge = shapely.LinearRing(road.ring_of(lane_number))
+        edge = shapely.LinearRing(_ring(road, lane_number))
         ends = np.cumsum(np.linalg.norm(np.diff(road.center_of(lane_number), axis=0), axis=1))
         steps = np.diff(road.center_of(lane_number), axis=0)
         for number, (x, y, yaw) in enumerate(poses):
             point = shapely.Point(x, y)
-            if edge.distance(point) > 0.75 and not _inside_even_odd(road.ring_of(lane_number), x, y):
+            if edge.distance(point) > 0.75 and not _inside_even_odd(_ring(road, lane_number), x, y):
                 continue
             segment = min(int(np.searchsorted(ends, line.project(point))), len(ends) - 1)
             angle = math.remainder(math.atan2(steps[segment, 1], steps[segment, 0]) - yaw, math.tau)
