@@ -156,7 +156,6 @@ class RunStore:
         storage.prepare()
         _check_identity(storage, identity, store._token)
         store._take_epoch()
-        store.sweep()
         return store
 
     @property
@@ -227,12 +226,10 @@ class RunStore:
         line = json.dumps({"time_s": self._clock(), "event": event, **fields}) + "\n"
         self._storage.append(f"events/{self._epoch:06d}.jsonl", line.encode())
 
-    def sweep(self) -> None:
-        """Remove temporary files of writers that were superseded."""
-        self._storage.sweep(self._token)
-
     def _take_epoch(self) -> None:
         for _ in range(MAX_CONTESTS):
+            # Listed before the claim: what is there belongs to writers it supersedes, never to one after it.
+            leftovers = self._storage.leftovers()
             slots = _read_journal(self._storage)
             manifests = _read_manifests(self._storage, slots)
             self._rounds = _chain(self._storage, manifests, self._root)
@@ -244,6 +241,7 @@ class RunStore:
                 continue
             for index, manifest in enumerate(manifests):  # one may be committed and not yet visible by name
                 self._publish_same(_round_key(index), manifest)
+            self._storage.sweep(leftovers)
             return
         raise ArtifactError(self._storage.where("journal"), f"lost {MAX_CONTESTS} claims in a row")
 

@@ -108,8 +108,12 @@ class ObjectStorage(Storage):
         self._insist(key, lambda: self._store.put(key, lines))
         self._logs[key] = lines
 
-    def sweep(self, writer: str) -> None:
-        """Do nothing: a bucket holds no temporary names."""
+    def leftovers(self) -> tuple[str, ...]:
+        """Return nothing: a bucket holds no temporary names."""
+        return ()
+
+    def sweep(self, leftovers: tuple[str, ...]) -> None:
+        """Do nothing: there is never a leftover."""
 
     def _download(self, key: str, path: Path, sha256: str, size: int) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent)

@@ -30,6 +30,8 @@ NUM_ATTEMPTS = 8
 """Tries of one storage call before its outcome is given up as unknown."""
 LEASE_WAIT_S = 5.0
 """How long an opener waits for a dying process to let go of the folder."""
+LEFTOVERS = ("tmp", "scratch", "views")
+"""Folders in which a run on disk holds what is not yet finished."""
 
 _LEASES: dict[tuple[int, Path], int] = {}
 """Descriptors of the leases of this process: closing one, by whomever, would let go of the lock."""
@@ -112,8 +114,12 @@ class Storage(abc.ABC):
         """Append a line to a log that has one writer."""
 
     @abc.abstractmethod
-    def sweep(self, writer: str) -> None:
-        """Remove what interrupted writers left behind, apart from this writer's own."""
+    def leftovers(self) -> tuple[str, ...]:
+        """Return the keys of what writers have begun and not yet finished or given up."""
+
+    @abc.abstractmethod
+    def sweep(self, leftovers: tuple[str, ...]) -> None:
+        """Remove leftovers; those that are gone by now are no error."""
 
 
 def publish(storage: Storage, key: str, data: bytes, writer: str) -> bytes:
@@ -295,18 +301,19 @@ class FolderStorage(Storage):
         self._ensure_folders(key)
         self._disk.append(key, line)
 
-    def sweep(self, writer: str) -> None:
-        """Remove temporary files and scratch folders of other writers, and unfinished views."""
-        for name in self._disk.names("tmp"):
-            if not name.startswith(writer):
+    def leftovers(self) -> tuple[str, ...]:
+        """Return temporary files, scratch folders and unfinished views."""
+        keys = (f"{folder}/{name}" for folder in LEFTOVERS for name in self._disk.names(folder))
+        return tuple(key for key in keys if not key.startswith("views/") or key.startswith("views/."))
+
+    def sweep(self, leftovers: tuple[str, ...]) -> None:
+        """Remove files and folders."""
+        for key in leftovers:
+            if key.startswith("tmp/"):
                 with suppress(FileNotFoundError):
-                    self._disk.remove(f"tmp/{name}")
-        for name in self._disk.names("scratch"):
-            if not name.startswith(writer):
-                shutil.rmtree(self._disk.path(f"scratch/{name}"), ignore_errors=True)
-        for name in self._disk.names("views"):
-            if name.startswith("."):
-                shutil.rmtree(self._disk.path(f"views/{name}"), ignore_errors=True)
+                    self._disk.remove(key)
+            else:
+                shutil.rmtree(self._disk.path(key), ignore_errors=True)
 
     def _ensure_folders(self, *keys: str) -> None:
         for folder in (str(parent) for key in keys for parent in reversed(PurePosixPath(key).parents[:-1])):

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from storage_shims import IDENTITY, HookedStore, MemoryDisk
 
-from autoscale_ray.artifacts import RunStore, StaleWriterError, read_chain
+from autoscale_ray.artifacts import Artifact, RunStore, StaleWriterError, read_chain
 from autoscale_ray.errors import ArtifactError
 from autoscale_ray.object_storage import ObjectStorage
-from autoscale_ray.storage import FolderStorage
+from autoscale_ray.storage import Disk, FolderStorage
 
 NUM_ROUNDS = 3
 
@@ -158,6 +158,25 @@ def test_a_stage_whose_files_were_swept_is_not_recorded(tmp_path: Path) -> None:
         first.stage("pool", {}, build_and_sleep)
     found = RunStore.open(str(tmp_path), IDENTITY).stage("pool", {}, build)
     assert found.path("part.bin").read_bytes() == b"content"
+
+
+def test_a_late_sweep_spares_the_writer_that_came_after(tmp_path: Path) -> None:
+    """A writer may stand still between its claim and its sweep, and be superseded meanwhile."""
+
+    class SleepyStorage(FolderStorage):
+        def sweep(self, leftovers: tuple[str, ...]) -> None:
+            def build(folder: Path) -> dict[str, int]:
+                size = (folder / "part.bin").write_bytes(b"content")
+                super(SleepyStorage, self).sweep(leftovers)
+                return {"size": size}
+
+            built.append(RunStore.open(str(tmp_path), IDENTITY).stage("pool", {}, build))
+
+    built: list[Artifact] = []
+    (tmp_path / "scratch" / "dead-1").mkdir(parents=True)
+    RunStore.claim(SleepyStorage(Disk(tmp_path)), IDENTITY)
+    assert built[0].path("part.bin").read_bytes() == b"content"
+    assert not (tmp_path / "scratch" / "dead-1").exists()
 
 
 def _hold(run_dir: str, ready, leave) -> None:
