@@ -14,25 +14,19 @@ from pyarrow.csv import write_csv
 from rich.console import Console
 
 from autoscale_ray import loop, tasks
-from autoscale_ray.artifacts import RunStore, fingerprint
-from autoscale_ray.config import PlannerConfig, RunConfig, dump_config, identity
-from autoscale_ray.errors import ArtifactError, ConfigError
+from autoscale_ray.artifacts import RunStore
+from autoscale_ray.config import RunConfig, dump_config, identity
+from autoscale_ray.errors import ArtifactError
 from autoscale_ray.inputs import Inputs, open_inputs
 from autoscale_ray.local import LocalStages
-from autoscale_ray.mixture import METHODS
-from autoscale_ray.mixture.similarity import require_faiss
-from autoscale_ray.object_storage import cache_folder
-from autoscale_ray.planning.spec import load_planner_spec
+from autoscale_ray.preflight import check_ready
 from autoscale_ray.recorded import RecordedStages
 from autoscale_ray.records import Clusters, Round, Selection
 from autoscale_ray.reporting.summary import summarise
 from autoscale_ray.reporting.tables import arm_table, cluster_table, round_table
+from autoscale_ray.run_folder import REPORT_FILE, SELECTION_FILE, SUMMARY_FILE, where_things_are, work_dir
 from autoscale_ray.scenes.parquet import read_parquet
 from autoscale_ray.scenes.pool import ScenePool
-
-SUMMARY_FILE = "summary.json"
-REPORT_FILE = "report.html"
-SELECTION_FILE = "selection.csv"
 
 
 def run_local(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -57,18 +51,6 @@ def run_local(config: RunConfig, console: Console) -> dict[str, Any]:
     console.print(arm_table(finished))
     console.print(f"finished: {where_things_are(config)}", soft_wrap=True)
     return finished
-
-
-def where_things_are(config: RunConfig) -> str:
-    """Say where a finished run has left what people read."""
-    folder = work_dir(config)
-    named = {
-        "chosen scenes": folder / SELECTION_FILE,
-        "report": folder / REPORT_FILE,
-        "plots": folder / "plots",
-    }
-    shown = [f"{name} {path}" for name, path in named.items() if path.exists()]
-    return ", ".join([*shown, f"rounds {config.placement.run_dir}/rounds"])
 
 
 def embed_local(config: RunConfig, console: Console, plot: bool = False) -> Clusters:
@@ -109,20 +91,6 @@ def open_run(config: RunConfig) -> tuple[Inputs, RunStore]:
     return inputs, store
 
 
-def work_dir(config: RunConfig) -> Path:
-    """Return the local folder for what no resumed run reads: summary, plots, checkpoints, built-in pools.
-
-    It is the run folder, or a folder of this machine's cache for a run in a bucket.
-    """
-    run_dir = config.placement.run_dir
-    return cache_folder() / "runs" / fingerprint(run_dir)[:16] if is_url(run_dir) else Path(run_dir)
-
-
-def is_url(run_dir: str) -> bool:
-    """Return whether a run lies in a bucket."""
-    return "://" in run_dir
-
-
 def play(stages: RecordedStages, show: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
     """Run the loop and the final comparison; write summary, plots and report.
 
@@ -158,29 +126,6 @@ def play(stages: RecordedStages, show: Callable[[Mapping[str, Any]], None]) -> d
     write_embedding_map(clusters, inputs.pools, run_dir / "plots" / "embedding_map.png")
     render(run_dir)
     return finished
-
-
-def check_ready(config: RunConfig) -> None:
-    """Refuse what would fail late: an unknown mixture method, a planner that cannot be found or lacks what the
-    method reads, no faiss.
-
-    Raises:
-        ConfigError: Unknown method or planner, or a method that needs gradients with a planner that has none, or
-            a warm start of a planner that is not the built-in one.
-        MissingExtraError: faiss is not installed.
-    """
-    if config.ascent.method not in METHODS:
-        raise ConfigError("ascent.method", f"must be one of {', '.join(METHODS)}", config.ascent.method)
-    spec = load_planner_spec(config.planner.factory, config.planner)
-    if loop.reads_gradients(config.ascent.method) and spec.gradient is None:
-        raise ConfigError(
-            "ascent.method",
-            f"needs gradients, which {config.planner.factory} does not offer",
-            config.ascent.method,
-        )
-    if config.loop.warm_start and config.planner.factory != PlannerConfig().factory:
-        raise ConfigError("loop.warm_start", "is there for the built-in planner only", config.planner.factory)
-    require_faiss()
 
 
 def notice_budget(config: RunConfig, inputs: Inputs, console: Console) -> None:

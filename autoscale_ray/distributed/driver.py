@@ -12,21 +12,16 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import ray
-import torch
 
 from autoscale_ray.artifacts import fingerprint
 from autoscale_ray.config import RunConfig, identity
 from autoscale_ray.distributed.board import AnyTask, TaskBoard
-from autoscale_ray.distributed.observe import Observer
 from autoscale_ray.distributed.resources import NAMESPACE, set_environment
-from autoscale_ray.distributed.stages import RayStages
-from autoscale_ray.distributed.train import make_trainer
 from autoscale_ray.errors import AutoScaleError, ConfigError
-from autoscale_ray.session import is_url, open_run, play, work_dir
+from autoscale_ray.run_folder import is_url
 
 ENDED = ("finished", "stopped", "failed")
 
@@ -50,7 +45,6 @@ class Driver:
 
     def __init__(self, config: RunConfig, name: str, embed_only: bool = False) -> None:
         set_environment()  # read when the Train run is made; a job's own environment does not come this far
-        torch.set_num_threads(config.placement.num_threads)
         self._config, self._name, self._embed_only = config, name, embed_only
         self._board = TaskBoard(attended=True)
         self._go_on = threading.Event()
@@ -109,60 +103,27 @@ class Driver:
             self._board.close()
 
     def _play(self) -> dict[str, Any] | None:
-        config, run_dir = self._config, work_dir(self._config)
-        inputs, store = open_run(config)
-        threading.Thread(target=self._train, name="train", daemon=True).start()
-        settings = {"seed": config.seed, "budget": config.loop.budget}
-        observer = Observer(
-            config.placement.run_dir.rstrip("/").rpartition("/")[2],
-            run_dir,
-            store.log,
-            settings,
-            config.loop.num_rounds,
+        # Imported here: whoever only follows a driver can do without torch and Ray Train.
+        from autoscale_ray.distributed.driven import play_here
+
+        return play_here(
+            self._config, self._name, self._board, self._watch, self._show, embed_only=self._embed_only
         )
-        stages = RayStages(config, inputs, store, self._board, watch=partial(self._watch, observer))
 
-        def show(summary: Mapping[str, Any]) -> None:
-            self._status["summary"] = summary
-            observer.show(summary)
-            if self._stop and len(summary["rounds"]) <= config.loop.num_rounds:
-                raise StoppedError(f"stopped after round {len(summary['rounds']) - 1}")
-
-        ended = "failed"
-        try:
-            made = embed_alone(stages) if self._embed_only else play(stages, show)
-            ended = "finished"
-        except StoppedError:
-            ended = "stopped"
-            raise
-        finally:
-            observer.close(ended)
-        return made
-
-    def _train(self) -> None:
-        storage = work_dir(self._config) / "train"
-        try:
-            make_trainer(self._config.placement.ray, self._name, NAMESPACE, storage).fit()
-            self._board.fail(RunFailedError("the training run ended before the loop"))
-        except BaseException as error:  # the end of a thread: the loop raises it at its next task
-            self._board.fail(RunFailedError(f"the training run failed: {error}"))
+    def _show(self, summary: Mapping[str, Any]) -> None:
+        self._status["summary"] = summary
+        if self._stop and len(summary["rounds"]) <= self._config.loop.num_rounds:
+            raise StoppedError(f"stopped after round {len(summary['rounds']) - 1}")
 
     @contextmanager
-    def _watch(self, observer: Observer, stage: str) -> Iterator[None]:
+    def _watch(self, stage: str) -> Iterator[None]:
         outer, self._status["stage"] = self._status["stage"], stage
         if not self._go_on.is_set():
             self._status["state"] = "paused"
             self._go_on.wait()
             self._status["state"] = "running"
-        with observer.watch(stage):
-            yield
+        yield
         self._status["stage"] = outer
-
-
-def embed_alone(stages: RayStages) -> None:
-    """Embed and cluster the pools; a run in the same folder goes on from there."""
-    stages.cluster(stages.embed())
-    stages.work.close()
 
 
 def driver_name(run_dir: str) -> str:

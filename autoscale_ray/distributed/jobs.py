@@ -12,7 +12,7 @@ from autoscale_ray.distributed.sweep_plan import config_of
 from autoscale_ray.errors import AutoScaleError, InvalidInputError
 from autoscale_ray.inputs import open_inputs
 from autoscale_ray.reporting.tables import cluster_table
-from autoscale_ray.session import work_dir
+from autoscale_ray.run_folder import work_dir
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 

@@ -27,6 +27,13 @@ ENVIRONMENT = {
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "180",
 }
 """Set where the user has not: defaults of Ray that wait for minutes without a word, or slow every round."""
+LOCAL_ENVIRONMENT = {
+    # Nobody takes away nodes of one machine, and the actor that watches for it holds 190 MB.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # glibc keeps freed memory in an arena for every thread; two hold 250 MB less in the driver at no cost in time.
+    "MALLOC_ARENA_MAX": "2",
+}
+"""Set beside them for a cluster on this machine."""
 WITHOUT_RAY = "without Ray: autoscale run --backend local"
 UNSAFE_SWITCHES = ("RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR", "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA")
 
@@ -105,9 +112,9 @@ def connect(config: RayConfig) -> None:
         raise ResourcesError(f"{what} ({reason}); {WITHOUT_RAY}") from error
 
 
-def set_environment() -> None:
-    """Set the switches of Ray for this process and what it starts, where the user has not."""
-    for name, value in ENVIRONMENT.items():
+def set_environment(environment: Mapping[str, str] = ENVIRONMENT) -> None:
+    """Set switches for this process and what it starts, where the user has not."""
+    for name, value in environment.items():
         os.environ.setdefault(name, value)
 
 
@@ -115,6 +122,7 @@ def local_cluster(config: RayConfig) -> dict[str, Any]:
     """Return what a cluster on this machine is started with, on loopback alone."""
     # Ray asks for a token by itself, which is what we want; it need not warn of that.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    set_environment(LOCAL_ENVIRONMENT)
     num_cpus = max(os.cpu_count() or 1, int(needs_of(config).cpus))
     return {
         "address": "local",

@@ -14,10 +14,10 @@ from rich.console import Console
 from autoscale_ray.config import RunConfig
 from autoscale_ray.distributed.driver import end_driver, find_driver, follow, start_driver
 from autoscale_ray.distributed.resources import connect, wait_for_room
-from autoscale_ray.local import LocalStages
+from autoscale_ray.preflight import check_ready
 from autoscale_ray.records import Clusters
 from autoscale_ray.reporting.tables import arm_table, round_table
-from autoscale_ray.session import check_ready, is_url, open_run, where_things_are
+from autoscale_ray.run_folder import is_url, where_things_are
 
 
 def run_on_ray(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -49,6 +49,10 @@ def embed_on_ray(config: RunConfig, console: Console) -> Clusters:
     Raises:
         AutoScaleError: As `run_on_ray`.
     """
+    # Imported here: a process that only starts a run and follows it can do without torch.
+    from autoscale_ray.local import LocalStages
+    from autoscale_ray.session import open_run
+
     config = with_absolute_paths(config)
     drive(config, console, embed_only=True)
     inputs, store = open_run(config)

@@ -21,7 +21,7 @@ from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.evaluate import ScorerPool, Side
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.recorded import RecordedStages
-from autoscale_ray.session import work_dir
+from autoscale_ray.run_folder import work_dir
 
 
 class RayWork:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from autoscale_ray.artifacts import RunStore, StaleWriterError, read_rounds
 from autoscale_ray.distributed.session import run_on_ray
-from autoscale_ray.session import work_dir
+from autoscale_ray.run_folder import work_dir
 from autoscale_ray.storage import StorageUnavailableError
 from tests.ray.conftest import ENVIRONMENT
 from tests.ray.fault_proxy import FAULTS, SILENT, FaultProxy

@@ -1,0 +1,83 @@
+"""The loop of a run inside its driver, beside the one Train run whose workers take its training tasks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+
+from autoscale_ray.config import RunConfig
+from autoscale_ray.distributed.board import TaskBoard
+from autoscale_ray.distributed.driver import RunFailedError, StoppedError
+from autoscale_ray.distributed.observe import Observer
+from autoscale_ray.distributed.resources import NAMESPACE
+from autoscale_ray.distributed.stages import RayStages
+from autoscale_ray.distributed.train import make_trainer
+from autoscale_ray.run_folder import work_dir
+from autoscale_ray.session import open_run, play
+
+
+def play_here(
+    config: RunConfig,
+    driver: str,
+    board: TaskBoard,
+    watch: Callable[[str], AbstractContextManager[None]],
+    show: Callable[[Mapping[str, Any]], None],
+    *,
+    embed_only: bool,
+) -> dict[str, Any] | None:
+    """Play a run to its end; return its summary, or None where it ends with the clusters.
+
+    Args:
+        config: The run, with absolute paths.
+        driver: Name of the driver's actor, by which trainers find the board.
+        board: Where training tasks are laid out.
+        watch: Entered around every stage.
+        show: Called with the summary after every published round; may raise `StoppedError`.
+        embed_only: End with the clusters, before the first round.
+    """
+    torch.set_num_threads(config.placement.num_threads)
+    run_dir = work_dir(config)
+    inputs, store = open_run(config)
+    threading.Thread(target=_train, args=(config, driver, board), name="train", daemon=True).start()
+    settings = {"seed": config.seed, "budget": config.loop.budget}
+    name = config.placement.run_dir.rstrip("/").rpartition("/")[2]
+    observer = Observer(name, run_dir, store.log, settings, config.loop.num_rounds)
+
+    @contextmanager
+    def watched(stage: str) -> Iterator[None]:
+        with watch(stage), observer.watch(stage):
+            yield
+
+    stages = RayStages(config, inputs, store, board, watch=watched)
+
+    def shown(summary: Mapping[str, Any]) -> None:
+        observer.show(summary)
+        show(summary)
+
+    ended = "failed"
+    try:
+        made = _embed(stages) if embed_only else play(stages, shown)
+        ended = "finished"
+    except StoppedError:
+        ended = "stopped"
+        raise
+    finally:
+        observer.close(ended)
+    return made
+
+
+def _embed(stages: RayStages) -> None:
+    stages.cluster(stages.embed())
+    stages.work.close()
+
+
+def _train(config: RunConfig, driver: str, board: TaskBoard) -> None:
+    try:
+        make_trainer(config.placement.ray, driver, NAMESPACE, work_dir(config) / "train").fit()
+        board.fail(RunFailedError("the training run ended before the loop"))
+    except BaseException as error:  # the end of a thread: the loop raises it at its next task
+        board.fail(RunFailedError(f"the training run failed: {error}"))

@@ -1,0 +1,40 @@
+"""What can be refused before anything is started."""
+
+from __future__ import annotations
+
+from autoscale_ray.config import PlannerConfig, RunConfig
+from autoscale_ray.errors import ConfigError
+from autoscale_ray.loop import reads_gradients
+from autoscale_ray.mixture import METHODS
+from autoscale_ray.mixture.similarity import require_faiss
+
+
+def check_ready(config: RunConfig) -> None:
+    """Refuse what would fail late: an unknown mixture method, a planner that cannot be found or lacks what the
+    method reads, no faiss.
+
+    Raises:
+        ConfigError: Unknown method or planner, or a method that needs gradients with a planner that has none, or
+            a warm start of a planner that is not the built-in one.
+        MissingExtraError: faiss is not installed.
+    """
+    if config.ascent.method not in METHODS:
+        raise ConfigError("ascent.method", f"must be one of {', '.join(METHODS)}", config.ascent.method)
+    if config.planner.factory != PlannerConfig().factory:
+        _check_planner(config)
+    require_faiss()
+
+
+def _check_planner(config: RunConfig) -> None:
+    # Imported here: torch is no use to a process that only starts a run and follows it.
+    from autoscale_ray.planning.spec import load_planner_spec
+
+    spec = load_planner_spec(config.planner.factory, config.planner)
+    if reads_gradients(config.ascent.method) and spec.gradient is None:
+        raise ConfigError(
+            "ascent.method",
+            f"needs gradients, which {config.planner.factory} does not offer",
+            config.ascent.method,
+        )
+    if config.loop.warm_start:
+        raise ConfigError("loop.warm_start", "is there for the built-in planner only", config.planner.factory)

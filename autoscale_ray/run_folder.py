@@ -1,0 +1,39 @@
+"""Where a run keeps what people read, told from its configuration alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autoscale_ray.artifacts import fingerprint
+from autoscale_ray.config import RunConfig
+from autoscale_ray.object_storage import cache_folder
+
+SUMMARY_FILE = "summary.json"
+REPORT_FILE = "report.html"
+SELECTION_FILE = "selection.csv"
+
+
+def work_dir(config: RunConfig) -> Path:
+    """Return the local folder for what no resumed run reads: summary, plots, checkpoints, built-in pools.
+
+    It is the run folder, or a folder of this machine's cache for a run in a bucket.
+    """
+    run_dir = config.placement.run_dir
+    return cache_folder() / "runs" / fingerprint(run_dir)[:16] if is_url(run_dir) else Path(run_dir)
+
+
+def is_url(run_dir: str) -> bool:
+    """Return whether a run lies in a bucket."""
+    return "://" in run_dir
+
+
+def where_things_are(config: RunConfig) -> str:
+    """Say where a finished run has left what people read."""
+    folder = work_dir(config)
+    named = {
+        "chosen scenes": folder / SELECTION_FILE,
+        "report": folder / REPORT_FILE,
+        "plots": folder / "plots",
+    }
+    shown = [f"{name} {path}" for name, path in named.items() if path.exists()]
+    return ", ".join([*shown, f"rounds {config.placement.run_dir}/rounds"])
