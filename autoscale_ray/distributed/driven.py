@@ -12,6 +12,7 @@ import torch
 from autoscale_ray.config import RunConfig
 from autoscale_ray.distributed.board import TaskBoard
 from autoscale_ray.distributed.driver import RunFailedError, StoppedError
+from autoscale_ray.distributed.memory import release
 from autoscale_ray.distributed.observe import Observer
 from autoscale_ray.distributed.resources import NAMESPACE
 from autoscale_ray.distributed.stages import RayStages
@@ -51,6 +52,7 @@ def play_here(
     def watched(stage: str) -> Iterator[None]:
         with watch(stage), observer.watch(stage):
             yield
+        release()
 
     stages = RayStages(config, inputs, store, board, watch=watched)
 

@@ -19,6 +19,7 @@ from ray.exceptions import RayActorError
 from autoscale_ray import tasks
 from autoscale_ray.config import PlannerConfig
 from autoscale_ray.distributed.deadline import Deadline
+from autoscale_ray.distributed.memory import release
 from autoscale_ray.errors import AutoScaleError
 from autoscale_ray.evaluation.from_pool import PreparedPool, prepare_pool, score_pool
 from autoscale_ray.planning.spec import load_planner_spec
@@ -83,6 +84,7 @@ class Scorer:
         if side not in self._ready:
             prepared = prepare_rows(open_pool(side.pool), side.references, rows)
             self._ready[side] = self._spec.load_features(side.features), prepared
+            release()
         features, prepared = self._ready[side]
         planner = self._spec.load_weights(weights)
         poses = self._spec.predict(planner, features, rows).astype(np.float64)

@@ -25,6 +25,7 @@ from autoscale_ray import tasks
 from autoscale_ray.config import PlannerConfig, RayConfig
 from autoscale_ray.distributed.board import AnyTask, EncoderTask, Task
 from autoscale_ray.distributed.deadline import Deadline
+from autoscale_ray.distributed.memory import release
 from autoscale_ray.distributed.steps import Place, gather_shards, shards_of, train_shared
 from autoscale_ray.planning.checkpoint import load_state, save_state
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
@@ -90,6 +91,7 @@ def train_loop(settings: dict[str, Any]) -> None:
             raise
         if place.rank == 0:
             ray.get(driver.deliver_task.remote(task.task_id, files))
+        release()
         last = task.task_id
 
 
