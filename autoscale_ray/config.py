@@ -212,8 +212,8 @@ class RetrievalConfig:
     """Scenes above this cosine similarity to a chosen one are near-duplicates."""
     max_per_origin: Count = 2
     """Chosen scenes that may share one origin_id, >= 1."""
-    similarity_weight: NonNegative = 1.0
-    """Weight of the mean similarity to the queries."""
+    similarity_weight: NonNegative = 0.0
+    """Weight of a scene's mean similarity to the queries beside the coverage of them in `facility_location`."""
     gap_weight: NonNegative = 0.1
     """Weight of the domain-gap penalty, for one nat of log-odds above the real 95 % quantile."""
     quality_weight: NonNegative = 0.0

@@ -2,10 +2,10 @@
 
 python -m benchmarks.bench_demo --data DATA --check --json result.json
 
-Targets: `make demo` under 5 min and 6 GiB, `make demo-real` under 20 min; installation is apart. Memory is the sum of the
-resident sizes of all processes, which counts a shared page once for every process that maps it; beside it stands the sum
-with every page counted once (PSS). The folders `demo` and `demo-real` must
-not be there, since a finished run is not run again; they stay, to be looked at.
+Targets: `make demo` under 5 min and 6 GiB, `make demo-real` under 20 min; installation is apart. Memory is the sum of
+the resident sizes of all processes, which counts a shared page once for every process that maps it; beside it stands
+the sum with every page counted once (PSS). The folders `demo` and `demo-real` must not be there, since a finished run
+is not run again; they stay, to be looked at.
 """
 
 from __future__ import annotations

@@ -128,7 +128,9 @@ def query_weights(scores_TE: Float64, prior_runs: float = 2.0) -> Float64:
     return weight_E / max(weight_E.sum(), 1e-300)
 
 
-def scene_values(candidates: Candidates, queries: Queries, config: RetrievalConfig) -> Float64:
+def scene_values(
+    candidates: Candidates, queries: Queries, config: RetrievalConfig, similarity_weight: float = 1.0
+) -> Float64:
     """Return what a scene is worth by itself.
 
     value(x) = beta sum_e q_e sim(x, e) - kappa gap(x) + nu quality(x), q summing to 1 (specification,
@@ -137,13 +139,14 @@ def scene_values(candidates: Candidates, queries: Queries, config: RetrievalConf
     Args:
         candidates: Scenes.
         queries: Dev scenes of their cluster; may be none.
-        config: beta `similarity_weight`, kappa `gap_weight`, nu `quality_weight`.
+        config: kappa `gap_weight`, nu `quality_weight`.
+        similarity_weight: beta; 1 where scenes are ranked one by one, without regard to the others.
     """
     merit_N = config.quality_weight * candidates.quality_N - config.gap_weight * candidates.gap_N
     if len(queries.weights_E) == 0:
         return merit_N
     mean_query_D = (queries.weights_E @ queries.embeddings_ED / queries.weights_E.sum()).astype(np.float32)
-    return config.similarity_weight * (candidates.embeddings_ND @ mean_query_D).astype(np.float64) + merit_N
+    return similarity_weight * (candidates.embeddings_ND @ mean_query_D).astype(np.float64) + merit_N
 
 
 def retrieve(
@@ -222,7 +225,9 @@ def order_scenes(
     random_rows = random_order(candidates.scene_ids_N, seed)
     if config.method == "random" or limit == 0:
         return random_rows[:limit]
-    values_N = scene_values(candidates, queries, config)
+    # Coverage is similarity already; `mmr` knows none but this.
+    weight = config.similarity_weight if config.method == "facility_location" else 1.0
+    values_N = scene_values(candidates, queries, config, weight)
     state = Chosen(
         candidates.embeddings_ND, queries.embeddings_ED, queries.weights_E, values_N, limit, config
     )

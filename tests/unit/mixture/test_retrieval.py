@@ -42,7 +42,8 @@ def _brute_force(pool, queries, config, count) -> list[str]:
     scenes = pool.embeddings_ND[order].astype(np.float64)
     cosine_EN = queries.embeddings_ED.astype(np.float64) @ scenes.T
     shares = queries.weights_E / queries.weights_E.sum()
-    value_N = config.similarity_weight * shares @ cosine_EN - config.gap_weight * pool.gap_N[order]
+    beta = 1.0 if config.method == "mmr" else config.similarity_weight
+    value_N = beta * shares @ cosine_EN - config.gap_weight * pool.gap_N[order]
     value_N = value_N + config.quality_weight * pool.quality_N[order]
 
     def objective(chosen: list[int]) -> float:
@@ -80,12 +81,17 @@ def _brute_force(pool, queries, config, count) -> list[str]:
     num_queries=st.integers(1, 6),
     method=st.sampled_from(["facility_location", "mmr"]),
     duplicate_cosine=st.sampled_from([0.6, 0.9, 1.0]),
+    similarity_weight=st.sampled_from([0.0, 1.0]),
 )
-def test_lazy_greedy_equals_brute_force(seed, num, num_queries, method, duplicate_cosine):
+def test_lazy_greedy_equals_brute_force(seed, num, num_queries, method, duplicate_cosine, similarity_weight):
     rng = np.random.default_rng(seed)
     pool = _pool(num, seed, quality_N=rng.random(num))
     config = RetrievalConfig(
-        method=method, random_share=0.0, duplicate_cosine=duplicate_cosine, quality_weight=0.3
+        method=method,
+        random_share=0.0,
+        duplicate_cosine=duplicate_cosine,
+        similarity_weight=similarity_weight,
+        quality_weight=0.3,
     )
     queries = _queries(num_queries, seed + 1)
     ours = _one_cluster(pool, queries, config, num).scene_ids["c00"]
@@ -113,9 +119,10 @@ def _crowded(seed: int, num: int) -> module.Candidates:
     share=st.sampled_from([0.0, 0.2, 0.5]),
     max_per_origin=st.sampled_from([1, 2, 1000]),
     equal_weights=st.booleans(),
+    similarity_weight=st.sampled_from([0.0, 1.0]),
 )
 def test_the_compiled_search_chooses_what_the_plain_one_does(
-    seed, num, num_queries, duplicate_cosine, share, max_per_origin, equal_weights
+    seed, num, num_queries, duplicate_cosine, share, max_per_origin, equal_weights, similarity_weight
 ):
     """Ties, copies and gains that differ by rounding alone: the choice is the same in every place."""
     pytest.importorskip("numba")
@@ -124,7 +131,10 @@ def test_the_compiled_search_chooses_what_the_plain_one_does(
         weights_E=np.ones(num_queries) if equal_weights else _queries(num_queries, seed).weights_E,
     )
     config = RetrievalConfig(
-        random_share=share, duplicate_cosine=duplicate_cosine, max_per_origin=max_per_origin
+        random_share=share,
+        duplicate_cosine=duplicate_cosine,
+        max_per_origin=max_per_origin,
+        similarity_weight=similarity_weight,
     )
     pool = _crowded(seed, num)
     compiled = _one_cluster(pool, queries, config, num, seed)
