@@ -101,7 +101,9 @@ def embedding_figure(
 
 def _draw_map(axes: Axes, xy_N2: np.ndarray, label_N: np.ndarray, title: str) -> None:
     names = np.unique(label_N)
-    colours = mpl.colormaps["tab20"](np.arange(len(names)) % 20)
+    # The strong colours first, then their pale twins: neighbours in the palette are hard to tell apart.
+    numbers = np.arange(len(names)) % 20
+    colours = mpl.colormaps["tab20"](2 * numbers % 20 + numbers // 10)
     # Rare labels last, so that they lie on top.
     for number in sorted(range(len(names)), key=lambda number: -int((label_N == names[number]).sum())):
         mine = xy_N2[label_N == names[number]]
