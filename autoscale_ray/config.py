@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,14 @@ from autoscale_ray.errors import ConfigError
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
+PoolSize = Annotated[int, Field(ge=1, le=100_000_000)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Width = Annotated[int, Field(ge=4, le=16_384, multiple_of=4)]
 Anchors = Annotated[tuple[Annotated[float, Field(ge=-100, le=100)], ...], Field(min_length=1)]
+MAX_DEPTH = 8
+"""Names in the dotted path of an override; far deeper ones would only exhaust the stack."""
 PresetName = Literal["harm_low_deficit", "harm_high_deficit", "no_harm", "even", "null"]
 Preset = Annotated[
     PresetName,
@@ -56,14 +60,14 @@ class WorldConfig:
     """Where the synthetic pool is faithful, gapped or harmful; see docs/world.md."""
     seed: CountOrZero = 0
     """Seed of the training pools; dev and test use their own streams."""
-    num_real: Count | None = None
-    """Real training scenes, >= 1; by default what the preset says: 700, and 30 for `null`."""
-    num_synthetic: Count = 10_000
-    """Synthetic pool scenes, >= 1."""
-    num_dev_per_family: Count = 100
-    """Dev scenes of each family, >= 1."""
-    num_test_per_family: Count = 100
-    """Test scenes of each family, >= 1."""
+    num_real: PoolSize | None = None
+    """Real training scenes, 1 to 10^8; by default what the preset says: 700, and 30 for `null`."""
+    num_synthetic: PoolSize = 10_000
+    """Synthetic pool scenes, 1 to 10^8."""
+    num_dev_per_family: PoolSize = 100
+    """Dev scenes of each family, 1 to 10^8."""
+    num_test_per_family: PoolSize = 100
+    """Test scenes of each family, 1 to 10^8."""
     test_seed: CountOrZero = 1_000_003
     """Seed of the test scenes, apart from every other stream."""
 
@@ -295,7 +299,11 @@ class LoopConfig:
         "union",
         "uniform",
     )
-    """Arms compared with AutoScale at the end, at equal optimiser steps."""
+    """Arms compared with AutoScale at the end, at equal optimiser steps; each at most once."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.baselines)) < len(self.baselines):
+            raise ConfigError("loop.baselines", "must name an arm at most once", self.baselines)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -377,6 +385,16 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     return _validated(tree, where)
 
 
+def override_of(name: str, value: object) -> str:
+    """Return the override that gives a field this value; quoted, because YAML reads more into `7` or `a #1`.
+
+    Args:
+        name: Dotted path of the field.
+        value: A plain value; any other, such as a path or a date, stands for its text.
+    """
+    return f"{name}={json.dumps(value, ensure_ascii=False, default=str)}"
+
+
 def check_config(config: RunConfig) -> RunConfig:
     """Validate a configuration that was built in Python; return it with every value coerced to its type."""
     return _validated(dataclasses.asdict(config), "RunConfig")
@@ -432,7 +450,10 @@ def _with_override(tree: Mapping[str, Any], item: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 40th of a month
         raise ConfigError(item, "the value of an override must be YAML") from error
-    return _set(tree, dotted.split("."), value, item)
+    keys = dotted.split(".")
+    if len(keys) > MAX_DEPTH:
+        raise ConfigError("overrides", f"a field lies at most {MAX_DEPTH} names deep", dotted)
+    return _set(tree, keys, value, item)
 
 
 def _set(tree: Mapping[str, Any], keys: Sequence[str], value: Any, item: str) -> dict[str, Any]:
@@ -458,6 +479,10 @@ def _refuse_unknown(tree: Mapping[str, Any], section: type, where: str, prefix: 
             if not isinstance(value, Mapping):
                 raise ConfigError(where, f"{dotted} must be a section", value)
             _refuse_unknown(value, type(default), where, f"{dotted}.")
+        elif isinstance(value, bool) and not isinstance(default, bool):
+            raise ConfigError(
+                where, f"{dotted} must not be true or false", value
+            )  # else they count as 1 and 0
 
 
 def _validated(tree: Mapping[str, Any], where: str) -> RunConfig:
