@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from autoscale_ray.artifacts import fingerprint
-from autoscale_ray.config import RunConfig, load_config
+from autoscale_ray.config import RunConfig, load_config, override_of
 from autoscale_ray.distributed.resources import Needs, ResourcesError
 from autoscale_ray.distributed.session import with_absolute_paths
 from autoscale_ray.errors import ConfigError, MissingExtraError
@@ -65,12 +65,9 @@ def read_plan(arguments: Sequence[str]) -> SweepPlan:
         ConfigError: Nothing is swept, or a field or option is not known, out of range or without values.
         MissingExtraError: Optuna is asked for and not installed.
     """
-    swept = dict(
-        item.removeprefix(PREFIX).split("=", 1)
-        for item in arguments
-        if item.startswith(PREFIX) and "=" in item
-    )
-    rest = tuple(item for item in arguments if not item.startswith(PREFIX))
+    ours = [item for item in arguments if item.startswith(PREFIX) and "=" in item]  # not the file sweep.yaml
+    swept = dict(item.removeprefix(PREFIX).split("=", 1) for item in ours)
+    rest = tuple(item for item in arguments if item not in ours)
     options = {name: _option(name, swept.pop(name)) for name in OPTIONS if name in swept}
     space = {name: read_values(name, text) for name, text in swept.items()}
     if not space:
@@ -95,6 +92,9 @@ def read_values(name: str, text: str) -> list[Any] | Range:
     values = [_yaml(name, value) for value in text.split(",") if value.strip()]
     if not values:
         raise ConfigError(f"{PREFIX}{name}", "needs at least one value")
+    twice = [value for place, value in enumerate(values) if value in values[:place]]
+    if twice:  # two trials of one value would run in one folder
+        raise ConfigError(f"{PREFIX}{name}", "must name a value at most once", twice[0])
     return values
 
 
@@ -112,7 +112,7 @@ def config_of(arguments: Sequence[str], swept: Mapping[str, Any] | None = None) 
     if len(files) > 1:
         raise ConfigError(files[1], "only one configuration file can be given")
     overrides = [item for item in arguments if "=" in item]
-    overrides += [f"{name}={value}" for name, value in (swept or {}).items()]
+    overrides += [override_of(name, value) for name, value in (swept or {}).items()]
     return with_absolute_paths(load_config(files[0] if files else None, overrides))
 
 
