@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from autoscale_ray.errors import ConfigError
 from autoscale_ray.planning.anchors import anchor_trajectories
 from autoscale_ray.planning.features import PlannerFeatures
 from autoscale_ray.planning.frenet import unproject_poses
@@ -43,6 +44,9 @@ def predict(weights: PlannerWeights, features: PlannerFeatures, rows: np.ndarray
 
     Returns:
         poses_NP3: float32 x, y in m and yaw in rad of the rear axle in the scene frame at 0.5 ... 4 s.
+
+    Raises:
+        ConfigError: The training diverged, so that there is no plan.
     """
     planner = load_planner(weights)
     poses = [np.empty((0, *features.target_NP3.shape[1:]), np.float32)]
@@ -52,6 +56,9 @@ def predict(weights: PlannerWeights, features: PlannerFeatures, rows: np.ndarray
             best_B = (torch.arange(len(scenes)), output.logits_VBM[0].argmax(1))
             anchors_BP3 = anchor_trajectories(scenes.state_N4, weights.config)[best_B]
             route_poses_BP3 = anchors_BP3 + output.residuals_VBMP3[0][best_B] * torch.tensor(RESIDUAL_SCALE)
+            if not bool(route_poses_BP3.isfinite().all()):
+                rule = "makes the training diverge: plans must be finite"
+                raise ConfigError("planner.learning_rate", rule, weights.config.learning_rate)
             poses.append(unproject_poses(scenes.route_NR3, route_poses_BP3)[:count].numpy())
     return np.concatenate(poses)
 

@@ -230,6 +230,13 @@ def test_untrainable_configurations_are_refused(features, config, changes, rows,
         train(features, rows, replace(config, **changes), 0)
 
 
+@pytest.mark.parametrize("rate", [1e6, 1e30])
+def test_a_training_that_diverged_has_no_plans_and_says_so(features, config, rate):
+    weights = train(features, ROWS, replace(config, learning_rate=rate), 0)
+    with pytest.raises(ConfigError, match=r"planner\.learning_rate: makes the training diverge"):
+        predict(weights, features, ROWS)
+
+
 def test_thread_count_does_not_matter(features, config, trained):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
