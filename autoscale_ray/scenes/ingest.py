@@ -101,12 +101,14 @@ def ingest(
         The manifest of the pool.
 
     Raises:
-        InvalidInputError: Unknown format or domain, or nothing to read.
+        InvalidInputError: Unknown format or domain, a share that is none, or nothing to read.
         PoolError: The folder is in use.
         InputRejectedError: Too much was quarantined; what is finished is kept, the same call with a larger share
             makes the pool of it.
         SourceReadError: The storage failed; what is finished is kept, the same call goes on there.
     """
+    if not 0 <= max_quarantined_share <= 1:
+        raise InvalidInputError("max_quarantined_share", "must be in [0, 1]", max_quarantined_share)
     jobs = plan_parts(format, path, out, domain, options, files)
     staging = Path(jobs[0].staging)
     staging.mkdir(parents=True, exist_ok=True)

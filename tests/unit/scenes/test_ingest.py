@@ -142,6 +142,9 @@ def test_unusable_requests_give_one_clear_line(source, tmp_path):
     (tmp_path / "used" / "file").touch()
     with pytest.raises(PoolError, match="already exists"):
         ingest("commonroad", source, tmp_path / "used", "real")
+    for share in (-1, 1.5, float("nan")):
+        with pytest.raises(InvalidInputError, match=r"max_quarantined_share: must be in \[0, 1\]"):
+            ingest("commonroad", source, tmp_path / "pool", "real", max_quarantined_share=share)
     assert not (tmp_path / "pool").exists()
 
 
