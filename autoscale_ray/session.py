@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from autoscale_ray import loop, tasks
 from autoscale_ray.artifacts import RunStore
 from autoscale_ray.config import RunConfig, dump_config, identity
 from autoscale_ray.errors import ArtifactError
+from autoscale_ray.files import in_one_step
 from autoscale_ray.inputs import Inputs, open_inputs
 from autoscale_ray.local import LocalStages
 from autoscale_ray.preflight import check_ready
@@ -87,7 +87,8 @@ def open_run(config: RunConfig) -> tuple[Inputs, RunStore]:
     marks = {"config": identity(config), "pools": inputs.identity()}
     store = RunStore.open(config.placement.run_dir, marks)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    with in_one_step(folder / "config.yaml") as temporary:
+        temporary.write_text(dump_config(config), encoding="utf-8")
     return inputs, store
 
 
@@ -133,7 +134,7 @@ def notice_budget(config: RunConfig, inputs: Inputs, console: Console) -> None:
     pool = len(inputs.pools["synthetic"])
     if config.loop.budget > pool:
         console.print(
-            f"loop.budget {config.loop.budget} is larger than the pool: every round uses all {pool} scenes"
+            f"loop.budget {config.loop.budget} is larger than the pool: every round asks for all {pool} scenes"
         )
 
 
@@ -143,16 +144,14 @@ def write_selection(selection: Selection, pool: ScenePool, path: Path) -> None:
     rows = pool.rows_of(chosen["scene_id"].to_pylist())
     for name in ("log_id", "origin_id", "source"):
         chosen = chosen.append_column(name, pa.array(pool.column(name)[rows].tolist(), pa.string()))
-    temporary = path.with_name(f".{path.name}.part")
-    write_csv(chosen, temporary)
-    os.replace(temporary, path)
+    with in_one_step(path) as temporary:
+        write_csv(chosen, temporary)
 
 
 def write_summary(summary: Mapping[str, Any], run_dir: Path) -> None:
     """Write the summary beside the run in one step."""
-    temporary = run_dir / f".{SUMMARY_FILE}.part"
-    temporary.write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
-    os.replace(temporary, run_dir / SUMMARY_FILE)
+    with in_one_step(run_dir / SUMMARY_FILE) as temporary:
+        temporary.write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
 
 
 def render(run_dir: Path) -> Path:

@@ -23,6 +23,7 @@ import torch
 from autoscale_ray.config import ClusterConfig, PlannerConfig, RetrievalConfig, RunConfig, derive_seed
 from autoscale_ray.evaluation.feedback import cluster_feedback, cluster_weights, weighted_mean
 from autoscale_ray.evaluation.from_pool import PreparedPool, prepare_pool, score_pool
+from autoscale_ray.files import save_array
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.mixture.alignment import measure_alignment
 from autoscale_ray.mixture.clusters import ClusterModel, cluster_names, fit_clusters, random_labels
@@ -304,7 +305,7 @@ def reference_drives(pool: ScenePool, folder: Path) -> dict[str, Any]:
     """Drive PDM-Closed once in every scene of a dev or test pool: what progress is measured against."""
     prepared = prepare_pool(pool)
     for version in VERSIONS:
-        np.save(folder / f"{version}.npy", prepared.references(version), allow_pickle=False)
+        save_array(folder / f"{version}.npy", prepared.references(version))
     return {"unscored": {version: dict(prepared.reasons[version]) for version in VERSIONS}}
 
 

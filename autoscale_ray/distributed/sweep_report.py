@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from scipy import stats
 
+from autoscale_ray.files import in_one_step
+
 Row = Mapping[str, Any]
 SERIES = {"dev, last round": ("objective", "se"), "test, recommended mixture": ("test_objective", "test_se")}
 """What is drawn: score and standard error of a trial, both in [0, 1]."""
@@ -116,7 +118,8 @@ def draw_curve(rows: Sequence[Row], fields: Sequence[str], x_field: str, path: P
         axes.plot(xs, values, "o", mfc="white", mec="black", zorder=9, label="stopped early")
     axes.set(xlabel=x_field, ylabel="score x100, 95 % interval")
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with in_one_step(path) as temporary:
+        figure.savefig(temporary, dpi=120)
 
 
 def in_order(rows: Sequence[Row], fields: Sequence[str]) -> list[Row]:

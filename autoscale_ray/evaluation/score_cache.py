@@ -40,6 +40,7 @@ from autoscale_ray.evaluation.score_file import (
     score_schema,
 )
 from autoscale_ray.evaluation.scoring import Metric, ScoreResult
+from autoscale_ray.files import in_one_step
 from autoscale_ray.scenes.readers.metric_cache import (
     MetricCache,
     cache_names,
@@ -132,12 +133,12 @@ def write_scores(
     summary |= {"invalid": len(rows) - int(str(summary["scored"])), **_means(scored)}
     if reasons:
         summary["reasons"] = dict(itertools.islice(reasons.items(), MAX_REASONS))
-    temporary = out.with_name(f".{out.name}.part")
-    pq.write_table(pa.Table.from_pylist(rows, schema=cache_schema()), temporary, compression="zstd")
-    temporary.replace(out)
+    with in_one_step(out) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=cache_schema()), temporary, compression="zstd")
     if mapping is not None:  # may be refused; the scores above are kept then
         summary["two_stage"] = two_stage_summary(scored, mapping)
-    out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
+    with in_one_step(out.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(summary, indent=1) + "\n")
     return summary
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from autoscale_ray.evaluation.from_pool import scoring_scenes
 from autoscale_ray.evaluation.score_file import SCORERS, read_trajectories, score_file
+from autoscale_ray.files import in_one_step
 from autoscale_ray.scenes.pool import open_pool
 
 
@@ -38,8 +39,7 @@ def score_trajectory_file(trajectories: Path, pool: Path, out: Path) -> dict[str
     tables = {version: score_file(scenes, wanted, version, refused=refused) for version in SCORERS}
     named = [rows.add_column(0, "version", pa.repeat(version, len(rows))) for version, rows in tables.items()]
     table = pa.concat_tables(named, promote_options="default")
-    temporary = out.with_name(f".{out.name}.part")
-    pq.write_table(table, temporary, compression="zstd")
-    temporary.replace(out)
+    with in_one_step(out) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
     scored = int(np.sum(table["valid"].to_numpy()))
     return {"scored": scored, "invalid": len(table) - scored}

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from autoscale_ray.config import PlannerConfig
 from autoscale_ray.errors import ArtifactError
+from autoscale_ray.files import save_array
 from autoscale_ray.planning.agent_tokens import agent_tokens
 from autoscale_ray.planning.ego_tokens import ego_state_on_route, ego_tokens
 from autoscale_ray.planning.frenet import make_routes, project_poses
@@ -132,7 +133,7 @@ def save_features(features: PlannerFeatures, path: Path | str) -> None:
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     for field in fields(features):
-        np.save(folder / f"{field.name}.npy", getattr(features, field.name).numpy())
+        save_array(folder / f"{field.name}.npy", getattr(features, field.name).numpy())
     description = {"version": FEATURES_VERSION, "num_scenes": len(features)}
     (folder / "features.json").write_text(json.dumps(description))
 

@@ -13,6 +13,7 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from autoscale_ray.files import in_one_step
 from autoscale_ray.reporting.plots import arms_figure, score_figure, weights_figure
 from autoscale_ray.reporting.tables import error_line, gain_text, points, spent_line
 
@@ -46,9 +47,8 @@ def write_report(summary: Summary, path: Path, pictures: Sequence[tuple[str, Pat
         errors=error_line(summary["arms"]),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with in_one_step(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 

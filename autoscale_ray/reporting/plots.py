@@ -10,6 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from autoscale_ray.files import in_one_step
+
 Summary = Mapping[str, Any]
 
 
@@ -38,10 +40,8 @@ def write_plots(summary: Summary, folder: Path) -> dict[str, Path]:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG through a temporary file, so a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.part")
-    with matplotlib.rc_context({"savefig.dpi": 130}):
+    with matplotlib.rc_context({"savefig.dpi": 130}), in_one_step(path) as temporary:
         figure.savefig(temporary, format="png", bbox_inches="tight")
-    temporary.replace(path)
     return path
 
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 
+from autoscale_ray.files import in_one_step
 from autoscale_ray.scenes.batch import SceneBatch
 from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.scenes.schema import AGENT_TYPES, CURRENT_FRAME, DRIVING_COMMANDS, POLYGON_LAYERS
@@ -53,8 +54,8 @@ def save_contact_sheet(batch: SceneBatch, out: Path | str) -> None:
         if number < len(batch):
             draw_scene(axes, batch.select([number]))
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({"svg.hashsalt": "scenes"}):
-        figure.savefig(out, dpi=90)
+    with mpl.rc_context({"svg.hashsalt": "scenes"}), in_one_step(Path(out)) as temporary:
+        figure.savefig(temporary, dpi=90)
 
 
 def draw_scene(axes: Axes, scene: SceneBatch, *, view_m: float = VIEW_M) -> None:

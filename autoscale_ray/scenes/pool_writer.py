@@ -87,9 +87,13 @@ class PoolWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
+        try:
+            if kind is None:
+                self._publish()
+        finally:
             shutil.rmtree(self._part, ignore_errors=True)
-            return
+
+    def _publish(self) -> None:
         rest = pa.concat_tables(self._waiting) if self._waiting else SCENE_SCHEMA.empty_table()
         if len(rest):
             self._write_file(rest)
@@ -98,7 +102,6 @@ class PoolWriter:
         try:
             os.rename(self._part, self.path)
         except OSError as error:
-            shutil.rmtree(self._part, ignore_errors=True)
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             raise PoolError(str(self.path), "was written by another process meanwhile") from None

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 
+from autoscale_ray.files import in_one_step
 from autoscale_ray.scenes.schema import AGENT_TYPES, CURRENT_FRAME, NUM_FRAMES, POLYGON_LAYERS
 from autoscale_ray.world.families import FAMILIES
 from autoscale_ray.world.pools import generate
@@ -58,7 +59,8 @@ def plot_families(out_dir: str | Path, seed: int = 0, scenes_per_family: int = 2
     figure.text(0.01, 0.004, _LEGEND, fontsize=9)
     figure.subplots_adjust(0.01, 0.03, 0.99, 0.975, 0.04, 0.09)
     path = folder / "families.png"
-    figure.savefig(path, dpi=100)
+    with in_one_step(path) as temporary:
+        figure.savefig(temporary, dpi=100)
     return path
 
 

@@ -1,4 +1,5 @@
 import json
+import resource
 
 import numpy as np
 import pyarrow as pa
@@ -77,6 +78,17 @@ def test_a_failing_stream_leaves_nothing_behind(tmp_path):
 
     with pytest.raises(RuntimeError, match="source broke"):
         write_pool(tmp_path / "pool", stream(), rows_per_file=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_nothing_behind(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write_pool(tmp_path / "pool", [random_table(7, seed=1)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
 
 
