@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
+import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,7 +17,7 @@ from rich.tree import Tree
 from tyro.conf import Positional
 
 from autoscale_ray import __version__
-from autoscale_ray.config import PresetName, RunConfig, load_config
+from autoscale_ray.config import PresetName, RunConfig, load_config, override_of
 from autoscale_ray.errors import AutoScaleError, ConfigError
 
 EXIT_BAD_INPUT = 2
@@ -304,8 +304,10 @@ def score(
         raise ConfigError("score", "--two-stage needs --metric-cache or --navhard")
     if (navhard is None) != (maps is None):
         raise ConfigError("score", "--navhard and --maps need each other")
-    if out.is_dir() or not out.parent.is_dir():  # told now, not after hours of scoring
-        raise ConfigError("--out", "must be a file in an existing folder", str(out))
+    if out.suffix != ".parquet" or out.is_dir() or not out.parent.is_dir():  # told now, not after hours
+        raise ConfigError("--out", "must be a file in an existing folder that ends in .parquet", str(out))
+    if out.resolve() == trajectories.resolve():
+        raise ConfigError("--out", "must not be the file of trajectories", str(out))
     console = Console()
     with console.status("scoring"):
         counts = _score(trajectories, pool, metric_cache or navhard, maps, two_stage, out, num_processes)
@@ -347,8 +349,16 @@ def _config(arguments: Sequence[str], out: Path | None) -> RunConfig:
 
 
 def _run_dir(out: Path | None) -> list[str]:
-    """Return the override that `--out` stands for; quoted, because YAML reads more into `7` or `a #1`."""
-    return [] if out is None else [f"placement.run_dir={json.dumps(str(out), ensure_ascii=False)}"]
+    """Return the override that `--out` stands for."""
+    return [] if out is None else [override_of("placement.run_dir", out)]
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:  # bytes of a file name in another encoding
+            raise ConfigError(ascii(argument), "arguments must be UTF-8 text") from None
 
 
 def _tree(title: str, values: Mapping[str, Any]) -> Tree:
@@ -397,6 +407,8 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; bad input ends with one line on standard error and exit code 2, Ctrl-C with 130."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a run must not end at a ± that the terminal does not know
     if given == ["--version"]:
         print(f"autoscale {__version__}")
         return
@@ -404,6 +416,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(given) > 1 and given[0] in GROUPS:
         commands, prog = GROUPS[given[0]], f"autoscale {given.pop(0)}"
     try:
+        _check_text(given)
         tyro.extras.subcommand_cli_from_dict(
             commands,
             prog=prog,
@@ -414,7 +427,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"autoscale: {error}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None
     except OSError as error:
-        if error.filename is None and error.errno != errno.ENOSPC:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise  # no path of the user's: ours to explain, with its traceback
         place = "" if error.filename is None else f"{error.filename}: "
         print(f"autoscale: {place}{error.strerror}", file=sys.stderr)

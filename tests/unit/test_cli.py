@@ -1,5 +1,6 @@
 """What the command line itself answers, whatever the command: help, version, refused paths, Ctrl-C."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import pytest
 
 import autoscale_ray
 from autoscale_ray.cli import _config, main
+from autoscale_ray.config import WorldConfig
 from autoscale_ray.scenes.readers import READERS
+from autoscale_ray.world.pools import make_pool
 
 
 def ended(arguments: list[str], capsys) -> tuple[int, str]:
@@ -44,6 +47,39 @@ def test_a_folder_that_cannot_be_made_is_one_line(command, tmp_path, capsys):
 def test_out_is_a_folder_whatever_yaml_reads_in_its_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert _config(["loop.budget=7"], Path(name)).placement.run_dir == name
+
+
+def test_words_that_the_terminal_does_not_know_end_nothing(tmp_path):
+    """A row of a table with `±` used to end a run after its first round where output is ASCII."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    folder = tmp_path / "\u00fc"
+    make_pool(WorldConfig(num_real=4), "real", folder)
+    command = [sys.executable, "-m", "autoscale_ray.cli", "pool", "info", str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"num_scenes: 4" in done.stdout
+
+
+def test_an_argument_that_is_no_text_is_one_line(capsys):
+    code, told = ended(["pool", "info", "pools/\udcff"], capsys)
+    assert (code, told) == (2, "autoscale: 'pools/\\udcff': arguments must be UTF-8 text\n")
+
+
+@pytest.mark.parametrize(
+    ("out", "rule"),
+    [
+        ("scores.json", "ends in .parquet"),
+        ("nowhere/scores.parquet", "existing folder"),
+        ("plans.parquet", "must not be the file of trajectories"),
+    ],
+)
+def test_scores_go_to_a_parquet_file_of_their_own(out, rule, tmp_path, capsys):
+    plans = tmp_path / "plans.parquet"
+    plans.write_bytes(b"plans")
+    code, told = ended(["score", str(plans), "pool", "--out", str(tmp_path / out)], capsys)
+    assert (code, told.count("\n")) == (2, 1)
+    assert rule in told
+    assert plans.read_bytes() == b"plans"
 
 
 def test_world_draws_its_families_and_says_what_it_needs(tmp_path, capsys):
