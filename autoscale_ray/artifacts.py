@@ -359,9 +359,30 @@ def _open_storage(run_dir: str) -> Storage:
     return FolderStorage(Disk(Path(run_dir)))
 
 
+def check_same_run(run_dir: str, identity: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds another run, without claiming it; a folder without a run is no error.
+
+    Args:
+        run_dir: As in `RunStore.open`.
+        identity: A part of what `RunStore.open` is given.
+
+    Raises:
+        ArtifactError: The folder holds another run; names the first field that differs.
+    """
+    storage = _open_storage(run_dir)
+    found = storage.read("run.json")
+    if found is not None:
+        held = unseal(storage.where("run.json"), found)
+        _compare(storage, {name: held.get(name) for name in identity}, identity)
+
+
 def _check_identity(storage: Storage, identity: Mapping[str, Any], token: str) -> None:
     found = publish(storage, "run.json", seal(identity), token)
-    difference = first_difference(unseal(storage.where("run.json"), found), plain(identity))
+    _compare(storage, unseal(storage.where("run.json"), found), identity)
+
+
+def _compare(storage: Storage, held: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    difference = first_difference(held, plain(identity))
     if difference:
         path, before, now = difference
         rule = f"belongs to another run: {path} is {before!r} there and {now!r} here"

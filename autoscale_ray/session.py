@@ -13,7 +13,7 @@ from pyarrow.csv import write_csv
 from rich.console import Console
 
 from autoscale_ray import loop, tasks
-from autoscale_ray.artifacts import RunStore
+from autoscale_ray.artifacts import RunStore, check_same_run
 from autoscale_ray.config import RunConfig, dump_config, identity
 from autoscale_ray.errors import ArtifactError
 from autoscale_ray.files import in_one_step
@@ -82,10 +82,10 @@ def _open_local(config: RunConfig, console: Console) -> LocalStages:
 
 def open_run(config: RunConfig) -> tuple[Inputs, RunStore]:
     """Open the pools of a run and claim its folder; write the configuration beside it."""
-    folder = work_dir(config)
+    folder, marks = work_dir(config), {"config": identity(config)}
+    check_same_run(config.placement.run_dir, marks)  # told now, not after pools were drawn
     inputs = open_inputs(config, folder / "pools")
-    marks = {"config": identity(config), "pools": inputs.identity()}
-    store = RunStore.open(config.placement.run_dir, marks)
+    store = RunStore.open(config.placement.run_dir, {**marks, "pools": inputs.identity()})
     folder.mkdir(parents=True, exist_ok=True)
     with in_one_step(folder / "config.yaml") as temporary:
         temporary.write_text(dump_config(config), encoding="utf-8")

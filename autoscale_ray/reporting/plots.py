@@ -25,12 +25,12 @@ def write_plots(summary: Summary, folder: Path) -> dict[str, Path]:
     Returns:
         Path by plot name.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     drawers: dict[str, tuple[bool, Callable[[Summary], Figure]]] = {
         "weights_per_round": (len(summary["rounds"]) > 1, weights_figure),
         "score_per_round": (len(summary["rounds"]) > 0, score_figure),
         "arms": (len(summary["arms"]) > 0, arms_figure),
     }
+    folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for name, (has_data, draw) in drawers.items():
         if has_data:

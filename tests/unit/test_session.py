@@ -177,6 +177,12 @@ def test_another_configuration_in_the_same_folder_is_refused(finished, pools, ca
     ]
 
 
+def test_another_world_in_the_same_folder_is_refused_before_it_is_drawn(finished, capsys):
+    given = [*TINY, "world.seed=5", f"placement.run_dir={finished}"]
+    fails(["run", "--backend", "local", *given], capsys, ["config.world.seed", "0", "5"])
+    assert not (finished / "pools").exists()
+
+
 @pytest.mark.parametrize(
     ("damage", "parts"),
     [
@@ -270,6 +276,12 @@ def test_a_damaged_summary_gives_no_report_and_one_line(name, finished, tmp_path
     (tmp_path / "summary.json").write_text(json.dumps({**summary, name: [3]}))
     fails(["report", str(tmp_path)], capsys, [str(tmp_path / "summary.json"), "is damaged"])
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_report_of_a_folder_that_is_no_run_leaves_nothing_there(tmp_path, capsys):
+    (tmp_path / "summary.json").write_text('{"of": "another program"}')
+    fails(["report", str(tmp_path)], capsys, [str(tmp_path / "summary.json"), "is damaged"])
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 
 
 @pytest.mark.parametrize(
