@@ -66,20 +66,24 @@ def world(
         seed: Seed of the training pools.
         plot: Folder that receives a picture of every scenario family.
     """
+    from autoscale_ray.scenes.pool_writer import check_unused
     from autoscale_ray.world.pictures import plot_families
-    from autoscale_ray.world.pools import make_pool
+    from autoscale_ray.world.pools import SIDES, make_pool
 
     console = Console()
     if out is None and plot is None:
         raise ConfigError(
             "world", "needs --out FOLDER for the pools, --plot FOLDER for the pictures, or both"
         )
+    config = load_config(None, [f"world.preset={preset}", f"world.seed={seed}"]).world
+    if out is not None:
+        for side in SIDES:  # told now, not after three pools
+            check_unused(out / side)
     if plot is not None:
         console.print(f"drawn: {plot_families(plot)}")
     if out is None:
         return
-    config = load_config(None, [f"world.preset={preset}", f"world.seed={seed}"]).world
-    for side in ("real", "synthetic", "dev", "test"):
+    for side in SIDES:
         with console.status(f"drawing {side}"):
             manifest = make_pool(config, side, out / side)
         console.print(f"{out / side}: {manifest.num_scenes} scenes")

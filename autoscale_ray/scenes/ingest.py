@@ -26,12 +26,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from autoscale_ray.errors import InputRejectedError, InvalidInputError, PoolError, SourceReadError
+from autoscale_ray.errors import InputRejectedError, InvalidInputError, SourceReadError
 from autoscale_ray.scenes.gates import QUARANTINE_SCHEMA, gate
 from autoscale_ray.scenes.manifest import PoolManifest
 from autoscale_ray.scenes.motion_fingerprint import shared_groups
 from autoscale_ray.scenes.parquet import open_parquet, read_parquet
-from autoscale_ray.scenes.pool_writer import PoolWriter
+from autoscale_ray.scenes.pool_writer import PoolWriter, check_unused
 from autoscale_ray.scenes.readers import READERS
 from autoscale_ray.scenes.readers.reader import Reader, SceneTables, bound_reader
 from autoscale_ray.scenes.schema import DOMAINS, SCENE_SCHEMA
@@ -138,8 +138,7 @@ def plan_parts(
         raise InvalidInputError("domain", f"must be {' or '.join(DOMAINS)}", domain)
     beside = tuple((name, str(file)) for name, file in (files or {}).items())
     target, reader = Path(out), _reader(format, beside)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise PoolError(str(out), "already exists; a pool is immutable, choose another folder")
+    check_unused(target)
     names = reader.units(Path(path))
     if not names:
         raise InvalidInputError(str(path), f"holds nothing that the format {format} can read")

@@ -26,6 +26,12 @@ ROW_GROUP_SIZE = 512
 SIDE_TABLES = ("quarantine", "truth", "weights")
 
 
+def check_unused(path: Path) -> None:
+    """Refuse, with `PoolError`, a folder for a new pool that is there and not empty."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise PoolError(str(path), "already exists; a pool is immutable, choose another folder")
+
+
 class PoolWriter:
     """Write one pool as a stream; a context manager that publishes on success and leaves nothing on failure.
 
@@ -39,8 +45,7 @@ class PoolWriter:
 
     def __init__(self, path: Path | str, *, rows_per_file: int = 4096) -> None:
         self.path = Path(path)
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise PoolError(str(path), "already exists; a pool is immutable, choose another folder")
+        check_unused(self.path)
         self._rows_per_file = rows_per_file
         self._part = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.partial")
         self._waiting: list[pa.Table] = []

@@ -91,6 +91,15 @@ def test_world_draws_its_families_and_says_what_it_needs(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["families.png"]
 
 
+def test_a_side_that_is_there_is_told_before_anything_is_drawn(tmp_path, capsys):
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "file").touch()
+    code, told = ended(["world", "--out", str(tmp_path), "--plot", str(tmp_path / "plots")], capsys)
+    assert (code, told.count("\n")) == (2, 1)
+    assert f"{tmp_path / 'test'}: already exists" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["test"]
+
+
 def test_ctrl_c_is_one_line(tmp_path):
     out = tmp_path / "pools"
     # A shell in the background has its children ignore SIGINT; the program asks for it as a terminal would.
