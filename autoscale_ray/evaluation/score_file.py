@@ -55,9 +55,12 @@ def read_trajectories(path: Path | str) -> dict[str, np.ndarray]:
 
         table = read_parquet(path, ["scene_id", "trajectories"])
         names, values = table["scene_id"].to_pylist(), table["trajectories"].to_pylist()
-    if len(names) != len(values) or len(set(names)) != len(names):
-        raise InvalidInputError(str(path), "must have one row of trajectories for each scene_id")
-    return {str(name): _as_array(value) for name, value in zip(names, values, strict=True)}
+    names = [str(name) for name in names]
+    if not names or len(names) != len(values) or len(set(names)) != len(names):
+        raise InvalidInputError(
+            str(path), "must have one row of trajectories for each scene_id, and at least one"
+        )
+    return {name: _as_array(value) for name, value in zip(names, values, strict=True)}
 
 
 def check_waypoints(scene_id: str, waypoints: np.ndarray) -> Floats:

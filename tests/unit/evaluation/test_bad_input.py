@@ -166,8 +166,12 @@ def test_trajectories_are_read_from_npz_and_parquet(tmp_path):
     )
     np.savez(tmp_path / "empty.npz", other=poses)
     np.savez(tmp_path / "number.npz", scene_id=np.array(["a", "b"]), trajectories=np.float64(3.0))
+    np.savez(tmp_path / "none.npz", scene_id=np.array([], str), trajectories=poses[:0])
     pq.write_table(pa.table({"scene_id": ["straight"]}), tmp_path / "column.parquet")
-    for name in ("twice.npz", "empty.npz", "number.npz", "column.parquet"):
+    lists = pa.table({"scene_id": [["a"], ["a"]], "trajectories": [poses[0].tolist()] * 2})
+    pq.write_table(lists, tmp_path / "lists.parquet")
+    names = ("twice.npz", "empty.npz", "number.npz", "none.npz", "column.parquet", "lists.parquet")
+    for name in names:
         with pytest.raises(InvalidInputError, match=name):
             read_trajectories(tmp_path / name)
 
