@@ -1,5 +1,6 @@
 """What the command line itself answers, whatever the command: help, version, refused paths, Ctrl-C."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import autoscale_ray
-from autoscale_ray.cli import _config, main
+from autoscale_ray.cli import COMMANDS, _config, main
 from autoscale_ray.config import WorldConfig
 from autoscale_ray.scenes.readers import READERS
 from autoscale_ray.world.pools import make_pool
@@ -89,6 +90,15 @@ def test_world_draws_its_families_and_says_what_it_needs(tmp_path, capsys):
     main(["world", "--plot", str(tmp_path / "out")])
     assert (tmp_path / "out" / "families.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["families.png"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_or_quota_that_is_full_is_one_line(number, monkeypatch, capsys):
+    def full() -> None:
+        raise OSError(number, os.strerror(number))  # as from a write, which knows no path
+
+    monkeypatch.setitem(COMMANDS, "report", full)
+    assert ended(["report"], capsys) == (2, f"autoscale: {os.strerror(number)}\n")
 
 
 def test_a_side_that_is_there_is_told_before_anything_is_drawn(tmp_path, capsys):
