@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import io
+import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,6 +22,8 @@ from autoscale_ray.config import PresetName, RunConfig, load_config, override_of
 from autoscale_ray.errors import AutoScaleError, ConfigError
 
 EXIT_BAD_INPUT = 2
+MAX_LISTED = 20
+"""Entries of one table that `pool info` prints: a pool may have thousands of logs."""
 EXIT_READER_FAULT = 3
 EXIT_INTERRUPTED = 130
 Domain = Literal["real", "synthetic"]
@@ -369,9 +372,11 @@ def _tree(title: str, values: Mapping[str, Any]) -> Tree:
     tree = Tree(title)
     for name, value in values.items():
         if isinstance(value, Mapping):
-            branch = tree.add(f"{name}")
-            for key, item in value.items():
+            branch = tree.add(f"{name}: {len(value)}")
+            for key, item in itertools.islice(value.items(), MAX_LISTED):
                 branch.add(f"{key}: {item}")
+            if len(value) > MAX_LISTED:
+                branch.add(f"and {len(value) - MAX_LISTED} more")
         else:
             tree.add(f"{name}: {value}")
     return tree

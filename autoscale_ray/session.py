@@ -106,13 +106,15 @@ def play(stages: RecordedStages, show: Callable[[Mapping[str, Any]], None]) -> d
 
     config, inputs = stages.config, stages.inputs
     run_dir = work_dir(config)
+    num_told = _num_rounds_told(run_dir / SUMMARY_FILE)
     seconds: list[dict[str, float]] = []
 
     def summary(clusters: Clusters, history: Sequence[Round], **more: Any) -> dict[str, Any]:
         seconds.append(dict(stages.seconds))
         num_real = len(inputs.pools["real"])
         made = summarise(config, clusters, history, seconds=seconds, num_real=num_real, **more)
-        write_summary(made, run_dir)
+        if more or len(history) > num_told:  # a replay that is cut off leaves what was told before
+            write_summary(made, run_dir)
         return made
 
     stages.observe = lambda clusters, history: show(summary(clusters, history))
@@ -152,6 +154,13 @@ def write_summary(summary: Mapping[str, Any], run_dir: Path) -> None:
     """Write the summary beside the run in one step."""
     with in_one_step(run_dir / SUMMARY_FILE) as temporary:
         temporary.write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def _num_rounds_told(path: Path) -> int:
+    try:
+        return len(json.loads(path.read_text(encoding="utf-8"))["rounds"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return 0  # none there, or a damaged one, which is written anew
 
 
 def render(run_dir: Path) -> Path:

@@ -13,6 +13,7 @@ import pytest
 import autoscale_ray
 from autoscale_ray.cli import COMMANDS, _config, main
 from autoscale_ray.config import WorldConfig
+from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.scenes.readers import READERS
 from autoscale_ray.world.pools import make_pool
 
@@ -48,6 +49,16 @@ def test_a_folder_that_cannot_be_made_is_one_line(command, tmp_path, capsys):
 def test_out_is_a_folder_whatever_yaml_reads_in_its_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert _config(["loop.budget=7"], Path(name)).placement.run_dir == name
+
+
+def test_info_lists_twenty_logs_and_counts_the_rest(tmp_path, capsys):
+    make_pool(WorldConfig(num_real=40), "real", tmp_path / "pool")
+    num_logs = len(set(open_pool(tmp_path / "pool").log_ids.tolist()))
+    assert num_logs > 21
+    main(["pool", "info", str(tmp_path / "pool")])
+    told = capsys.readouterr().out
+    assert f"scenes_by_log: {num_logs}" in told
+    assert f"and {num_logs - 20} more" in told
 
 
 def test_words_that_the_terminal_does_not_know_end_nothing(tmp_path):

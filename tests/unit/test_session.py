@@ -141,6 +141,23 @@ def test_two_rounds_and_a_third_equal_three(finished, pools, tmp_path):
     assert read_rounds(str(run_dir)) == read_rounds(str(finished))
 
 
+def test_a_finished_run_that_is_started_again_and_stopped_still_tells_its_end(
+    finished, pools, tmp_path, monkeypatch
+):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    before = numbers(run_dir)
+    assert before["arms"]
+
+    def stop(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autoscale_ray.session.round_table", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_local(load_config(None, arguments(pools, run_dir)), Console(quiet=True))
+    assert numbers(run_dir) == before
+
+
 def test_a_killed_run_ends_with_the_same_numbers(finished, pools, tmp_path):
     """Kill after the encoder stage and again after the first published round, then let it end."""
     run_dir = tmp_path / "killed"
