@@ -175,12 +175,13 @@ def measure_large(seed: int, num_scenes: int, folder: Path) -> dict[str, float]:
 
 
 def measure_demo(seed: int, num_scenes: int, folder: Path) -> dict[str, float]:
-    """Run rounds of the size of the demo; return the largest share that is neither training nor evaluation."""
+    """Run rounds of the size of the demo; return the largest and median share of neither training nor evaluation."""
     config = config_in(folder / "demo", seed, *DEMO)
     run_driver(config)
     between = between_rounds(read_events(folder / "demo"))
     return {
         "between_share_demo": max(share for _, share in between),
+        "between_share_demo_median": float(np.median([share for _, share in between])),
         "between_s_demo": max(seconds for seconds, _ in between),
     }
 
