@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
 from autoscale_ray.planning.training import PlannerWeights, TrainState, new_state
 from autoscale_ray.records import SIDES, Arm
 from autoscale_ray.scenes.parquet import read_parquet
-from autoscale_ray.scenes.pool import ScenePool
+from autoscale_ray.scenes.pool import ScenePool, open_pool
 
 MODEL_FILE = "clusters.safetensors"
 PROBE_FILE = "domain_probe.json"
@@ -217,17 +217,31 @@ def choose_scenes(
 def _candidates(
     config: RetrievalConfig, synthetic: ScenePool, files: Mapping[str, Path]
 ) -> tuple[Candidates, np.ndarray]:
-    whitening = ClusterModel.load(files["model"]).whitening
-    scene_ids, z_ND = read_embeddings(files["embeddings_synthetic"])
     is_guided = config.method != "random" and config.gap_weight > 0
+    return _kept_candidates(
+        synthetic.path,
+        files["embeddings_synthetic"],
+        files["labels_synthetic"],
+        files["model"],
+        files["probe"] if is_guided else None,
+        with_quality=config.quality_weight > 0,
+    )
+
+
+@lru_cache(maxsize=1)  # the files never change; reading them anew is half of what lies between two rounds
+def _kept_candidates(
+    pool: Path, embeddings: Path, labels: Path, model: Path, probe: Path | None, *, with_quality: bool
+) -> tuple[Candidates, np.ndarray]:
+    synthetic = open_pool(pool)
+    scene_ids, z_ND = read_embeddings(embeddings)
     candidates = make_candidates(
         scene_ids,
-        whitening.apply(z_ND),
+        ClusterModel.load(model).whitening.apply(z_ND),
         origin_ids=synthetic.origin_ids,
-        probe=_load_probe(files["probe"]) if is_guided else None,
-        quality_N=synthetic.column("expert_quality").astype(np.float64) if config.quality_weight else None,
+        probe=None if probe is None else _load_probe(probe),
+        quality_N=synthetic.column("expert_quality").astype(np.float64) if with_quality else None,
     )
-    return candidates, _strings(read_parquet(files["labels_synthetic"])["cluster"])
+    return candidates, _strings(read_parquet(labels)["cluster"])
 
 
 def _queries(files: Mapping[str, Path], guide: Path) -> dict[str, Queries]:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from autoscale_ray import tasks
 from autoscale_ray.artifacts import read_rounds
 from autoscale_ray.cli import main
 from autoscale_ray.config import load_config
@@ -107,7 +108,8 @@ def test_every_round_says_how_long_its_stages_took(finished):
     assert by_round[0]["encoder"] == spent["encoder"] > 0
     assert all(took["train"] > 0 and took["evaluate_dev"] > 0 for took in by_round)
     assert sum(took["train"] for took in by_round) < spent["train"], "the comparison trains too"
-    assert "took: encoder" in str(round_table(summary, 0).caption)
+    by_round[0] = {"encoder": 61.4, "embed": 0.4, "train": 3.0}
+    assert "took: encoder 61 s, train 3 s" in str(round_table(summary, 0).caption)
 
 
 def test_the_chosen_scenes_are_named_in_a_file_of_their_own(finished, pools):
@@ -139,6 +141,20 @@ def test_two_rounds_and_a_third_equal_three(finished, pools, tmp_path):
     run_local(load_config(None, arguments(pools, run_dir)), Console(quiet=True))
     assert numbers(run_dir) == numbers(finished)
     assert read_rounds(str(run_dir)) == read_rounds(str(finished))
+
+
+def test_the_pool_is_read_once_for_all_rounds(pools, tmp_path, monkeypatch):
+    sizes, original = [], tasks.read_embeddings
+
+    def counted(path: Path):
+        found = original(path)
+        sizes.append(len(found[0]))
+        return found
+
+    monkeypatch.setattr(tasks, "read_embeddings", counted)
+    run_local(load_config(None, arguments(pools, tmp_path / "run")), Console(quiet=True))
+    # For the clusters, the rounds, the arms that draw at random, and the last one.
+    assert sizes.count(160) == 4, sizes
 
 
 def test_a_finished_run_that_is_started_again_and_stopped_still_tells_its_end(
