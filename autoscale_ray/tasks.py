@@ -34,7 +34,7 @@ from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
 from autoscale_ray.planning.training import PlannerWeights, TrainState, new_state
 from autoscale_ray.records import SIDES, Arm
 from autoscale_ray.scenes.parquet import read_parquet
-from autoscale_ray.scenes.pool import ScenePool, open_pool
+from autoscale_ray.scenes.pool import ScenePool
 
 MODEL_FILE = "clusters.safetensors"
 PROBE_FILE = "domain_probe.json"
@@ -219,7 +219,7 @@ def _candidates(
 ) -> tuple[Candidates, np.ndarray]:
     is_guided = config.method != "random" and config.gap_weight > 0
     return _kept_candidates(
-        synthetic.path,
+        synthetic,
         files["embeddings_synthetic"],
         files["labels_synthetic"],
         files["model"],
@@ -230,9 +230,14 @@ def _candidates(
 
 @lru_cache(maxsize=1)  # the files never change; reading them anew is half of what lies between two rounds
 def _kept_candidates(
-    pool: Path, embeddings: Path, labels: Path, model: Path, probe: Path | None, *, with_quality: bool
+    synthetic: ScenePool,
+    embeddings: Path,
+    labels: Path,
+    model: Path,
+    probe: Path | None,
+    *,
+    with_quality: bool,
 ) -> tuple[Candidates, np.ndarray]:
-    synthetic = open_pool(pool)
     scene_ids, z_ND = read_embeddings(embeddings)
     candidates = make_candidates(
         scene_ids,

@@ -17,6 +17,7 @@ from autoscale_ray.distributed.observe import Observer
 from autoscale_ray.distributed.resources import NAMESPACE
 from autoscale_ray.distributed.stages import RayStages
 from autoscale_ray.distributed.train import make_trainer
+from autoscale_ray.mixture.greedy import load_search
 from autoscale_ray.run_folder import work_dir
 from autoscale_ray.session import open_run, play
 
@@ -41,6 +42,9 @@ def play_here(
         embed_only: End with the clusters, before the first round.
     """
     torch.set_num_threads(config.placement.num_threads)
+    threading.Thread(
+        target=load_search, name="search", daemon=True
+    ).start()  # else between the first two rounds
     run_dir = work_dir(config)
     inputs, store = open_run(config)
     threading.Thread(target=_train, args=(config, driver, board), name="train", daemon=True).start()

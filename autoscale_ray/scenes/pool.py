@@ -27,7 +27,7 @@ from autoscale_ray.scenes.schema import SCENE_SCHEMA, check_schema
 __all__ = ["PoolManifest", "PoolWriter", "ScenePool", "check_disjoint", "open_pool", "write_pool"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScenePool:
     """A finished pool on disk; made by `open_pool`. Row numbers are positions in file order."""
 

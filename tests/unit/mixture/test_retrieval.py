@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -96,6 +99,25 @@ def test_lazy_greedy_equals_brute_force(seed, num, num_queries, method, duplicat
     queries = _queries(num_queries, seed + 1)
     ours = _one_cluster(pool, queries, config, num).scene_ids["c00"]
     assert list(ours) == _brute_force(pool, queries, config, num)
+
+
+def test_the_search_that_is_loaded_early_is_the_one_that_is_used():
+    pytest.importorskip("numba")
+    program = """
+import numpy as np
+from autoscale_ray.config import RetrievalConfig
+from autoscale_ray.mixture import kernels, retrieval
+from autoscale_ray.mixture.greedy import load_search
+load_search()
+before = kernels.settle_first.signatures
+unit_ND = np.eye(4, dtype=np.float32)
+queries = retrieval.Queries(embeddings_ED=unit_ND[:3], weights_E=np.ones(3))
+pool = retrieval.make_candidates(np.array(["a", "b", "c", "d"]), unit_ND)
+retrieval.retrieve(pool, np.full(4, "c0"), {"c0": queries}, {"c0": 3}, RetrievalConfig(random_share=0.0), 0)
+print(len(before), kernels.settle_first.signatures == before)
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "1 True"
 
 
 def _crowded(seed: int, num: int) -> module.Candidates:
