@@ -26,6 +26,7 @@ from autoscale_ray.evaluation.from_pool import PreparedPool, prepare_pool, score
 from autoscale_ray.files import save_array
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.mixture.alignment import measure_alignment
+from autoscale_ray.mixture.allocation import spill
 from autoscale_ray.mixture.clusters import ClusterModel, cluster_names, fit_clusters, random_labels
 from autoscale_ray.mixture.retrieval import Candidates, Queries, make_candidates, query_weights, retrieve
 from autoscale_ray.mixture.similarity import DomainProbe, fit_domain_probe
@@ -203,7 +204,7 @@ def choose_scenes(
         for _ in range(len(counts) + 1):
             result = retrieve(candidates, clusters_N, queries, wanted, config, seed, chosen)
             chosen = result.scene_ids
-            spilled = _spill(wanted, {name: len(ids) for name, ids in chosen.items()})
+            spilled = spill(wanted, {name: len(ids) for name, ids in chosen.items()})
             if spilled is None:
                 break
             wanted = spilled
@@ -260,20 +261,6 @@ def _queries(files: Mapping[str, Path], guide: Path) -> dict[str, Queries]:
         name: Queries(embeddings_ED=unit_ED[clusters_E == name], weights_E=wanted_E[clusters_E == name])
         for name in np.unique(clusters_E).tolist()
     }
-
-
-def _spill(wanted: Mapping[str, int], got: Mapping[str, int]) -> dict[str, int] | None:
-    """Give what is missing to clusters that delivered all they were asked; None when nothing can move."""
-    missing = sum(wanted.values()) - sum(got.values())
-    full = {name: count for name, count in wanted.items() if got[name] == count and count > 0}
-    if missing == 0 or not full:
-        return None
-    total, given, spilled = sum(full.values()), 0, dict(got)
-    for place, name in enumerate(sorted(full)):
-        due = missing * sum(full[other] for other in sorted(full)[: place + 1]) // total
-        spilled[name] += due - given
-        given = due
-    return spilled
 
 
 def retrieval_rule(config: RetrievalConfig, how: str | None) -> RetrievalConfig:

@@ -13,6 +13,7 @@ Shape legend: K clusters; leading axes ``...`` are independent problems.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -122,6 +123,28 @@ def allocate(
     else:
         raise InvalidInputError("allocate.method", "must be largest_remainder or divisor", method)
     return {name: int(count) for name, count in zip(info.cluster_ids, counts_K, strict=True)}
+
+
+def spill(wanted: Mapping[str, int], got: Mapping[str, int]) -> dict[str, int] | None:
+    """Give what is missing to clusters that delivered all they were asked, in proportion to their counts.
+
+    Args:
+        wanted: Scenes asked for by cluster id, >= 0.
+        got: Scenes delivered, at most as many.
+
+    Returns:
+        The next counts to ask for; None when nothing is missing or nobody can give more.
+    """
+    missing = sum(wanted.values()) - sum(got.values())
+    full = {name: count for name, count in wanted.items() if got[name] == count and count > 0}
+    if missing == 0 or not full:
+        return None
+    total, given, spilled = sum(full.values()), 0, dict(got)
+    for place, name in enumerate(sorted(full)):
+        due = missing * sum(full[other] for other in sorted(full)[: place + 1]) // total
+        spilled[name] += due - given
+        given = due
+    return spilled
 
 
 def _fill(weights_K: np.ndarray, caps_K: np.ndarray, total: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscale_ray.errors import InvalidInputError
-from autoscale_ray.mixture.allocation import allocate, divisor, largest_remainder, waterfill
+from autoscale_ray.mixture.allocation import allocate, divisor, largest_remainder, spill, waterfill
 from autoscale_ray.mixture.problem import ClusterInfo
 
 FAST = settings(derandomize=True, max_examples=80, deadline=None)
@@ -114,3 +114,10 @@ def test_a_budget_above_the_pool_takes_the_whole_pool():
 def test_bad_weights_are_refused(weights):
     with pytest.raises(InvalidInputError, match="weights"):
         allocate(weights, info_of([3, 4], 5))
+
+
+def test_what_a_cluster_lacks_spills_to_those_that_delivered_all():
+    wanted = {"a": 10, "b": 20, "c": 30, "d": 0}
+    assert spill(wanted, {"a": 10, "b": 20, "c": 23, "d": 0}) == {"a": 12, "b": 25, "c": 23, "d": 0}
+    assert spill(wanted, wanted) is None
+    assert spill(wanted, {"a": 9, "b": 19, "c": 29, "d": 0}) is None
