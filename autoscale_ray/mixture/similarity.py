@@ -179,17 +179,21 @@ def nearest_in_stream(
     """
     best_QM = np.full((len(queries_QD), num_neighbours), -np.inf, dtype=np.float32)
     rows_QM = np.full((len(queries_QD), num_neighbours), -1, dtype=np.int64)
-    start = 0
-    for batch_BD in batches:
-        similarity_QB = queries_QD @ np.ascontiguousarray(batch_BD, dtype=np.float32).T
-        for query, similarity_B in enumerate(similarity_QB):
-            better_X = np.flatnonzero(similarity_B > best_QM[query, -1])  # ever fewer as the pool goes by
-            if len(better_X):
-                merged = np.append(best_QM[query], similarity_B[better_X])
-                order_M = np.argsort(-merged, kind="stable")[:num_neighbours]
-                best_QM[query] = merged[order_M]
-                rows_QM[query] = np.append(rows_QM[query], start + better_X)[order_M]
-        start += len(batch_BD)
+    queries_QD, start = np.ascontiguousarray(queries_QD, dtype=np.float32), 0
+    with one_faiss_thread() as faiss:
+        for batch_BD in batches:
+            found_QX, places_QX = faiss.knn(
+                queries_QD,
+                np.ascontiguousarray(batch_BD, dtype=np.float32),
+                min(num_neighbours, len(batch_BD)),
+                metric=faiss.METRIC_INNER_PRODUCT,
+            )
+            merged_QX = np.concatenate([best_QM, found_QX], axis=1)
+            places_QX = np.concatenate([rows_QM, start + places_QX], axis=1)
+            order_QM = np.lexsort((places_QX, -merged_QX), axis=1)[:, :num_neighbours]
+            best_QM = np.take_along_axis(merged_QX, order_QM, axis=1)
+            rows_QM = np.take_along_axis(places_QX, order_QM, axis=1)
+            start += len(batch_BD)
     return best_QM, rows_QM
 
 
