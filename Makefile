@@ -48,12 +48,13 @@ lint: $(VENV)/dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: $(VENV)/dev
-	$(BIN)/python -m pytest tests/unit tests/golden -m "not slow and not gpu" -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests/unit tests/golden -m "not slow" -n 2 --dist loadfile
 
 check: lint unit
 
 test: check
-	$(RAY_ENV) $(BIN)/python -m pytest tests/ray tests/gpu -m "not slow"
+	$(BIN)/python -m pytest tests/device
+	$(RAY_ENV) $(BIN)/python -m pytest tests/ray -m "not slow"
 
 test-slow: $(VENV)/dev
 	$(RAY_ENV) $(BIN)/python -m pytest tests -m slow --timeout 3600

@@ -319,7 +319,9 @@ class RayConfig:
     num_scorers: Count = 1
     """Actors that score dev and test scenes, kept alive between rounds, >= 1."""
     gpus_per_worker: NonNegative = 0.0
-    """GPUs that each trainer and embedder reserves; 0 runs on CPU."""
+    """GPUs that each trainer and embedder reserves and computes on; 0 runs on CPU."""
+    gpus_per_scorer: NonNegative = 0.0
+    """GPUs that each scorer reserves, for planners of one's own that plan on them; the built-in one does not."""
     checkpoint_steps: Count = 200
     """Training steps between two checkpoints, >= 1: what a killed worker loses at most."""
     stall_timeout_s: Count = 300
@@ -331,6 +333,9 @@ class RayConfig:
         if self.min_trainers > self.num_trainers:
             rule = f"must be at most num_trainers, {self.num_trainers}"
             raise ConfigError("placement.ray.min_trainers", rule, self.min_trainers)
+        for name in ("gpus_per_worker", "gpus_per_scorer"):
+            if (gpus := getattr(self, name)) > 1 and gpus != int(gpus):
+                raise ConfigError(f"placement.ray.{name}", "must be a whole number above 1", gpus)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

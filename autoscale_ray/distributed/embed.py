@@ -22,6 +22,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from autoscale_ray import tasks
 from autoscale_ray.config import RayConfig
 from autoscale_ray.distributed.deadline import Deadline
+from autoscale_ray.distributed.devices import worker_device
 from autoscale_ray.errors import AutoScaleError, InputRejectedError
 from autoscale_ray.representation.training import GRAPH_CHUNK, embed, load
 from autoscale_ray.scenes.pool import ScenePool, open_pool
@@ -48,7 +49,7 @@ class RangeEmbedder:
     def __init__(self, encoder: str, deadline: Deadline) -> None:
         torch.set_num_threads(1)
         self._deadline = deadline
-        self._model = load(Path(encoder))
+        self._model = load(Path(encoder)).to(worker_device())
         self._pools: dict[str, ScenePool] = {}
 
     def __call__(self, ranges: pa.Table) -> pa.Table:

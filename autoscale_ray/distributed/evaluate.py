@@ -99,11 +99,12 @@ class ScorerPool:
     Args:
         planner: The planner they load.
         num_scorers: How many share a pool at most.
+        gpus: GPUs that each reserves.
         deadline: What ends a scorer that stands still.
     """
 
-    def __init__(self, planner: PlannerConfig, num_scorers: int, deadline: Deadline) -> None:
-        self._planner, self._num_scorers, self._deadline = planner, num_scorers, deadline
+    def __init__(self, planner: PlannerConfig, num_scorers: int, gpus: float, deadline: Deadline) -> None:
+        self._planner, self._num_scorers, self._gpus, self._deadline = planner, num_scorers, gpus, deadline
         self._scorers: list[Any] = []
         self._dealt: dict[Side, tuple[np.ndarray, Sequence[np.ndarray]]] = {}
 
@@ -129,7 +130,9 @@ class ScorerPool:
 
     def _start(self) -> None:
         # Scoring is a function of its arguments, so a call that a dying actor lost can simply be made again.
-        actor = ray.remote(Scorer).options(num_cpus=1, max_restarts=-1, max_task_retries=MAX_RETRIES)
+        actor = ray.remote(Scorer).options(
+            num_cpus=1, num_gpus=self._gpus, max_restarts=-1, max_task_retries=MAX_RETRIES
+        )
         self._scorers = [actor.remote(self._planner, self._deadline) for _ in range(self._num_scorers)]
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
+from ray.exceptions import GetTimeoutError
 
 from autoscale_ray.config import RayConfig
 from autoscale_ray.distributed.status import answers
@@ -34,6 +35,8 @@ LOCAL_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "2",
 }
 """Set beside them for a cluster on this machine."""
+GPU_CHECK_TIMEOUT_S = 60
+"""A new worker process that imports torch and makes its CUDA context."""
 WITHOUT_RAY = "without Ray: autoscale run --backend local"
 UNSAFE_SWITCHES = ("RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR", "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA")
 
@@ -59,7 +62,8 @@ def needs_of(config: RayConfig) -> Needs:
     num_trainers = config.min_trainers or config.num_trainers
     return Needs(
         cpus=num_trainers + max(config.num_embedders + 1, config.num_scorers),
-        gpus=config.gpus_per_worker * (num_trainers + config.num_embedders),
+        gpus=num_trainers * config.gpus_per_worker
+        + max(config.num_embedders * config.gpus_per_worker, config.num_scorers * config.gpus_per_scorer),
     )
 
 
@@ -74,11 +78,19 @@ def shortage(needs: Needs, total: Mapping[str, float]) -> str | None:
     )
 
 
-def bundles_of(needs: Needs, gpus_per_worker: float) -> list[dict[str, float]]:
+def bundle(gpus: float) -> dict[str, float]:
+    """Return what one worker holds."""
+    return {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
+
+
+def bundles_of(config: RayConfig) -> list[dict[str, float]]:
     """Return one bundle for every worker of a run, as a cluster that grows by itself is asked for them."""
-    num_gpu_workers = round(needs.gpus / gpus_per_worker) if gpus_per_worker else 0
-    with_gpu = [{"CPU": 1.0, "GPU": gpus_per_worker}] * num_gpu_workers
-    return with_gpu + [{"CPU": 1.0}] * (int(needs.cpus) - num_gpu_workers)
+    trainers = [bundle(config.gpus_per_worker)] * (config.min_trainers or config.num_trainers)
+    embedders = [bundle(config.gpus_per_worker)] * config.num_embedders
+    scorers = [bundle(config.gpus_per_scorer)] * config.num_scorers
+    beside = max(embedders, scorers, key=lambda group: sum(item.get("GPU", 0.0) for item in group))
+    num_others = int(needs_of(config).cpus) - len(trainers) - len(beside)
+    return trainers + beside + [bundle(0.0)] * num_others
 
 
 def connect(config: RayConfig) -> None:
@@ -139,16 +151,51 @@ def wait_for_room(config: RayConfig) -> None:
     A cluster that grows by itself is asked for what is missing and gets `start_timeout_s` to deliver.
 
     Raises:
-        ResourcesError: Too few CPUs or GPUs in all, or too few that are free.
+        ResourcesError: Too few CPUs or GPUs in all, or too few that are free, or GPUs that torch cannot use.
     """
     needs, give_up = needs_of(config), time.monotonic() + config.start_timeout_s
     if shortage(needs, ray.cluster_resources()):
-        request_resources(bundles=bundles_of(needs, config.gpus_per_worker))
+        request_resources(bundles=bundles_of(config))
     while True:
         free = shortage(needs, ray.available_resources())
         if free is None:
-            return
+            break
         if time.monotonic() > give_up:
             total = shortage(needs, ray.cluster_resources())
             raise ResourcesError(total or f"{free} free: other runs hold the rest")
         time.sleep(0.5)
+    for name in ("gpus_per_worker", "gpus_per_scorer"):
+        if (gpus := getattr(config, name)) > 0:
+            check_gpu(f"placement.ray.{name}", gpus)
+
+
+def check_gpu(name: str, gpus: float) -> None:
+    """Let one worker with a GPU say whether torch can use it.
+
+    Args:
+        name: Setting that asks for the GPU.
+        gpus: What it says.
+
+    Raises:
+        ResourcesError: It cannot, or the worker did not answer in time.
+    """
+    try:
+        problem = ray.get(_gpu_problem.options(num_gpus=gpus).remote(), timeout=GPU_CHECK_TIMEOUT_S)
+    except GetTimeoutError:
+        problem = f"did not answer in {GPU_CHECK_TIMEOUT_S} s"
+    if problem:
+        raise ResourcesError(f"{name}={gpus:g}: a worker with a GPU {problem}")
+
+
+@ray.remote(num_cpus=0, max_retries=1)
+def _gpu_problem() -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        return f"sees no CUDA device (torch {torch.__version__}, {built})"
+    try:
+        torch.ones(1, device="cuda").add(1).item()
+    except RuntimeError as error:
+        return f"cannot compute on it: {str(error).splitlines()[0]}"
+    return None

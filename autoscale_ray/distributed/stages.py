@@ -38,7 +38,7 @@ class RayWork:
         run_dir, placement = work_dir(config).absolute(), config.placement.ray
         self._stacks = run_dir / "stacks"
         deadline = Deadline(placement.stall_timeout_s, self._stacks)
-        self._scorers = ScorerPool(config.planner, placement.num_scorers, deadline)
+        self._scorers = ScorerPool(config.planner, placement.num_scorers, placement.gpus_per_scorer, deadline)
         self._parts = run_dir / "parts"
 
     def train_encoder(self, folder: Path) -> Mapping[str, Any]:

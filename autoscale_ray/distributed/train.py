@@ -18,14 +18,16 @@ import ray
 import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchConfig, TorchTrainer
 from safetensors.torch import load_file
 
 from autoscale_ray import tasks
 from autoscale_ray.config import PlannerConfig, RayConfig
 from autoscale_ray.distributed.board import AnyTask, EncoderTask, Task
 from autoscale_ray.distributed.deadline import Deadline
+from autoscale_ray.distributed.devices import collective_backend, worker_device
 from autoscale_ray.distributed.memory import release
+from autoscale_ray.distributed.resources import bundle
 from autoscale_ray.distributed.steps import Place, gather_shards, shards_of, train_shared
 from autoscale_ray.planning.checkpoint import load_state, save_state
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
@@ -46,7 +48,7 @@ T = TypeVar("T")
 
 def make_trainer(config: RayConfig, driver: str, namespace: str, storage: Path) -> TorchTrainer:
     """Return the Train run of a driver; the same name and storage resume from its last checkpoint."""
-    gpu, most = config.gpus_per_worker > 0, config.num_trainers
+    gpus, most = config.gpus_per_worker, config.num_trainers
     return TorchTrainer(
         train_loop,
         train_loop_config={
@@ -56,11 +58,11 @@ def make_trainer(config: RayConfig, driver: str, namespace: str, storage: Path) 
             "stall_timeout_s": config.stall_timeout_s,
             "stacks": str(storage.absolute().parent / "stacks"),
         },
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+        torch_config=TorchConfig(backend=collective_backend(gpus), timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
             num_workers=(config.min_trainers, most) if 0 < config.min_trainers < most else most,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": 1, **({"GPU": config.gpus_per_worker} if gpu else {})},
+            use_gpu=gpus > 0,
+            resources_per_worker=bundle(gpus),
             elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
         ),
         run_config=ray.train.RunConfig(
@@ -77,7 +79,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     driver = ray.get_actor(settings["driver"], namespace=settings["namespace"])
     deadline = Deadline(settings["stall_timeout_s"], Path(settings["stacks"]))
-    place = Place(*_rank_and_size(), str(get_device()))
+    place = Place(*_rank_and_size(), worker_device())
     last = None
     while (task := next_task(driver, last)) is not None:
         keeper = Keeper(task.task_id, settings["checkpoint_steps"], deadline)
@@ -146,7 +148,9 @@ def train_encoder(task: EncoderTask, place: Place, keeper: Keeper) -> dict[str, 
         if place.rank != 0:
             keeper.deadline.lift()
             return {}
-        model = representation.train(pools, settings, task.seed, lambda *_: keeper.deadline.renew())
+        model = representation.train(
+            pools, settings, task.seed, lambda *_: keeper.deadline.renew(), place.device
+        )
     else:
         mine, gather = (
             shards_of(place.rank, place.num_workers),
@@ -162,6 +166,7 @@ def train_encoder(task: EncoderTask, place: Place, keeper: Keeper) -> dict[str, 
                 on_step=lambda state: keeper.keep(
                     state.step, settings.num_steps, partial(sharded.save_state, state)
                 ),
+                device=place.device,
             )
     return as_files(partial(representation.save, model))
 

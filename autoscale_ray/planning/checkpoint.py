@@ -94,7 +94,7 @@ def load_state(path: Path | str) -> TrainState:
 
 def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: tensor.detach().clone() for name, tensor in tensors.items()}, partial, metadata)
+    save_file({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, partial, metadata)
     partial.replace(path)
 
 

@@ -59,7 +59,7 @@ def _motion_groups(graph: SceneGraph) -> Tensor:
     turn_M = torch.atan2(box[:, 4], box[:, 3]) - graph.targets["agent.place"][:, 2]
     moving_M = (box[:, 3:5].norm(dim=1) / 2).clamp(max=1)
     vehicle_M = (kind == _VEHICLE).float()
-    vulnerable_M = torch.isin(kind, torch.tensor(_VULNERABLE)).float()
+    vulnerable_M = torch.isin(kind, kind.new_tensor(_VULNERABLE)).float()
     cos_M, sin_M = turn_M.cos(), turn_M.sin()
     shares = [1 - moving_M, moving_M * cos_M.clamp(min=0) ** 2, moving_M * sin_M**2,
               moving_M * cos_M.clamp(max=0) ** 2]  # fmt: skip
@@ -70,11 +70,11 @@ def _motion_groups(graph: SceneGraph) -> Tensor:
 
 def _tent_weights(value_M: Tensor, grid: tuple[float, ...]) -> Tensor:
     """Split each value linearly between its two neighbouring grid points (M, len(grid))."""
-    knots = torch.tensor(grid)
+    knots = value_M.new_tensor(grid)
     value_M = value_M.clamp(grid[0], grid[-1]).contiguous()
     high_M = torch.searchsorted(knots, value_M).clamp(min=1)
     share_M = (value_M - knots[high_M - 1]) / (knots[high_M] - knots[high_M - 1])
-    weights = torch.zeros(len(value_M), len(grid))
+    weights = value_M.new_zeros(len(value_M), len(grid))
     weights.scatter_(1, high_M[:, None] - 1, 1 - share_M[:, None])
     return weights.scatter_(1, high_M[:, None], share_M[:, None])
 
@@ -89,7 +89,7 @@ def _agent_histogram(graph: SceneGraph) -> Tensor:
     weight_M = torch.exp(-graph.targets["agent.box"][:, :2].norm(dim=1) / 30.0)
     cells = torch.einsum("mg,ms,md->mgsd", _motion_groups(graph) * weight_M[:, None],
                          _tent_weights(place[:, 0], GRID_S_M), _tent_weights(place[:, 1], GRID_D_M))  # fmt: skip
-    blank = torch.zeros(len(graph), cells[0].numel() if len(cells) else 6 * len(GRID_S_M) * len(GRID_D_M))
+    blank = cells.new_zeros(len(graph), cells[0].numel() if len(cells) else 6 * len(GRID_S_M) * len(GRID_D_M))
     return (
         blank.index_add(0, row_of(graph.offsets["agent"]), cells.flatten(1)).sqrt() if len(cells) else blank
     )
@@ -114,7 +114,7 @@ def _interaction(graph: SceneGraph) -> Tensor:
                closing_M[:, None].clamp(max=0).abs()]  # fmt: skip
     table = torch.cat(columns, dim=1)
     index = owner[:, None].expand_as(table)
-    return torch.zeros(len(graph), table.shape[1]).scatter_reduce(0, index, table, "amax")
+    return table.new_zeros(len(graph), table.shape[1]).scatter_reduce(0, index, table, "amax")
 
 
 def _lane_histogram(graph: SceneGraph) -> Tensor:
@@ -154,7 +154,7 @@ def _controls(graph: SceneGraph) -> Tensor:
     nearness = torch.exp(-place[:, 0].clamp(min=0) / POSITION_SCALE_M) * ahead
     table = torch.stack([nearness * red, nearness * ~red], dim=1)
     index = row_of(graph.offsets["control"])[:, None].expand_as(table)
-    return torch.zeros(len(graph), 2).scatter_reduce(0, index, table, "amax")
+    return table.new_zeros(len(graph), 2).scatter_reduce(0, index, table, "amax")
 
 
 def aspect_distances(first: Signature, second: Signature) -> dict[str, Tensor]:
@@ -222,8 +222,9 @@ def fit_scenario_distance(
     generator = torch.Generator().manual_seed(seed)
     total = len(signature["speed"])
     rows = torch.randint(total, (2, min(num_scenes, max(total, 1))), generator=generator)
+    rows = rows.to(signature["speed"].device)
     sides = [{name: table[rows[side]] for name, table in signature.items()} for side in (0, 1)]
-    levels = torch.linspace(0, 1, NUM_QUANTILES)
+    levels = torch.linspace(0, 1, NUM_QUANTILES, device=rows.device)
     parts = aspect_distances(sides[0], sides[1])
     used = {name: float(weights.get(name, 0.0)) for name in ASPECTS if weights.get(name, 0.0) > 0}
     quantiles = {name: torch.quantile(parts[name].flatten(), levels) for name in used}

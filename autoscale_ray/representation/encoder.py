@@ -250,7 +250,7 @@ class GraphEncoder(nn.Module):
         """
         if path == "fast" and fused.applies(graph):
             return self._fused(graph, BLOCK).z_ND
-        blocks = torch.arange(len(graph)).split(BLOCK)
+        blocks = torch.arange(len(graph), device=graph.features["ego"].device).split(BLOCK)
         return torch.cat([self(select_scenes(graph, rows), path).z_ND for rows in blocks])
 
     def _fused(self, graph: SceneGraph, block: int) -> Encoding:

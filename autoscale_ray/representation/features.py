@@ -99,9 +99,9 @@ def _center_and_reach(batch: SceneBatch, controls_B: Tensor) -> tuple[Tensor, Te
     index, offsets = ragged_index(starts, batch.polygon_point_offsets[controls_B + 1] - starts)
     vertices, owner = batch.polygon_points_W2[index], row_of(offsets)
     count_B1 = offsets.diff().clamp(min=1)[:, None]
-    center_B2 = torch.zeros(len(controls_B), 2).index_add(0, owner, vertices) / count_B1
+    center_B2 = vertices.new_zeros(len(controls_B), 2).index_add(0, owner, vertices) / count_B1
     distance = (vertices - center_B2[owner]).norm(dim=1)
-    return center_B2, torch.zeros(len(controls_B)).scatter_reduce(0, owner, distance, "amax")
+    return center_B2, distance.new_zeros(len(controls_B)).scatter_reduce(0, owner, distance, "amax")
 
 
 def agent_pairs(batch: SceneBatch) -> Tensor:
@@ -130,7 +130,7 @@ def agent_segment_pairs(batch: SceneBatch, scene: SceneGeometry) -> Tensor:
     pair = row_of(offsets)
     position_A2 = batch.agent_states_AT5[:, CURRENT_FRAME, :2]
     distance = (scene.segments.points_G32[candidate, 1] - position_A2[agent_E[pair]]).norm(dim=1)
-    best_E = torch.full((len(lane_E),), torch.inf).scatter_reduce(0, pair, distance, "amin")
+    best_E = distance.new_full((len(lane_E),), torch.inf).scatter_reduce(0, pair, distance, "amin")
     chosen = torch.nonzero(distance == best_E[pair]).flatten()
     return torch.stack([candidate[chosen], agent_E[pair[chosen]]], dim=1).unique(dim=0)
 
@@ -210,8 +210,9 @@ def _ego_motion(batch: SceneBatch) -> Tensor:
 
 
 def _ego_route(batch: SceneBatch, scene: SceneGeometry) -> Tensor:
-    origin_N2, rows_N = torch.zeros(len(batch), 2), torch.arange(len(batch))
-    here_N3 = route_coordinates(origin_N2, rows_N, scene.route)
+    known_N = scene.route.known_N
+    origin_N2 = scene.route.points_NR3.new_zeros(len(known_N), 2)
+    here_N3 = route_coordinates(origin_N2, torch.arange(len(known_N), device=known_N.device), scene.route)
     ahead_NP3 = route_ahead(scene.route, ROUTE_AHEAD_M)
     columns = [ahead_NP3[..., :2] / POSITION_SCALE_M, ahead_NP3[..., 2:].cos(), ahead_NP3[..., 2:].sin()]
     pose = torch.stack([here_N3[:, 1] / LATERAL_SCALE_M, here_N3[:, 2].cos(), here_N3[:, 2].sin()], dim=1)
@@ -255,13 +256,13 @@ def _agent_relations(batch: SceneBatch, scene: SceneGeometry, pairs: dict[str, T
     neighbour_E, agent_E = pairs["agent_agent"].unbind(1)
     relation_EF = relative_motion(now_A5[agent_E], now_A5[neighbour_E])
     index_EF = agent_E[:, None].expand_as(relation_EF)
-    blank = torch.zeros(len(now_A5), relation_EF.shape[1])
+    blank = now_A5.new_zeros(len(now_A5), relation_EF.shape[1])
     mean = blank.scatter_reduce(0, index_EF, relation_EF, "mean", include_self=False)
     largest = blank.scatter_reduce(0, index_EF, relation_EF, "amax", include_self=False)
     segment_E, agent_E = pairs["lane_agent"].unbind(1)
     place_EF = _lane_place(now_A5[agent_E], scene.segments.points_G32[segment_E])
     index_EF = agent_E[:, None].expand_as(place_EF)
-    lane = torch.zeros(len(now_A5), place_EF.shape[1]).scatter_reduce(
+    lane = now_A5.new_zeros(len(now_A5), place_EF.shape[1]).scatter_reduce(
         0, index_EF, place_EF, "mean", include_self=False
     )
     return torch.cat([mean, largest, lane], dim=1)

@@ -75,11 +75,11 @@ def route_of(batch: SceneBatch) -> Route:
     lengths_N = batch.centerline_offsets.diff()
     known_N = lengths_N > 0
     kept_N1 = lengths_N.clamp(min=1, max=NUM_ROUTE_VERTICES)[:, None]
-    slot_R = torch.arange(NUM_ROUTE_VERTICES)
+    slot_R = torch.arange(NUM_ROUTE_VERTICES, device=lengths_N.device)
     last_N1 = (lengths_N - 1).clamp(min=0)[:, None]
     local_NR = (slot_R * last_N1 / (kept_N1 - 1).clamp(min=1)).round().long()
     local_NR = torch.minimum(local_NR, last_N1)
-    line_C3 = torch.cat([batch.centerline_C3, torch.zeros(1, 3)])
+    line_C3 = torch.cat([batch.centerline_C3, batch.centerline_C3.new_zeros(1, 3)])
     points_NR3 = line_C3[(batch.centerline_offsets[:-1, None] + local_NR).clamp(max=len(line_C3) - 1)]
     points_NR3 = torch.where(known_N[:, None, None], points_NR3, 0.0)
     steps_NR = torch.nn.functional.pad(points_NR3[:, :, :2].diff(dim=1).norm(dim=2), (1, 0))
@@ -100,9 +100,17 @@ def route_coordinates(points_M2: Tensor, owner_M: Tensor, route: Route) -> Tenso
     Returns:
         Float32 (M, 3): s (m, from the ego's own projection), d (m), route yaw there (rad).
     """
-    ego_s_N = _project(torch.zeros(len(route.known_N), 2), torch.arange(len(route.known_N)), route)[:, 0]
+    ego_s_N = _ego_place(route)[:, 0]
     place_M3 = _project(points_M2, owner_M, route)
     return torch.cat([place_M3[:, :1] - ego_s_N[owner_M, None], place_M3[:, 1:]], dim=1)
+
+
+def _ego_place(route: Route) -> Tensor:
+    """Project the ego at t = 0, the origin of the scene frame (N, 3)."""
+    known_N = route.known_N
+    return _project(
+        route.points_NR3.new_zeros(len(known_N), 2), torch.arange(len(known_N), device=known_N.device), route
+    )
 
 
 def _project(points_M2: Tensor, owner_M: Tensor, route: Route) -> Tensor:
@@ -127,9 +135,7 @@ def route_ahead(route: Route, distances_m: tuple[float, ...]) -> Tensor:
     Returns:
         Float32 (N, len(distances_m), 3): x, y, yaw of the first vertex at or beyond each distance, else the last.
     """
-    num_scenes = len(route.known_N)
-    ego_s_N = _project(torch.zeros(num_scenes, 2), torch.arange(num_scenes), route)[:, :1]
-    wanted_NP = ego_s_N + torch.tensor(distances_m)
+    wanted_NP = _ego_place(route)[:, :1] + route.arclength_NR.new_tensor(distances_m)
     index_NP = torch.searchsorted(route.arclength_NR.contiguous(), wanted_NP.contiguous())
     last_N1 = route.arclength_NR.isfinite().sum(1, keepdim=True) - 1
     index_NP = torch.minimum(index_NP, last_N1)

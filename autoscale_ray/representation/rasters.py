@@ -40,11 +40,10 @@ def bev_rasters(graph: SceneGraph, num_cells: int) -> Tensor:
     """
     points_MK2, velocity_M2 = _box_points(graph.targets["agent.box"])
     owner_M = row_of(graph.offsets["agent"])
-    raster = torch.zeros(len(graph) * num_cells * num_cells, 4)
+    raster = points_MK2.new_zeros(len(graph) * num_cells * num_cells, 4)
     cell_MK, inside_MK = _cells(points_MK2, owner_M, num_cells)
-    values = torch.cat(
-        [torch.ones(len(owner_M), 1), velocity_M2 / SPEED_SCALE_MPS, torch.zeros(len(owner_M), 1)], 1
-    )
+    values = torch.nn.functional.pad(velocity_M2 / SPEED_SCALE_MPS, (1, 1))
+    values[:, 0] = 1.0
     # Where boxes overlap the largest value wins, not the last one written: the result ignores the agents' order.
     drawn = values[:, None].expand(-1, cell_MK.shape[1], -1)[inside_MK]
     index = cell_MK[inside_MK][:, None].expand_as(drawn)
@@ -58,8 +57,8 @@ def bev_rasters(graph: SceneGraph, num_cells: int) -> Tensor:
 
 
 def _box_points(box_M7: Tensor) -> tuple[Tensor, Tensor]:
-    along = torch.linspace(-0.5, 0.5, BOX_SAMPLES[0])
-    across = torch.linspace(-0.5, 0.5, BOX_SAMPLES[1])
+    along = torch.linspace(-0.5, 0.5, BOX_SAMPLES[0], device=box_M7.device)
+    across = torch.linspace(-0.5, 0.5, BOX_SAMPLES[1], device=box_M7.device)
     grid_K2 = torch.cartesian_prod(along, across)
     local = grid_K2[None] * box_M7[:, None, 5:7]
     cos, sin = box_M7[:, 2:3].cos(), box_M7[:, 2:3].sin()
@@ -69,7 +68,7 @@ def _box_points(box_M7: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _polyline_points(points_M32: Tensor) -> Tensor:
-    share_K1 = torch.linspace(0, 1, LANE_SAMPLES // 2)[:, None]
+    share_K1 = torch.linspace(0, 1, LANE_SAMPLES // 2, device=points_M32.device)[:, None]
     first = torch.lerp(points_M32[:, :1], points_M32[:, 1:2], share_K1)
     second = torch.lerp(points_M32[:, 1:2], points_M32[:, 2:], share_K1)
     return torch.cat([first, second], dim=1)
@@ -94,7 +93,7 @@ def sector_counts(graph: SceneGraph) -> Tensor:
     box, kind = graph.targets["agent.box"], graph.targets["agent.type"]
     angle = torch.atan2(box[:, 1], box[:, 0])
     sector = torch.round(angle / (2 * torch.pi / NUM_SECTORS)).long() % NUM_SECTORS
-    ring = torch.bucketize(box[:, :2].norm(dim=1), torch.tensor(RING_EDGES_M))
+    ring = torch.bucketize(box[:, :2].norm(dim=1), box.new_tensor(RING_EDGES_M))
     other = (kind != AGENT_TYPES.index("vehicle")).long()
     size = num_sector_counts()
     bin_M = (sector * (len(RING_EDGES_M) + 1) + ring) * 2 + other

@@ -178,7 +178,8 @@ def drop_nodes(graph: SceneGraph, keep: dict[str, Tensor]) -> SceneGraph:
         keep: By ragged node type, bool, one entry for each node; types left out stay whole.
     """
     keep = {
-        name: keep.get(name, torch.ones(len(graph.features[name]), dtype=torch.bool)) for name in NODE_TYPES
+        name: keep.get(name, graph.features[name].new_ones(len(graph.features[name]), dtype=torch.bool))
+        for name in NODE_TYPES
     }
     owner = {name: row_of(found) for name, found in graph.offsets.items()}
     offsets = {
@@ -193,7 +194,7 @@ def drop_nodes(graph: SceneGraph, keep: dict[str, Tensor]) -> SceneGraph:
         sources[relation], degrees[relation], edge_offsets[relation] = _edge_tables(
             edges_E2, offsets[source], offsets[target]
         )
-    masks = {**keep, "ego": torch.ones(len(graph), dtype=torch.bool)}
+    masks = {**keep, "ego": graph.features["ego"].new_ones(len(graph), dtype=torch.bool)}
     node_features = {name: table[masks[name]] for name, table in graph.features.items()}
     targets = {key: table[masks[key.split(".")[0]]] for key, table in graph.targets.items()}
     return SceneGraph(node_features, offsets, sources, degrees, edge_offsets, targets)

@@ -44,8 +44,9 @@ def cut_lanes(batch: SceneBatch) -> Segments:
     count_L = (length_L / SEGMENT_LENGTH_M).ceil().long().clamp(min=1) * (offsets.diff() > 0)
     segment_offsets = offsets_of(count_L)
     lane_G = row_of(segment_offsets)
-    piece_G = torch.arange(len(lane_G)) - segment_offsets[lane_G]
-    share_G3 = (piece_G[:, None] + torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)) / count_L[lane_G, None]
+    piece_G = torch.arange(len(lane_G), device=lane_G.device) - segment_offsets[lane_G]
+    share_3 = length_L.new_tensor([0.0, 0.5, 1.0])
+    share_G3 = (piece_G[:, None] + share_3) / count_L[lane_G, None]
     wanted_G3 = share_G3 * length_L[lane_G, None] + lane_gap * lane_G[:, None]
     first_G1, last_G1 = offsets[lane_G, None], offsets[lane_G + 1, None] - 1
     high_G3 = torch.searchsorted(measure_V, wanted_G3.contiguous()).clamp(max=len(measure_V) - 1)
@@ -60,7 +61,7 @@ def cut_lanes(batch: SceneBatch) -> Segments:
 def _arclength(batch: SceneBatch) -> tuple[Tensor, Tensor, float]:
     """Return lane lengths, a coordinate that rises over all vertices of the batch, and its step from lane to lane."""
     offsets = batch.lane_point_offsets
-    steps_V = torch.zeros(len(batch.lane_points_V2), dtype=torch.float64)
+    steps_V = batch.lane_points_V2.new_zeros(len(batch.lane_points_V2), dtype=torch.float64)
     steps_V[1:] = batch.lane_points_V2.diff(dim=0).norm(dim=1).double()
     starts = offsets[:-1][offsets.diff() > 0]
     steps_V[starts] = 0

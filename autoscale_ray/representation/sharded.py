@@ -74,6 +74,7 @@ def fit_shared(
     *,
     start: Mapping[str, Tensor] | None = None,
     on_step: Callable[[EncoderState], None] = lambda state: None,
+    device: str = "cpu",
 ) -> GraphRae:
     """Train the autoencoder together with the other workers of a group.
 
@@ -83,26 +84,28 @@ def fit_shared(
         seed: Root of every random stream.
         group: The workers; None for this one alone.
         start: Content of a file of `save_state` to go on from.
-        on_step: Called after every step, on every worker.
+        on_step: Called after every step, on every worker, with the state on this worker's device.
+        device: Holds scenes and model of this worker while they are trained.
 
     Returns:
-        The trained model, in evaluation mode; the same bits on every worker of every group.
+        The trained model, in evaluation mode, on the CPU; the same bits on every worker of every group.
 
     Raises:
         ConfigError: A term of the objective cannot be shared, or a batch is smaller than the shards are many.
     """
     check_shareable(config)
     group = Group(range(config.num_shards)) if group is None else group
+    draws = draw_batches(scenes.source_N, config.batch_size, torch.Generator().manual_seed(seed + 1))
+    scenes = scenes.to(device)
     state = new_state(scenes, config, seed) if start is None else state_from(scenes, config, seed, start)
     distance = fit_scenario_distance(scenes.signature, dataclasses.asdict(config.distance), seed)
     unused = torch.Generator().manual_seed(seed)
-    draws = draw_batches(scenes.source_N, config.batch_size, torch.Generator().manual_seed(seed + 1))
     state.model.train()
     for step in range(config.num_steps):
         rows, copies = next(draws)
         if step < state.step:
             continue
-        batch = take_scenes(scenes, rows)
+        batch = take_scenes(scenes, rows.to(device))
         z_ND, parts = encode_shards(state.model, batch, config.num_shards, group)
         terms = batch_terms(state.model, batch, copies, distance, unused, Encoding({}, z_ND))
         state.optimizer.zero_grad(set_to_none=True)
@@ -111,14 +114,14 @@ def fit_shared(
         set_encoder_gradient(state.model, z_ND.grad, parts, config.num_shards, group)
         state = make_step(state, config)
         on_step(state)
-    return state.model.eval()
+    return state.model.cpu().eval()
 
 
 def encode_shards(
     model: GraphRae, batch: TrainingSet, num_shards: int, group: Group
 ) -> tuple[Tensor, list[Tensor]]:
     """Return z of the whole batch, a leaf of the graph, and z of this worker's shards, with their history."""
-    places = torch.arange(len(batch.source_N)).tensor_split(num_shards)
+    places = torch.arange(len(batch.source_N), device=batch.source_N.device).tensor_split(num_shards)
     parts = [model.encoder(select_scenes(batch.graph, places[shard])).z_ND for shard in group.mine]
     longest = len(places[0])
     sent = torch.stack([nn.functional.pad(z.detach(), (0, 0, 0, longest - len(z))) for z in parts])
@@ -171,8 +174,8 @@ def check_shareable(config: RepresentationConfig) -> None:
 
 
 def new_state(scenes: TrainingSet, config: RepresentationConfig, seed: int) -> EncoderState:
-    """Return the state before the first step."""
-    model = new_model(config, feature_sizes_of(scenes.graph), seed)
+    """Return the state before the first step, on the device of the scenes."""
+    model = new_model(config, feature_sizes_of(scenes.graph), seed).to(scenes.source_N.device)
     settings = {"lr": config.learning_rate, "weight_decay": WEIGHT_DECAY, "fused": True}
     return EncoderState(0, model, torch.optim.AdamW(model.parameters(), **settings))
 
@@ -182,7 +185,9 @@ def save_state(state: EncoderState, path: Path) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
     moments = state.optimizer.state_dict()["state"]
     tensors |= {f"moment.{key}.{name}": t for key, item in moments.items() for name, t in item.items()}
-    save_file({name: t.detach().clone() for name, t in tensors.items()}, path, {"step": str(state.step)})
+    save_file(
+        {name: t.detach().cpu().clone() for name, t in tensors.items()}, path, {"step": str(state.step)}
+    )
 
 
 def state_from(

@@ -93,6 +93,16 @@ class TrainingSet:
     later: SceneGraph | None = None
     """The same scenes half a second later, where the term `time_shift` is on."""
 
+    def to(self, device: torch.device | str) -> TrainingSet:
+        """Return the scenes with every tensor on `device`."""
+        return TrainingSet(
+            self.graph.to(device),
+            {name: table.to(device) for name, table in self.signature.items()},
+            self.source_N.to(device),
+            None if self.responses_NR is None else self.responses_NR.to(device),
+            None if self.later is None else self.later.to(device),
+        )
+
 
 def training_set(
     batches: Sequence[SceneBatch] | Iterator[SceneBatch],
@@ -133,6 +143,7 @@ def train(
     config: RepresentationConfig,
     seed: int,
     report: Callable[[int, dict[str, float]], None] | None = None,
+    device: str = "cpu",
 ) -> GraphRae:
     """Train the autoencoder on the scenes of the training pools.
 
@@ -141,14 +152,15 @@ def train(
         config: Sizes, steps and weights of the terms.
         seed: Root of every random stream.
         report: Called with the step number and the value of every term.
+        device: Holds scenes and model while they are trained.
 
     Returns:
-        The trained model, in evaluation mode.
+        The trained model, in evaluation mode, on the CPU.
 
     Raises:
         PoolError: There is no scene to train on.
     """
-    return fit(pools_training_set(pools, config, seed), config, seed, report)
+    return fit(pools_training_set(pools, config, seed), config, seed, report, device)
 
 
 def pools_training_set(pools: Sequence[ScenePool], config: RepresentationConfig, seed: int) -> TrainingSet:
@@ -195,6 +207,7 @@ def fit(
     config: RepresentationConfig,
     seed: int,
     report: Callable[[int, dict[str, float]], None] | None = None,
+    device: str = "cpu",
 ) -> GraphRae:
     """Train the autoencoder on a training set; see `train`.
 
@@ -203,9 +216,12 @@ def fit(
         config: Sizes, steps and weights of the terms.
         seed: Root of every random stream.
         report: Called with the step number and the value of every term.
+        device: Holds scenes and model while they are trained; every draw is made on the CPU, alike for all.
     """
     num_responses = 0 if scenes.responses_NR is None else scenes.responses_NR.shape[1]
-    model = new_model(config, feature_sizes_of(scenes.graph), seed, num_responses)
+    draws = draw_batches(scenes.source_N, config.batch_size, torch.Generator().manual_seed(seed + 1))
+    scenes = scenes.to(device)
+    model = new_model(config, feature_sizes_of(scenes.graph), seed, num_responses).to(device)
     distance = fit_scenario_distance(scenes.signature, dataclasses.asdict(config.distance), seed)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
@@ -213,11 +229,10 @@ def fit(
         optimizer, lambda step: learning_rate_factor(step, config.num_steps)
     )
     generator = torch.Generator().manual_seed(seed)
-    draws = draw_batches(scenes.source_N, config.batch_size, torch.Generator().manual_seed(seed + 1))
     model.train()
     for step in range(config.num_steps):
         rows, copies = next(draws)
-        terms = batch_terms(model, take_scenes(scenes, rows), copies, distance, generator)
+        terms = batch_terms(model, take_scenes(scenes, rows.to(device)), copies, distance, generator)
         optimizer.zero_grad(set_to_none=True)
         weighted_sum(terms, config).backward()
         nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
@@ -225,7 +240,7 @@ def fit(
         schedule.step()
         if report is not None:
             report(step, {name: float(value.detach()) for name, value in terms.items()})
-    return model.eval()
+    return model.cpu().eval()
 
 
 def new_model(
@@ -320,7 +335,7 @@ def batch_terms(
     delta_NN = torch.zeros(0, 0)
     if any(weights[name] for name in ("metric", "neighbours", "pairs", "laplacian")):
         delta_NN = distance(scenes.signature, scenes.signature)
-    copies = torch.arange(num_copies)
+    copies = torch.arange(num_copies, device=z_ND.device)
     makers: dict[str, Callable[[], Tensor]] = {
         "decoder": lambda: _decoder_term(model, scenes.graph, z_ND),
         "masked": lambda: _masked_term(model, scenes.graph, generator),
@@ -376,7 +391,8 @@ def _relation_term(
         # Negatives come from the same scene: telling scenes apart would be too easy.
         owner = row_of(graph.edge_offsets[relation])
         count = graph.offsets[source].diff()[owner]
-        other = graph.offsets[source][owner] + (torch.rand(len(owner), generator=generator) * count).long()
+        share = torch.rand(len(owner), generator=generator).to(owner.device)
+        other = graph.offsets[source][owner] + (share * count).long()
         target_states = nodes[target][edges[:, 1]]
         positive = model.decoder.relation(relation, nodes[source][edges[:, 0]], target_states)
         negative = model.decoder.relation(relation, nodes[source][other], target_states)
@@ -389,14 +405,15 @@ def embed_batch(model: GraphRae, batch: SceneBatch, path: EncoderPath = "fast") 
     """Embed the scenes of a batch.
 
     Args:
-        model: In evaluation mode.
+        model: In evaluation mode; the scenes are taken to its device and become graphs there.
         batch: N scenes.
         path: See `encoder.GraphEncoder`.
 
     Returns:
-        Float32 (N, D).
+        Float32 (N, D), on the device of the model.
     """
-    graph = graph_from_batch(batch, use_future=model.config.use_future)
+    device = next(model.parameters()).device
+    graph = graph_from_batch(batch.to(device), use_future=model.config.use_future)
     return model.encoder.embed(graph, path).float()
 
 
@@ -406,7 +423,7 @@ def embed(
     """Embed scenes of a pool.
 
     Args:
-        model: In evaluation mode.
+        model: In evaluation mode, on any device.
         pool: Scenes.
         rows: Row numbers; None for all.
         batch_size: Scenes encoded at a time; bears on memory only.
@@ -415,7 +432,7 @@ def embed(
         Float32 (N, D), in the order of `rows`.
     """
     chosen = np.arange(len(pool)) if rows is None else np.asarray(rows, dtype=np.int64)
-    parts = [embed_batch(model, batch).numpy() for batch in _pool_batches(pool, chosen, batch_size)]
+    parts = [embed_batch(model, batch).cpu().numpy() for batch in _pool_batches(pool, chosen, batch_size)]
     return np.concatenate([np.zeros((0, model.config.embedding_size), np.float32), *parts])
 
 

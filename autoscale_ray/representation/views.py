@@ -85,7 +85,8 @@ def semantic_view(graph: SceneGraph, generator: torch.Generator) -> SceneGraph:
         "lane": graph.targets["lane.points"][:, 1].norm(dim=1) > FAR_LANE_M,
     }
     keep = {
-        name: ~(far[name] & (torch.rand(len(far[name]), generator=generator) < DROP_SHARE)) for name in far
+        name: ~(is_far & (torch.rand(len(is_far), generator=generator) < DROP_SHARE).to(is_far.device))
+        for name, is_far in far.items()
     }
     view = drop_nodes(replace(graph, targets={}), keep)
     return replace(view, features={name: _noisy(table, generator) for name, table in view.features.items()})
@@ -93,7 +94,8 @@ def semantic_view(graph: SceneGraph, generator: torch.Generator) -> SceneGraph:
 
 def _noisy(table_MF: Tensor, generator: torch.Generator) -> Tensor:
     shown = torch.rand(table_MF.shape, generator=generator) >= FEATURE_MASK_SHARE
-    return (table_MF + JITTER * torch.randn(table_MF.shape, generator=generator)) * shown
+    noise = JITTER * torch.randn(table_MF.shape, generator=generator)
+    return (table_MF + noise.to(table_MF.device)) * shown.to(table_MF.device)
 
 
 def draw_node_masks(graph: SceneGraph, generator: torch.Generator) -> dict[str, Tensor]:
@@ -107,8 +109,8 @@ def draw_node_masks(graph: SceneGraph, generator: torch.Generator) -> dict[str, 
         Bool by node type, True where the features are to be hidden.
     """
     return {
-        name: torch.rand(len(graph.features[name]), generator=generator) < NODE_MASK_SHARE
-        for name in MASKED_TYPES
+        name: (torch.rand(len(table), generator=generator) < NODE_MASK_SHARE).to(table.device)
+        for name, table in ((name, graph.features[name]) for name in MASKED_TYPES)
     }
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from autoscale_ray.scenes.batch import SceneBatch, offsets_of, ragged_index
+from autoscale_ray.scenes.batch import SceneBatch, offsets_of, ragged_index, row_of
 from autoscale_ray.scenes.schema import CURRENT_FRAME
 
 NUM_AGENT_NEIGHBOURS = 8
@@ -44,15 +44,16 @@ def agent_neighbours(batch: SceneBatch, num_neighbours: int = NUM_AGENT_NEIGHBOU
     """
     present_A = batch.agent_valid_AT[:, CURRENT_FRAME]
     points_A2 = batch.agent_states_AT5[:, CURRENT_FRAME, :2]
-    table_Ak = torch.full((len(points_A2), num_neighbours), -1, dtype=torch.int64)
+    table_Ak = batch.agent_row_A.new_full((len(points_A2), num_neighbours), -1)
     counts_N = batch.agent_offsets.diff()
     for first, last in _chunks(counts_N):
         low, high = int(batch.agent_offsets[first]), int(batch.agent_offsets[last])
         if low == high:
             continue
         counts_B = counts_N[first:last]
-        row = torch.repeat_interleave(torch.arange(last - first), counts_B)
-        slot = torch.arange(high - low) - offsets_of(counts_B)[row]
+        starts_B1 = offsets_of(counts_B)
+        row = row_of(starts_B1)
+        slot = torch.arange(high - low, device=row.device) - starts_B1[row]
         near_BMk = _nearest(points_A2[low:high], present_A[low:high], row, slot, counts_B, num_neighbours)
         table_Ak[low:high, : near_BMk.shape[2]] = near_BMk[row, slot]
     return table_Ak
@@ -74,7 +75,7 @@ def _nearest(
 def _chunks(counts_N: Tensor) -> Iterator[tuple[int, int]]:
     """Yield runs of scenes whose padded distance table stays below `_MAX_CELLS`."""
     first, largest = 0, 0
-    for number, count in enumerate(counts_N.tolist()):
+    for number, count in enumerate(counts_N.cpu().tolist()):
         largest_then = max(largest, count)
         if number > first and (number + 1 - first) * largest_then**2 > _MAX_CELLS:
             yield first, number
@@ -99,13 +100,13 @@ def agent_lanes(batch: SceneBatch, num_lanes: int = NUM_AGENT_LANES) -> Tensor:
     """
     present_A = batch.agent_valid_AT[:, CURRENT_FRAME]
     poses_A3 = batch.agent_states_AT5[:, CURRENT_FRAME, :3]
-    table_Ak = torch.full((len(poses_A3), num_lanes), -1, dtype=torch.int64)
+    table_Ak = batch.agent_row_A.new_full((len(poses_A3), num_lanes), -1)
     lane_counts_A = batch.lane_offsets.diff()[batch.agent_row_A] * present_A
     starts_A = batch.lane_offsets[batch.agent_row_A]
     boxes_L4 = _lane_boxes(batch)
     for low, high in _runs_below(lane_counts_A, _MAX_CELLS):
         lane_P, pair_offsets = ragged_index(starts_A[low:high], lane_counts_A[low:high])
-        agent_P = low + torch.repeat_interleave(torch.arange(high - low), pair_offsets.diff())
+        agent_P = low + row_of(pair_offsets)
         close_P = _box_distance(poses_A3[agent_P, :2], boxes_L4[lane_P]) <= MAX_LANE_DISTANCE_M
         agent_P, lane_P = agent_P[close_P], lane_P[close_P]
         distance_P = _lane_distance(batch, poses_A3, agent_P, lane_P)
@@ -114,7 +115,7 @@ def agent_lanes(batch: SceneBatch, num_lanes: int = NUM_AGENT_LANES) -> Tensor:
         order_P = distance_P.argsort(stable=True)
         order_P = order_P[agent_P[order_P].argsort(stable=True)]
         agent_P, lane_P = agent_P[order_P], lane_P[order_P]
-        rank_P = torch.arange(len(agent_P)) - torch.searchsorted(agent_P, agent_P)
+        rank_P = torch.arange(len(agent_P), device=agent_P.device) - torch.searchsorted(agent_P, agent_P)
         first_P = rank_P < num_lanes
         local_P = lane_P - starts_A[agent_P]
         table_Ak[agent_P[first_P], rank_P[first_P]] = local_P[first_P]
@@ -124,10 +125,14 @@ def agent_lanes(batch: SceneBatch, num_lanes: int = NUM_AGENT_LANES) -> Tensor:
 def _lane_boxes(batch: SceneBatch) -> Tensor:
     """Return min x, min y, max x, max y of every lane (L, 4)."""
     num_lanes = len(batch.lane_width_L)
-    owner_V = torch.repeat_interleave(torch.arange(num_lanes), batch.lane_point_offsets.diff())
+    owner_V = row_of(batch.lane_point_offsets)
     index_V2 = owner_V[:, None].expand(-1, 2)
-    low = torch.full((num_lanes, 2), math.inf).scatter_reduce_(0, index_V2, batch.lane_points_V2, "amin")
-    high = torch.full((num_lanes, 2), -math.inf).scatter_reduce_(0, index_V2, batch.lane_points_V2, "amax")
+    low = batch.lane_points_V2.new_full((num_lanes, 2), math.inf).scatter_reduce_(
+        0, index_V2, batch.lane_points_V2, "amin"
+    )
+    high = batch.lane_points_V2.new_full((num_lanes, 2), -math.inf).scatter_reduce_(
+        0, index_V2, batch.lane_points_V2, "amax"
+    )
     return torch.cat([low, high], dim=1)
 
 
@@ -142,7 +147,7 @@ def _lane_distance(batch: SceneBatch, poses_A3: Tensor, agent_P: Tensor, lane_P:
     firsts_P = batch.lane_point_offsets[lane_P]
     counts_P = (batch.lane_point_offsets[lane_P + 1] - firsts_P - 1).clamp(min=0)
     begin_S, offsets = ragged_index(firsts_P, counts_P)
-    pair_S = torch.repeat_interleave(torch.arange(len(lane_P)), offsets.diff())
+    pair_S = row_of(offsets)
     begin_S2 = batch.lane_points_V2[begin_S]
     along_S2 = batch.lane_points_V2[begin_S + 1] - begin_S2
     pose_S3 = poses_A3[agent_P[pair_S]]
@@ -152,7 +157,7 @@ def _lane_distance(batch: SceneBatch, poses_A3: Tensor, agent_P: Tensor, lane_P:
     facing_S = along_S2[:, 0] * pose_S3[:, 2].cos() + along_S2[:, 1] * pose_S3[:, 2].sin()
     fits_S = facing_S >= math.cos(MAX_LANE_ANGLE_RAD) * along_S2.norm(dim=1)
     distance_S = torch.where(fits_S, distance_S, math.inf)
-    return torch.full((len(lane_P),), math.inf).scatter_reduce_(0, pair_S, distance_S, "amin")
+    return distance_S.new_full((len(lane_P),), math.inf).scatter_reduce_(0, pair_S, distance_S, "amin")
 
 
 def _runs_below(counts: Tensor, limit: int) -> Iterator[tuple[int, int]]:

@@ -28,6 +28,8 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 START_TIMEOUT_S = 120
+NUM_GPUS = 2
+"""Bookkeeping, like the CPUs: most machines that run these tests have none."""
 EXIT_STATUS = pytest.StashKey[int]()
 
 
@@ -68,6 +70,7 @@ def start_head(folder: str, num_cpus: int) -> tuple[subprocess.Popen, str, str]:
         "metrics-export-port": free_port(),
         "ray-client-server-port": free_port(),
         "num-cpus": num_cpus,
+        "num-gpus": NUM_GPUS,
         "resources": '{"trial_slot": 2}',
         "temp-dir": folder,
         "node-ip-address": "127.0.0.1",

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from autoscale_ray.artifacts import read_rounds
@@ -86,7 +87,8 @@ def test_a_job_that_fails_says_so_and_exits_non_zero(cluster, tmp_path) -> None:
     ("override", "message"),
     [
         ("placement.ray.num_scorers=50", "the run needs 51 CPUs and 0 GPUs at once"),
-        ("placement.ray.gpus_per_worker=1", "the cluster has 8 CPUs and 0 GPUs"),
+        ("placement.ray.gpus_per_worker=2", "the cluster has 8 CPUs and 2 GPUs"),
+        ("placement.ray.gpus_per_scorer=3", "needs 3 CPUs and 3 GPUs at once"),
     ],
 )
 def test_a_cluster_that_is_too_small_is_refused_in_time(override, message, cluster, tmp_path, capsys) -> None:
@@ -97,6 +99,20 @@ def test_a_cluster_that_is_too_small_is_refused_in_time(override, message, clust
     printed = capsys.readouterr().err
     assert message in printed
     assert len(printed.strip().splitlines()) == 1
+    assert find_driver(str(tmp_path / "run")) is None
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPUs of this machine")
+@pytest.mark.parametrize("name", ["gpus_per_worker", "gpus_per_scorer"])
+def test_gpus_that_torch_cannot_use_are_refused_in_time(name, cluster, tmp_path, capsys) -> None:
+    started = time.monotonic()
+    assert run_autoscale([*SMALL, f"placement.run_dir={tmp_path / 'run'}", f"placement.ray.{name}=1"]) == 1
+    assert time.monotonic() - started < 30
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert (
+        f"placement.ray.{name}=1: a worker with a GPU sees no CUDA device (torch {torch.__version__}" in line
+    )
     assert find_driver(str(tmp_path / "run")) is None
 
 

@@ -116,6 +116,9 @@ def test_shares_hold_every_row_once_and_logs_whole(logs: list[int], num_shares: 
         (RayConfig(gpus_per_worker=1), {"CPU": 8}, False),
         (RayConfig(gpus_per_worker=1), {"CPU": 8, "GPU": 2}, True),
         (RayConfig(gpus_per_worker=0.5), {"CPU": 8, "GPU": 1}, True),
+        (RayConfig(gpus_per_scorer=1, num_scorers=2), {"CPU": 8, "GPU": 1}, False),
+        (RayConfig(gpus_per_scorer=1, num_scorers=2), {"CPU": 8, "GPU": 2}, True),
+        (RayConfig(gpus_per_scorer=1, gpus_per_worker=1), {"CPU": 8, "GPU": 2}, True),
     ],
 )
 def test_a_shortage_is_seen_and_named(config: RayConfig, total: dict[str, float], fits: bool) -> None:
@@ -132,11 +135,13 @@ def test_a_shortage_is_seen_and_named(config: RayConfig, total: dict[str, float]
         RayConfig(),
         RayConfig(num_scorers=8, gpus_per_worker=0.5),
         RayConfig(num_trainers=4, gpus_per_worker=1),
+        RayConfig(num_embedders=3, gpus_per_scorer=1),
+        RayConfig(num_scorers=5, gpus_per_worker=1, gpus_per_scorer=0.5),
     ],
 )
 def test_a_growing_cluster_is_asked_for_all_that_is_needed(config: RayConfig) -> None:
     needs = needs_of(config)
-    bundles = bundles_of(needs, config.gpus_per_worker)
+    bundles = bundles_of(config)
     assert sum(bundle["CPU"] for bundle in bundles) == needs.cpus
     assert sum(bundle.get("GPU", 0) for bundle in bundles) == needs.gpus
 

@@ -41,6 +41,10 @@ def test_file_and_overrides(tmp_path):
         ("representation.embedding_size=1", ["representation.embedding_size", "2", "1"]),
         ("representation.embedding_size=99999999999", ["representation.embedding_size", "16384"]),
         ("placement.num_threads=99999999999", ["placement.num_threads", "1024"]),
+        (
+            "placement.ray.gpus_per_scorer=1.5",
+            ["placement.ray.gpus_per_scorer", "whole number above 1", "1.5"],
+        ),
         ("placement.ray.gpus_per_worker=.inf", ["placement.ray.gpus_per_worker", "inf"]),
         ("ascent.scene_sd=.inf", ["ascent.scene_sd", "finite", "inf"]),
         ("ascent.scene_sd=0", ["ascent.scene_sd", "greater than 0", "0"]),
