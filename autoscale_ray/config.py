@@ -141,7 +141,7 @@ class RepresentationConfig:
     of them. The last bits of the weights depend on this and not on the number of trainers."""
     max_training_scenes: Count = 20_000
     """Largest seeded sample of real and synthetic scenes used for training."""
-    use_future: bool = False
+    use_future: bool = True
     """Whether the logged future of ego and agents is encoder input, beside 1.5 s of history."""
     loss: EmbeddingLossConfig = EmbeddingLossConfig()
     distance: ScenarioDistanceConfig = ScenarioDistanceConfig()

@@ -1,4 +1,4 @@
-"""Scene embeddings that Graph-RAE is compared with; all but one see the history only, none sees a label or a tag.
+"""Scene embeddings that Graph-RAE is compared with; those on graphs see what it sees, none sees a label or a tag.
 
 Shape legend: N scenes, M agents, D embedding size, F descriptor size, R raster cells along one side.
 """

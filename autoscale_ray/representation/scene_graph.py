@@ -56,7 +56,7 @@ class SceneGraph:
         return SceneGraph(*({name: tensor.to(device) for name, tensor in group.items()} for group in groups))
 
 
-def graph_from_batch(batch: SceneBatch, *, use_future: bool = False) -> SceneGraph:
+def graph_from_batch(batch: SceneBatch, *, use_future: bool = True) -> SceneGraph:
     """Build the scene graph of a batch.
 
     Args:

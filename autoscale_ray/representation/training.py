@@ -109,7 +109,7 @@ def training_set(
     source_N: np.ndarray | None = None,
     responses_NR: np.ndarray | None = None,
     *,
-    use_future: bool = False,
+    use_future: bool = True,
     with_later: bool = False,
 ) -> TrainingSet:
     """Turn batches into a training set.
