@@ -12,6 +12,17 @@ from typing import BinaryIO, cast
 import numpy as np
 
 
+def cache_folder() -> Path:
+    """Return where this machine keeps what can be made again: copies from a bucket, caches of read-only pools."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "autoscale_ray"
+
+
+def is_writable(folder: Path) -> bool:
+    """Return whether a folder, or the nearest one above it that exists, lets this process write."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
 @contextmanager
 def in_one_step(path: Path) -> Iterator[Path]:
     """Give a temporary name to write to; at the end of the block it takes the place of `path`, or goes if it failed."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from autoscale_ray.errors import ArtifactError, MissingExtraError
+from autoscale_ray.files import cache_folder
 from autoscale_ray.storage import NUM_ATTEMPTS, Outcome, Storage, StorageUnavailableError, is_intact
 
 SCHEMES = ("s3", "gs", "az")
@@ -166,11 +167,6 @@ def connect(url: str) -> Any:
         )
     except _errors().BaseError as error:
         raise ArtifactError(url, f"cannot be opened: {_first_line(error)}") from error
-
-
-def cache_folder() -> Path:
-    """Return where copies of what lies in a bucket are kept on this machine."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "autoscale_ray"
 
 
 def _first_line(error: BaseException) -> str:

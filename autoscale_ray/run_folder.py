@@ -6,7 +6,7 @@ from pathlib import Path
 
 from autoscale_ray.artifacts import fingerprint
 from autoscale_ray.config import RunConfig
-from autoscale_ray.object_storage import cache_folder
+from autoscale_ray.files import cache_folder
 
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"

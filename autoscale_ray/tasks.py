@@ -198,7 +198,7 @@ def choose_scenes(
     """
     chosen: Mapping[str, tuple[str, ...]] = dict.fromkeys(counts, ())
     if sum(counts.values()) > 0:
-        candidates, clusters_N = _candidates(config, synthetic, files)
+        candidates, clusters_N = load_candidates(config, synthetic, files)
         queries = _queries(files, guide) if guide is not None and config.method != "random" else {}
         wanted = dict(counts)
         for _ in range(len(counts) + 1):
@@ -215,9 +215,16 @@ def choose_scenes(
     return {"counts": {name: len(ids) for name, ids in chosen.items()}}
 
 
-def _candidates(
+def load_candidates(
     config: RetrievalConfig, synthetic: ScenePool, files: Mapping[str, Path]
 ) -> tuple[Candidates, np.ndarray]:
+    """Return the scenes that can be chosen and the cluster of each; read once for all rounds of a process.
+
+    Args:
+        config: Retrieval settings.
+        synthetic: The pool.
+        files: As in `choose_scenes`.
+    """
     is_guided = config.method != "random" and config.gap_weight > 0
     return _kept_candidates(
         synthetic,

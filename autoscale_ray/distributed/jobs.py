@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -61,6 +62,8 @@ def _prepare(arguments: Sequence[str], console: Console) -> str:
 
 
 def _report(work: Callable[[Console], str]) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a job must not end at a ± that its log does not know
     console = Console()
     try:
         console.print(work(console), soft_wrap=True)

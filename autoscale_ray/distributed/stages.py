@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.evaluate import ScorerPool, Side
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.recorded import RecordedStages
+from autoscale_ray.records import Clusters, Embeddings
 from autoscale_ray.run_folder import work_dir
 
 
@@ -92,6 +94,13 @@ class RayStages(RecordedStages):
         self, config: RunConfig, inputs: Inputs, store: RunStore, board: TaskBoard, **more: Any
     ) -> None:
         super().__init__(config, inputs, store, RayWork(config, inputs, board), **more)
+
+    def cluster(self, embeddings: Embeddings) -> Clusters:
+        """Cluster, and read what retrieval needs of the synthetic pool while the first planner is trained."""
+        clusters = super().cluster(embeddings)
+        what = (self.config.retrieval, self.inputs.pools["synthetic"], clusters.files)
+        threading.Thread(target=tasks.load_candidates, args=what, name="candidates", daemon=True).start()
+        return clusters
 
 
 def write_files(files: Mapping[str, bytes], folder: Path) -> None:

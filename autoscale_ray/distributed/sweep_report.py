@@ -42,7 +42,10 @@ def write_sweep(rows: Sequence[Row], fields: Sequence[str], folder: Path) -> Non
         folder: Receives the files.
     """
     ordered = in_order(rows, fields)
-    with open(folder / "sweep.csv", "w", newline="", encoding="utf-8") as file:
+    with (
+        in_one_step(folder / "sweep.csv") as path,
+        path.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, fieldnames=list(ordered[0]))
         writer.writeheader()
         writer.writerows(ordered)

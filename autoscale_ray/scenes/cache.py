@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from autoscale_ray.errors import PoolError
+from autoscale_ray.files import is_writable
 from autoscale_ray.scenes.batch import SceneBatch, batch_from_table, group_of, tensors_of
 from autoscale_ray.scenes.graph import with_neighbours
 from autoscale_ray.scenes.manifest import ContentHash
@@ -48,11 +49,13 @@ def widen(batch: SceneBatch, scene_ids: tuple[str, ...]) -> SceneBatch:
     )
 
 
-def open_cache(root: Path, content_hash: str, tables: Iterable[pa.Table], where: str) -> SceneBatch:
+def open_cache(
+    roots: Sequence[Path], content_hash: str, tables: Iterable[pa.Table], where: str
+) -> SceneBatch:
     """Map the cache of a pool, building it first where there is none.
 
     Args:
-        root: Folder that holds caches.
+        roots: Folders that may hold caches; a new one is built in the first that can be written to.
         content_hash: Content hash of the pool.
         tables: The pool in row order; read only when the cache has to be built.
         where: Pool folder, for messages.
@@ -61,10 +64,14 @@ def open_cache(root: Path, content_hash: str, tables: Iterable[pa.Table], where:
         The whole pool as one batch of mapped tensors with narrow integers and without scene ids; see `widen`.
 
     Raises:
-        PoolError: The Parquet files do not hold what the manifest says.
+        PoolError: The Parquet files do not hold what the manifest says, or no folder can be written to.
     """
-    folder = root / f"v{CACHE_VERSION}-{content_hash[:16]}"
-    if not _complete(folder):
+    folders = [root / f"v{CACHE_VERSION}-{content_hash[:16]}" for root in roots]
+    folder = next(filter(_complete, folders), None)
+    if folder is None:
+        folder = next(filter(is_writable, folders), None)
+        if folder is None:
+            raise PoolError(where, "needs a folder for its cache that can be written to", [*map(str, roots)])
         _build(folder, content_hash, tables, where)
     names = json.loads((folder / "sizes.json").read_text())
     # Mode "c" maps pages copy-on-write, so torch sees writable memory and the files stay as they are.

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from autoscale_ray.errors import PoolError, SplitLeakError
+from autoscale_ray.files import cache_folder
 from autoscale_ray.scenes.batch import SceneBatch
 from autoscale_ray.scenes.cache import open_cache, widen
 from autoscale_ray.scenes.manifest import PoolFile, PoolManifest, read_manifest
@@ -131,8 +132,8 @@ class ScenePool:
     @cached_property
     def cached(self) -> SceneBatch:
         """Return the whole pool as one memory-mapped batch without scene ids; see `cache`."""
-        root = self.cache_dir or self.path / "cache"
-        return open_cache(root, self.manifest.content_hash, self.file_tables(), str(self.path))
+        roots = [self.cache_dir] if self.cache_dir else [self.path / "cache", cache_folder() / "pools"]
+        return open_cache(roots, self.manifest.content_hash, self.file_tables(), str(self.path))
 
     def side_table(self, name: str, columns: list[str] | None = None) -> pa.Table | None:
         """Return a table of `SIDE_TABLES`, or some of its columns; None where the pool has none.
@@ -165,7 +166,8 @@ def open_pool(
 
     Args:
         path: Pool folder.
-        cache_dir: Where the derived cache goes; by default `cache` inside the pool.
+        cache_dir: Where the derived cache goes; by default `cache` inside the pool, or this machine's cache folder
+            where the pool is read-only.
         allow_empty: Accept a pool whose scenes were all quarantined.
 
     Raises:

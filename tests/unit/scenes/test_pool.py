@@ -1,5 +1,10 @@
 import json
+import os
 import resource
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -191,6 +196,42 @@ def test_a_flipped_bit_in_a_file_never_reaches_a_batch(tmp_path, seed):
     expected = with_neighbours(batch_from_table(random_table(6)))
     for name, tensor in tensors_of(expected).items():
         assert torch.equal(torch.nan_to_num(tensors_of(batch)[name]), torch.nan_to_num(tensor)), name
+
+
+@contextmanager
+def without_privileges():
+    """Give up the rights of root, where the tests have them: root may write to what is read-only."""
+    before = os.geteuid()
+    os.seteuid(65534 if before == 0 else before)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_the_cache_of_a_read_only_pool_is_built_elsewhere(written, monkeypatch):
+    with TemporaryDirectory() as place:  # pytest's own folders are closed to other users
+        pool, mine, closed = Path(place, "pool"), Path(place, "mine"), Path(place, "closed")
+        shutil.copytree(written[1].path, pool, ignore=shutil.ignore_patterns("cache"))
+        for folder, mode in ((mine, 0o777), (pool, 0o555), (closed, 0o555), (Path(place), 0o755)):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(mode)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(closed))
+        with (
+            without_privileges(),
+            pytest.raises(PoolError, match=r"pool: needs a folder.*written to.*closed"),
+        ):
+            open_pool(pool).batch(np.array([3]))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(mine))
+        with without_privileges():
+            found = open_pool(pool).batch(np.array([3, 11]))
+        assert found.scene_ids == written[1].batch(np.array([3, 11])).scene_ids
+        assert not (pool / "cache").exists()
+        assert len(list(mine.glob("autoscale_ray/pools/v*/sizes.json"))) == 1
+        shutil.copytree(mine / "autoscale_ray" / "pools", pool / "cache")  # a copy in the pool comes first
+        shutil.rmtree(mine)
+        with without_privileges():
+            assert len(open_pool(pool).cached) == 12
 
 
 def test_a_damaged_cache_is_built_again(tmp_path):
