@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from autoscale_ray.errors import InvalidSceneError
@@ -121,11 +122,10 @@ class SceneBatch:
         Returns:
             A batch of ``len(rows)`` scenes.
         """
-        rows_B = torch.as_tensor(rows, dtype=torch.int64)
-        assert len(rows_B) == 0 or (int(rows_B.min()) >= 0 and int(rows_B.max()) < len(self)), (
-            "row out of range"
-        )
-        return _select(self, rows_B)
+        rows_B = torch.as_tensor(rows, dtype=torch.int64).cpu()
+        values = rows_B.numpy()
+        assert len(values) == 0 or (values.min() >= 0 and values.max() < len(self)), "row out of range"
+        return _select(self, rows_B.to(self.domain_N.device))
 
 
 # Field -> (group that its first axis runs over, pool column). Offsets are derived and therefore not listed.
@@ -222,13 +222,25 @@ def ragged_index(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Index (int64, sum of lengths) and offsets (int64, M+1).
     """
+    if starts.device.type == "cpu":
+        index, offsets = _ragged_index(starts.numpy(), lengths.numpy())
+        return torch.from_numpy(index), torch.from_numpy(offsets)
     offsets = offsets_of(lengths)
-    shift_M = starts - offsets[:-1]
-    if starts.device.type == "cpu":  # NumPy repeats in a third of the time
-        shift = torch.from_numpy(np.repeat(shift_M.numpy(), lengths.numpy()))
-    else:
-        shift = torch.repeat_interleave(shift_M, lengths, output_size=int(offsets[-1]))
+    shift = torch.repeat_interleave(starts - offsets[:-1], lengths, output_size=int(offsets[-1]))
     return shift.add_(torch.arange(len(shift), device=starts.device)), offsets
+
+
+def _ragged_index(starts: Int64, lengths: Int64) -> tuple[Int64, Int64]:
+    offsets = _offsets_of(lengths)
+    index = np.repeat(starts - offsets[:-1], lengths)
+    index += np.arange(len(index))
+    return index, offsets
+
+
+def _offsets_of(lengths: Int64) -> Int64:
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
 
 
 def _select(batch: SceneBatch, rows_B: Tensor) -> SceneBatch:
@@ -243,11 +255,12 @@ def _select(batch: SceneBatch, rows_B: Tensor) -> SceneBatch:
     for name, tensor in tensors_of(batch).items():
         if name not in parts:
             parts[name] = take[group_of(name)](tensor)
-    ids = np.asarray(batch.scene_ids, dtype=object)[rows_B.numpy()] if batch.scene_ids else ()
+    ids = np.asarray(batch.scene_ids, dtype=object)[rows_B.cpu().numpy()] if batch.scene_ids else ()
     return SceneBatch(scene_ids=tuple(ids), **parts)
 
 
 Take = Callable[[Tensor], Tensor]
+Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,9 +284,10 @@ def runs_of(rows_B: Tensor) -> Runs:
     Args:
         rows_B: Scene numbers, int64; repeats are allowed.
     """
-    if len(rows_B) > 0 and bool((rows_B.diff() == 1).all()):
-        return _slice_run(int(rows_B[0]), len(rows_B))
-    return _gather_run(rows_B)
+    rows = rows_B.cpu().numpy()
+    if len(rows) > 0 and bool((np.diff(rows) == 1).all()):
+        return _slice_run(int(rows[0]), len(rows))
+    return _gather_run(rows) if rows_B.device.type == "cpu" else _gather_run_on_device(rows_B)
 
 
 def _slice_run(first: int, count: int) -> Runs:
@@ -289,44 +303,65 @@ def _slice_run(first: int, count: int) -> Runs:
     return Runs(lambda tensor: tensor[first : first + count], group, group, points)
 
 
-def _gathered(tensor: Tensor, index: Tensor) -> Tensor:
-    # A row of 8 bytes moves three times as fast as one number than as a pair.
-    if tensor.dim() == 2 and tensor.shape[1] * tensor.element_size() == 8 and tensor.is_contiguous():
-        return tensor.view(torch.int64).squeeze(1).index_select(0, index)[:, None].view(tensor.dtype)
-    return tensor.index_select(0, index)
+def _gather_run(rows: Int64) -> Runs:
+    # By NumPy: few rows of each of many large tables are taken, and with cold caches torch's calls cost half as much
+    # again (docs/graph_rae.md, reading).
+    def ends_of(offsets: Tensor) -> tuple[Int64, Int64]:
+        values = offsets.numpy()
+        return values.take(rows), values.take(rows + 1)
+
+    def group(offsets: Tensor) -> tuple[Take, Tensor]:
+        starts, ends = ends_of(offsets)
+        index, local = _ragged_index(starts, ends - starts)
+        return lambda tensor: _taken(tensor, index), torch.from_numpy(local)
+
+    def long_group(offsets: Tensor) -> tuple[Take, Tensor]:
+        starts, ends = ends_of(offsets)
+        return _laid_end_to_end(starts, ends), torch.from_numpy(_offsets_of(ends - starts))
+
+    def points(scene_offsets: Tensor, offsets: Tensor, take: Take, _local: Tensor) -> tuple[Take, Tensor]:
+        starts, ends = ends_of(scene_offsets)
+        values, lengths = offsets.numpy(), take(offsets[1:]).numpy() - take(offsets[:-1]).numpy()
+        return _laid_end_to_end(values.take(starts), values.take(ends)), torch.from_numpy(
+            _offsets_of(lengths)
+        )
+
+    return Runs(lambda tensor: _taken(tensor, rows), group, long_group, points)
 
 
-def _laid_end_to_end(starts: Tensor, ends: Tensor) -> Take:
+def _taken(tensor: Tensor, index: Int64) -> Tensor:
+    if tensor.requires_grad or tensor.dtype == torch.bfloat16:  # not NumPy's
+        return tensor.index_select(0, torch.from_numpy(index))
+    return torch.from_numpy(tensor.numpy().take(index, axis=0))
+
+
+def _laid_end_to_end(starts: Int64, ends: Int64) -> Take:
     """Copy runs as wholes: with hundreds of vertices or edges a scene, an index costs more than the copy."""
+    runs = [*zip(starts.tolist(), ends.tolist(), strict=True)]
 
     def take(tensor: Tensor) -> Tensor:
-        if tensor.device.type != "cpu":
-            return tensor.index_select(0, ragged_index(starts, ends - starts)[0])
         values = tensor.numpy()
-        runs = [values[low:high] for low, high in zip(starts.tolist(), ends.tolist(), strict=True)]
-        return torch.from_numpy(np.concatenate([values[:0], *runs]))
+        return torch.from_numpy(np.concatenate([values[:0], *(values[low:high] for low, high in runs)]))
 
     return take
 
 
-def _gather_run(rows_B: Tensor) -> Runs:
+def _gather_run_on_device(rows_B: Tensor) -> Runs:
     def gather(index: Tensor) -> Take:
-        return lambda tensor: _gathered(tensor, index)
+        return lambda tensor: tensor.index_select(0, index)
 
-    def group(offsets: Tensor) -> tuple[Take, Tensor]:
-        starts = offsets[rows_B]
-        index, local = ragged_index(starts, offsets[rows_B + 1] - starts)
+    def between(starts: Tensor, ends: Tensor) -> tuple[Take, Tensor]:
+        index, local = ragged_index(starts, ends - starts)
         return gather(index), local
 
-    def long_group(offsets: Tensor) -> tuple[Take, Tensor]:
-        starts, ends = offsets[rows_B], offsets[rows_B + 1]
-        return _laid_end_to_end(starts, ends), offsets_of(ends - starts)
+    def group(offsets: Tensor) -> tuple[Take, Tensor]:
+        return between(offsets[rows_B], offsets[rows_B + 1])
 
     def points(scene_offsets: Tensor, offsets: Tensor, take: Take, _local: Tensor) -> tuple[Take, Tensor]:
-        starts, ends = offsets[scene_offsets[rows_B]], offsets[scene_offsets[rows_B + 1]]
-        return _laid_end_to_end(starts, ends), offsets_of(take(offsets[1:]).sub_(take(offsets[:-1])))
+        take_points, _ = between(offsets[scene_offsets[rows_B]], offsets[scene_offsets[rows_B + 1]])
+        return take_points, offsets_of(take(offsets[1:]) - take(offsets[:-1]))
 
-    return Runs(gather(rows_B), group, long_group, points)
+    return Runs(gather(rows_B), group, group, points)
 
 
 def batch_from_table(table: pa.Table) -> SceneBatch:
