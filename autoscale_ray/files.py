@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
 import secrets
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
+
+ABANDONED_S = 60.0
+"""A hidden folder that nobody has written into for so long, and that nobody locks, has no builder any more."""
 
 
 def cache_folder() -> Path:
@@ -32,6 +39,50 @@ def in_one_step(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """Give a hidden folder beside `path` to build in; what is not renamed by the end of the block goes.
+
+    Folders that killed processes left behind for the same path go first: a living builder holds a lock on its own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        _remove_abandoned(left)
+    folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    folder.mkdir()
+    descriptor = _locked(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    try:
+        is_old = time.time() - folder.stat().st_mtime > ABANDONED_S
+    except FileNotFoundError:  # its builder, or another one that came by, has removed it
+        return
+    if is_old and (descriptor := _locked(folder)) is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _locked(folder: Path) -> int | None:
+    """Return a descriptor that holds the lock of a folder; None where another has it or the storage knows no locks."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from autoscale_ray.errors import PoolError
-from autoscale_ray.files import is_writable
+from autoscale_ray.files import is_writable, partial_folder
 from autoscale_ray.scenes.batch import SceneBatch, batch_from_table, group_of, tensors_of
 from autoscale_ray.scenes.graph import with_neighbours
 from autoscale_ray.scenes.manifest import ContentHash
@@ -88,9 +87,7 @@ def _complete(folder: Path) -> bool:
 
 
 def _build(folder: Path, content_hash: str, tables: Iterable[pa.Table], where: str) -> None:
-    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    part.mkdir(parents=True)
-    try:
+    with partial_folder(folder) as part:
         found = _write_arrays(part, tables)
         if found != content_hash:
             raise PoolError(
@@ -99,8 +96,6 @@ def _build(folder: Path, content_hash: str, tables: Iterable[pa.Table], where: s
         sizes = {path.name: path.stat().st_size for path in sorted(part.glob("*.npy"))}
         (part / "sizes.json").write_text(json.dumps(sizes))
         _publish(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _publish(part: Path, folder: Path) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autoscale_ray.errors import PoolError
+from autoscale_ray.files import partial_folder
 from autoscale_ray.scenes.batch import batch_from_table
 from autoscale_ray.scenes.manifest import MANIFEST_NAME, ContentHash, PoolFile, PoolManifest, file_sha256
 from autoscale_ray.scenes.schema import SCENE_SCHEMA, SCHEMA_VERSION, check_schema
@@ -47,7 +47,7 @@ class PoolWriter:
         self.path = Path(path)
         check_unused(self.path)
         self._rows_per_file = rows_per_file
-        self._part = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.partial")
+        self._open = ExitStack()
         self._waiting: list[pa.Table] = []
         self._files: list[PoolFile] = []
         self._counts: dict[str, Counter[str]] = {"domain": Counter(), "source": Counter(), "log": Counter()}
@@ -56,7 +56,7 @@ class PoolWriter:
         self._num_quarantined = 0
 
     def __enter__(self) -> PoolWriter:
-        self._part.mkdir(parents=True)
+        self._part = self._open.enter_context(partial_folder(self.path))
         return self
 
     def add(self, table: pa.Table) -> None:
@@ -92,18 +92,15 @@ class PoolWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        with self._open:
             if kind is None:
                 self._publish()
-        finally:
-            shutil.rmtree(self._part, ignore_errors=True)
 
     def _publish(self) -> None:
         rest = pa.concat_tables(self._waiting) if self._waiting else SCENE_SCHEMA.empty_table()
         if len(rest):
             self._write_file(rest)
         _write_text(self._part / MANIFEST_NAME, json.dumps(asdict(self.manifest), indent=1))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(self._part, self.path)
         except OSError as error:

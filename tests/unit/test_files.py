@@ -1,12 +1,17 @@
 """Files are whole or not there, and a full disk is told as one."""
 
 import errno
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from autoscale_ray.files import in_one_step, save_array
+from autoscale_ray.files import ABANDONED_S, in_one_step, partial_folder, save_array
 
 
 def test_a_file_takes_its_place_whole_and_leaves_nothing_where_it_fails(tmp_path):
@@ -23,6 +28,41 @@ def test_a_file_takes_its_place_whole_and_leaves_nothing_where_it_fails(tmp_path
     with pytest.raises(OSError, match="No space"):
         fail()
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("table.csv", "old")]
+
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+from autoscale_ray.files import partial_folder
+with partial_folder(Path(sys.argv[1])) as folder:
+    (folder / "data").write_bytes(b"0" * 1000)
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_builder_left_goes_with_the_next_one_and_a_living_builder_keeps_its_folder(tmp_path):
+    path = tmp_path / "pools" / "a[b]"
+    killed, living = (
+        subprocess.Popen([sys.executable, "-c", BUILDER, str(path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    )
+    try:
+        folders = [Path(process.stdout.readline().strip()) for process in (killed, living)]
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait(10)
+        with partial_folder(path):  # it may be somebody's who has not locked it yet
+            assert all(folder.is_dir() for folder in folders)
+        for folder in folders:
+            os.utime(folder, (time.time() - 2 * ABANDONED_S,) * 2)
+        with partial_folder(path) as mine:
+            assert [folder.is_dir() for folder in folders] == [False, True]
+            mine.rename(path)
+        assert sorted(path.parent.iterdir()) == sorted([path, folders[1]])
+    finally:
+        for process in (killed, living):
+            process.kill()
+            process.communicate(timeout=10)
 
 
 @pytest.mark.parametrize(
