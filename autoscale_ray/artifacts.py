@@ -145,7 +145,7 @@ class RunStore:
             ArtifactError: The folder holds another run (names the first field that differs), is damaged, or
                 another process of this machine is running in it.
         """
-        return cls.claim(_open_storage(run_dir), identity)
+        return cls.claim(open_storage(run_dir), identity)
 
     @classmethod
     def claim(
@@ -325,7 +325,7 @@ def read_rounds(run_dir: str) -> tuple[RoundRecord, ...]:
     Raises:
         ArtifactError: No run there, or a manifest or journal slot is missing or damaged.
     """
-    return read_chain(_open_storage(run_dir))
+    return read_chain(open_storage(run_dir))
 
 
 def read_chain(storage: Storage) -> tuple[RoundRecord, ...]:
@@ -350,7 +350,7 @@ def share_stages(source: Path, target: Path) -> None:
                 os.link(path, shared)
 
 
-def _open_storage(run_dir: str) -> Storage:
+def open_storage(run_dir: str) -> Storage:
     scheme = urlsplit(run_dir).scheme
     if scheme in SCHEMES:
         return ObjectStorage(connect(run_dir), run_dir)
@@ -369,7 +369,7 @@ def check_same_run(run_dir: str, identity: Mapping[str, Any]) -> None:
     Raises:
         ArtifactError: The folder holds another run; names the first field that differs.
     """
-    storage = _open_storage(run_dir)
+    storage = open_storage(run_dir)
     found = storage.read("run.json")
     if found is not None:
         held = unseal(storage.where("run.json"), found)

@@ -19,9 +19,8 @@ from tyro.conf import Positional
 
 from autoscale_ray import __version__
 from autoscale_ray.config import PresetName, RunConfig, load_config, override_of
-from autoscale_ray.errors import AutoScaleError, ConfigError
+from autoscale_ray.errors import EXIT_BAD_INPUT, AutoScaleError, ConfigError, exit_code
 
-EXIT_BAD_INPUT = 2
 MAX_LISTED = 20
 """Entries of one table that `pool info` prints: a pool may have thousands of logs."""
 EXIT_READER_FAULT = 3
@@ -203,6 +202,40 @@ def pool_info(pool: Positional[Path]) -> None:
     Console().print(_tree(f"{pool}", dataclasses.asdict(read_info(pool))))
 
 
+def pool_split(
+    pool: Positional[Path],
+    out: Path,
+    real: float = 0.7,
+    dev: float = 0.15,
+    test: float = 0.15,
+    seed: int = 0,
+) -> None:
+    """Split a pool of recordings into the sides real, dev and test by log: no recording stands on two of them.
+
+    Args:
+        pool: Folder of the pool; it is left as it is.
+        out: Receives one pool a side.
+        real: Share of the scenes to train on.
+        dev: Share of the scenes that choose the mixture.
+        test: Share of the scenes that judge it in the end.
+        seed: Which logs go where, >= 0.
+    """
+    from autoscale_ray.scenes.pool import open_pool
+    from autoscale_ray.scenes.split import deal_logs, split_by_log
+
+    shares = {"real": real, "dev": dev, "test": test}
+    for side, share in shares.items():
+        if not 0 < share < float("inf"):
+            raise ConfigError(f"--{side}", "must be a share above 0", share)
+    if seed < 0:
+        raise ConfigError("--seed", "must be >= 0", seed)
+    scenes = open_pool(pool)
+    made = split_by_log(scenes, deal_logs(scenes, shares, seed), out)
+    for side in shares:
+        manifest = made[side]
+        Console().print(f"{out / side}: {manifest.num_scenes} scenes of {len(manifest.counts['log'])} logs")
+
+
 def pool_plot(pool: Positional[Path], out: Path, num_scenes: int = 24, seed: int = 0) -> None:
     """Draw a contact sheet of random scenes of a pool.
 
@@ -222,15 +255,16 @@ def pool_plot(pool: Positional[Path], out: Path, num_scenes: int = 24, seed: int
     Console().print(f"drawn: {out}")
 
 
-def report(run_dir: Positional[Path]) -> None:
+def report(run_dir: Positional[str]) -> None:
     """Draw plots and the HTML report of a run again, finished or not.
 
     Args:
-        run_dir: Folder of the run.
+        run_dir: Folder of the run, or its URL on the machine of its driver.
     """
+    from autoscale_ray.run_folder import local_folder
     from autoscale_ray.session import render
 
-    Console().print(f"report: {render(run_dir)}")
+    Console().print(f"report: {render(local_folder(run_dir))}")
 
 
 def status(run_dir: Positional[str]) -> None:
@@ -240,7 +274,7 @@ def status(run_dir: Positional[str]) -> None:
     RAY_ADDRESS names, else on the one that the run was started on.
 
     Args:
-        run_dir: Folder of the run.
+        run_dir: Folder or URL of the run.
     """
     from autoscale_ray.distributed.status import status_lines
 
@@ -383,7 +417,9 @@ def _tree(title: str, values: Mapping[str, Any]) -> Tree:
 
 
 def pool() -> None:
-    """Look at a scene pool: `pool info` counts its scenes, `pool plot` draws some of them."""
+    """Look at a scene pool or split it: `pool info` counts its scenes, `pool plot` draws some, `pool split` deals out
+    its logs.
+    """
     main(["pool", "--help"])
 
 
@@ -407,14 +443,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {
-    "pool": {"info": pool_info, "plot": pool_plot},
+    "pool": {"info": pool_info, "plot": pool_plot, "split": pool_split},
     "simulate": {"sumo": simulate_sumo},
 }
 """Commands of two words."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; bad input ends with one line on standard error and exit code 2, Ctrl-C with 130."""
+    """Run the command line; what goes wrong ends with one line on standard error and exit code 2 for bad input,
+    1 for a run that failed, 130 for Ctrl-C.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a run must not end at a ± that the terminal does not know
@@ -434,7 +472,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except AutoScaleError as error:
         print(f"autoscale: {error}", file=sys.stderr)
-        raise SystemExit(EXIT_BAD_INPUT) from None
+        raise SystemExit(exit_code(error)) from None
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise  # no path of the user's: ours to explain, with its traceback

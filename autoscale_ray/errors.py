@@ -7,6 +7,14 @@ class AutoScaleError(Exception):
     """Base of all errors this package raises on purpose; pickles with its message alone."""
 
 
+EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
+
+
+def exit_code(error: AutoScaleError) -> int:
+    """Return how a program ends after an error: 2 where the user's input broke a rule, else 1."""
+    return EXIT_BAD_INPUT if isinstance(error, InvalidInputError) else EXIT_FAILED
+
+
 class InvalidInputError(AutoScaleError, ValueError):
     """A value from outside breaks a rule.
 

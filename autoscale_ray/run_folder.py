@@ -14,11 +14,15 @@ SELECTION_FILE = "selection.csv"
 
 
 def work_dir(config: RunConfig) -> Path:
+    """Return the local folder of a run; see `local_folder`."""
+    return local_folder(config.placement.run_dir)
+
+
+def local_folder(run_dir: str) -> Path:
     """Return the local folder for what no resumed run reads: summary, plots, checkpoints, built-in pools.
 
     It is the run folder, or a folder of this machine's cache for a run in a bucket.
     """
-    run_dir = config.placement.run_dir
     return cache_folder() / "runs" / fingerprint(run_dir)[:16] if is_url(run_dir) else Path(run_dir)
 
 

@@ -10,12 +10,10 @@ from rich.console import Console
 
 from autoscale_ray.distributed.session import embed_on_ray, run_on_ray
 from autoscale_ray.distributed.sweep_plan import config_of
-from autoscale_ray.errors import AutoScaleError, InvalidInputError
+from autoscale_ray.errors import AutoScaleError, exit_code
 from autoscale_ray.inputs import open_inputs
 from autoscale_ray.reporting.tables import cluster_table
 from autoscale_ray.run_folder import work_dir
-
-EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 
 
 def run_autoscale(arguments: Sequence[str]) -> int:
@@ -69,5 +67,5 @@ def _report(work: Callable[[Console], str]) -> int:
         console.print(work(console), soft_wrap=True)
     except AutoScaleError as error:
         print(f"failed: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT if isinstance(error, InvalidInputError) else EXIT_FAILED
+        return exit_code(error)
     return 0

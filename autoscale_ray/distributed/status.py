@@ -15,8 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from autoscale_ray.artifacts import RoundRecord, read_rounds
+from autoscale_ray.artifacts import RoundRecord, open_storage, read_rounds
 from autoscale_ray.errors import AutoScaleError
+from autoscale_ray.run_folder import local_folder
 
 REACH_TIMEOUT_S = 2.0
 """How long the address of a cluster may take to answer."""
@@ -32,27 +33,27 @@ def status_lines(run_dir: str, now_s: float | None = None) -> list[str]:
     """Return the state of a run: published rounds, the last thing that happened, and its driver.
 
     Args:
-        run_dir: Folder of the run.
+        run_dir: Folder or URL of the run.
         now_s: Wall clock, s; None reads it.
 
     Raises:
         ArtifactError: No run there, or its state is damaged.
     """
     now_s = time.time() if now_s is None else now_s
-    rounds, events = read_rounds(run_dir), read_events(Path(run_dir))
+    rounds, events = read_rounds(run_dir), read_events(run_dir)
     lines = [f"{run_dir}: {len(rounds)} rounds published", *(f"  {round_line(record)}" for record in rounds)]
     if events:
         lines.append(f"last event: {event_line(events[-1], now_s)}")
-    if has_arms(Path(run_dir)):
+    if has_arms(local_folder(run_dir)):
         lines.append("the final comparison is done; autoscale report draws it again")
     return [*lines, driver_line(run_dir, events)]
 
 
-def read_events(run_dir: Path) -> list[dict[str, Any]]:
+def read_events(run_dir: str) -> list[dict[str, Any]]:
     """Return the events of a run, oldest first; a line that is half written or no event is left out."""
-    events = []
-    for path in sorted(run_dir.glob("events/*.jsonl")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    events, storage = [], open_storage(run_dir)
+    for name in storage.names("events"):
+        for line in (storage.read(f"events/{name}") or b"").decode("utf-8", "replace").splitlines():
             with suppress(ValueError, RecursionError):
                 event = json.loads(line)
                 if is_event(event):
@@ -149,7 +150,7 @@ def ask_driver(run_dir: str, address: str) -> dict[str, Any] | None:
     try:
         if joined:
             ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-        driver = find_driver(os.path.abspath(run_dir))
+        driver = find_driver(run_dir)
         return None if driver is None else ray.get(driver.status.remote(), timeout=ANSWER_TIMEOUT_S)
     except (RayError, ConnectionError, RuntimeError) as error:
         raise UnreachableError(str(error).strip().partition("\n")[0]) from error

@@ -10,8 +10,41 @@ import pyarrow as pa
 
 from autoscale_ray.errors import PoolError
 from autoscale_ray.scenes.pool import PoolManifest, ScenePool, write_pool
+from autoscale_ray.scenes.pool_writer import check_unused
 
 CHUNK = 2048
+
+
+def deal_logs(pool: ScenePool, shares: Mapping[str, float], seed: int) -> dict[str, str]:
+    """Give every log of a pool to a side: in random order, each to the side that lacks most of its share of scenes.
+
+    Args:
+        pool: Scenes to split.
+        shares: Share of the scenes by side, > 0; only their ratios count.
+        seed: Seed of the order, >= 0.
+
+    Returns:
+        Side by log id, as `split_by_log` takes it.
+
+    Raises:
+        PoolError: Fewer logs than sides.
+    """
+    logs, counts = np.unique(pool.log_ids, return_counts=True)
+    if len(logs) < len(shares):
+        rule = f"needs a log for each of the {len(shares)} sides; scenes of one log must not stand on two"
+        raise PoolError(str(pool.path), rule, len(logs))
+    order = np.random.default_rng(seed).permutation(len(logs))
+    sides = list(shares)
+    wanted_S = np.array([shares[side] for side in sides], dtype=np.float64)
+    lacking_S, empty_S = wanted_S / wanted_S.sum() * counts.sum(), np.ones(len(sides), dtype=bool)
+    side_of_log: dict[str, str] = {}
+    for num_left, log in zip(range(len(order), 0, -1), order.tolist(), strict=True):
+        may_S = empty_S if num_left == empty_S.sum() else np.ones_like(empty_S)
+        side = int(np.where(may_S, lacking_S, -np.inf).argmax())
+        side_of_log[str(logs[log])] = sides[side]
+        lacking_S[side] -= counts[log]
+        empty_S[side] = False
+    return side_of_log
 
 
 def split_by_log(pool: ScenePool, side_of_log: Mapping[str, str], out: Path) -> dict[str, PoolManifest]:
@@ -32,11 +65,11 @@ def split_by_log(pool: ScenePool, side_of_log: Mapping[str, str], out: Path) -> 
     unknown = sorted(set(side_of_log) - set(logs.tolist()))
     if unknown:
         raise PoolError(str(pool.path), "has no such log", unknown[0])
+    sides = sorted(set(side_of_log.values()))
+    for side in sides:
+        check_unused(out / side)
     sides_N = np.array([side_of_log.get(log, "") for log in logs.tolist()])
-    return {
-        side: write_pool(out / side, _tables(pool, np.flatnonzero(sides_N == side)))
-        for side in sorted(set(side_of_log.values()))
-    }
+    return {side: write_pool(out / side, _tables(pool, np.flatnonzero(sides_N == side))) for side in sides}
 
 
 def _tables(pool: ScenePool, rows: np.ndarray) -> Iterator[pa.Table]:

@@ -73,7 +73,7 @@ def test_the_log_tells_run_round_stage_and_seconds_and_trackers_start_again(
     with observer.watch("train"):
         pass
     observer.close("finished")
-    events = read_events(tmp_path / "a-run")
+    events = read_events(str(tmp_path / "a-run"))
     assert [event["event"] for event in events] == [
         "driver_started",
         *("stage_started", "stage_ended", "round_published") * 2,
@@ -142,7 +142,7 @@ def test_a_tracker_that_fails_is_named_and_the_run_goes_on(cluster, tmp_path, of
     observer.show(SUMMARY)
     observer.show(later(4, 0.6))
     observer.close("finished")
-    failed = [event for event in read_events(tmp_path / "a-run") if event["event"] == "tracker_failed"]
+    failed = [event for event in read_events(str(tmp_path / "a-run")) if event["event"] == "tracker_failed"]
     assert [event["tracker"] for event in failed] == ["mlflow"]
     assert "nonsense" in failed[0]["reason"]
     written = EventAccumulator(str(tmp_path / "a-run" / "tensorboard")).Reload()

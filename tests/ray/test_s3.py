@@ -14,7 +14,9 @@ import ray
 from rich.console import Console
 
 from autoscale_ray.artifacts import RunStore, StaleWriterError, read_rounds
+from autoscale_ray.cli import main
 from autoscale_ray.distributed.session import run_on_ray
+from autoscale_ray.distributed.status import status_lines
 from autoscale_ray.run_folder import work_dir
 from autoscale_ray.storage import StorageUnavailableError
 from tests.ray.conftest import ENVIRONMENT
@@ -220,4 +222,10 @@ def test_a_run_on_ray_in_a_bucket_behind_faults_has_the_chain_of_one_in_a_folder
     proxy.restart(lambda call: None)
     assert read_rounds(url) == read_rounds(str(reference_run))
     assert (work_dir(config) / "report.html").is_file()
+    told = status_lines(url)
+    assert told[0] == f"{url}: {len(read_rounds(url))} rounds published"
+    assert "last event: driver ended (finished)" in "\n".join(told)
+    assert "final comparison is done" in "\n".join(told)
+    assert told[-1] == f"driver: none on the cluster at {head['address']}"
+    main(["report", url])
     proxy.close()

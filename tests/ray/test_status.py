@@ -79,10 +79,10 @@ def test_a_cluster_that_is_gone_is_said_at_once(run_dir: Path, monkeypatch) -> N
 
 def test_a_half_written_event_is_left_out(run_dir: Path) -> None:
     (log,) = run_dir.glob("events/*.jsonl")
-    num_events = len(read_events(run_dir))
+    num_events = len(read_events(str(run_dir)))
     with log.open("a") as file:
         file.write(json.dumps({"event": "stage_started", "time_s": 2.0})[:-5])
-    assert len(read_events(run_dir)) == num_events
+    assert len(read_events(str(run_dir))) == num_events
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path, capsys) -> None:

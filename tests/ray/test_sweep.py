@@ -235,7 +235,7 @@ def check_table(folder: Path) -> None:
     assert float(good["objective"]) == summary["rounds"][-1]["totals"]["objective"]
     assert float(good["test_objective"]) == summary["arms"][-1]["totals"]["objective"]
     assert poor["test_objective"] == ""
-    last = read_events(Path(good["run_dir"]))[-1]
+    last = read_events(good["run_dir"])[-1]
     assert (last["event"], last["state"]) == ("driver_ended", "finished")
     assert len(read_rounds(poor["run_dir"])) < 3, "its last round was never published"
     assert (folder / "sweep.png").is_file()
@@ -245,12 +245,14 @@ def check_shared(folder: Path, shared: Path) -> None:
     """No trial has embedded or clustered: all hold the records of the shared run."""
     for trial in (folder / "trials").iterdir():
         assert find_driver(str(trial)) is None, "a driver ends with its trial"
-        built = {event["name"] for event in read_events(trial) if event["event"] == "stage"}
+        built = {event["name"] for event in read_events(str(trial)) if event["event"] == "stage"}
         assert built.isdisjoint({"encoder", "embed", "cluster"})
         for name in ("encoder", "embed", "cluster"):
             (record,) = (trial / "stages").glob(f"{name}-*.json")
             assert record.samefile(shared / "stages" / record.name)
-    assert not any(event["event"] == "stage" for event in read_events(shared)), "nor has the second start"
+    assert not any(event["event"] == "stage" for event in read_events(str(shared))), (
+        "nor has the second start"
+    )
     poor = trial_dir(folder, {"loop.budget": POOR})
     computed = [event["name"] for event in read_events(poor) if event["event"] == "stage"]
     assert computed.count("train") <= 2, "the real-only round comes from the trial that had finished"
@@ -258,4 +260,4 @@ def check_shared(folder: Path, shared: Path) -> None:
 
 
 def num_events(folder: Path) -> int:
-    return sum(len(read_events(trial)) for trial in (folder / "trials").iterdir())
+    return sum(len(read_events(str(trial))) for trial in (folder / "trials").iterdir())

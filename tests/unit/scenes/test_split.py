@@ -1,10 +1,16 @@
+from collections import Counter
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from autoscale_ray.cli import main
 from autoscale_ray.config import WorldConfig
 from autoscale_ray.errors import PoolError
 from autoscale_ray.scenes.pool import check_disjoint, open_pool
-from autoscale_ray.scenes.split import split_by_log
+from autoscale_ray.scenes.split import deal_logs, split_by_log
 from autoscale_ray.world.pools import make_pool
 
 
@@ -33,3 +39,58 @@ def test_sides_hold_each_named_log_once(pool, tmp_path):
 def test_unknown_log_is_named(pool, tmp_path):
     with pytest.raises(PoolError, match=r"no such log.*nowhere"):
         split_by_log(pool, {"nowhere": "a"}, tmp_path)
+
+
+def test_a_side_in_use_is_refused_before_anything_is_written(pool, tmp_path):
+    logs = sorted(set(pool.log_ids.tolist()))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "mine.txt").write_text("kept")
+    with pytest.raises(PoolError, match="already exists"):
+        split_by_log(pool, {logs[0]: "a", logs[1]: "b"}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=3, max_size=40),
+    shares=st.lists(st.floats(0.05, 5.0), min_size=3, max_size=3),
+    seed=st.integers(0, 3),
+)
+def test_sides_come_near_their_shares_and_none_is_empty(counts, shares, seed):
+    log_ids = np.repeat([f"log{number}" for number in range(len(counts))], counts)
+    pool = SimpleNamespace(log_ids=log_ids, path="pool")
+    wanted = dict(zip("abc", shares, strict=True))
+    side_of_log = deal_logs(pool, wanted, seed)
+    assert side_of_log == deal_logs(pool, wanted, seed)
+    assert set(side_of_log) == set(log_ids.tolist())
+    assert set(side_of_log.values()) == set("abc")
+    sizes = Counter(side_of_log[log] for log in log_ids.tolist())
+    for side, share in wanted.items():
+        assert sizes[side] <= share / sum(shares) * len(log_ids) + max(counts)
+
+
+def test_logs_go_where_the_seed_says_and_ratios_are_met():
+    pool = SimpleNamespace(log_ids=np.repeat([f"log{number:03d}" for number in range(100)], 5), path="pool")
+    first, second = (deal_logs(pool, {"real": 70, "dev": 15, "test": 15}, seed) for seed in (0, 1))
+    for dealt in (first, second):
+        assert Counter(dealt.values()) == {"real": 70, "dev": 15, "test": 15}
+    assert first != second
+
+
+def test_too_few_logs_are_named():
+    pool = SimpleNamespace(log_ids=np.array(["one", "two"]), path="pool")
+    with pytest.raises(PoolError, match=r"pool: needs a log for each of the 3 sides.*found 2"):
+        deal_logs(pool, {"a": 1, "b": 1, "c": 1}, 0)
+
+
+def test_the_command_splits_a_pool(pool, tmp_path, capsys):
+    main(["pool", "split", str(pool.path), "--out", str(tmp_path / "sides"), "--real", "0.5"])
+    parts = {side: open_pool(tmp_path / "sides" / side) for side in ("real", "dev", "test")}
+    check_disjoint(parts)
+    assert sum(map(len, parts.values())) == len(pool)
+    assert "scenes of" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["pool", "split", str(pool.path), "--out", str(tmp_path / "more"), "--dev", "0"])
+    assert ended.value.code == 2
+    assert "--dev: must be a share above 0" in capsys.readouterr().err
+    assert not (tmp_path / "more").exists()
