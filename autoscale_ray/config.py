@@ -2,7 +2,7 @@
 
 A run is one `RunConfig`, read from YAML by `load_config` and changed on the command line with dotted
 overrides (``autoscale run run.yaml loop.num_rounds=8``). Fields under `PlacementConfig` say where and on what
-a run happens; they never change its result and stay out of its fingerprint. All other fields bear identity.
+a run happens; they never change its result and stay out of its fingerprint. `identity` says which others do.
 """
 
 from __future__ import annotations
@@ -345,7 +345,8 @@ class PlacementConfig:
     run_dir: str = "runs/default"
     """Folder that receives everything the run writes."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Threads of one process for torch and faiss, 1 to 1024."""
+    """Threads of torch in the driver, or in the one process of `--backend local`, 1 to 1024; training, embedding and
+    scoring use one each, so that their sums do not depend on it."""
     ray: RayConfig = RayConfig()
 
 

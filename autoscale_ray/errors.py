@@ -75,12 +75,17 @@ class ArtifactError(InvalidInputError):
     """A stored artifact is missing, damaged or belongs to another run."""
 
 
+def extra(name: str) -> str:
+    """Return how to install an extra of this package, which is in no package index."""
+    return f"pip install '.[{name}]' in a clone of AutoScale on Ray"
+
+
 class MissingExtraError(AutoScaleError, ImportError):
     """An optional package is needed for what was asked.
 
     Args:
         package: Import name, for example ``faiss``.
-        install: How to get it, for example ``pip install 'autoscale-ray[cpu]'``.
+        install: How to get it, see `extra`.
     """
 
     def __init__(self, package: str, install: str) -> None:

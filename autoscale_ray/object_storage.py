@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from autoscale_ray.errors import ArtifactError, MissingExtraError
+from autoscale_ray.errors import ArtifactError, MissingExtraError, extra
 from autoscale_ray.files import cache_folder
 from autoscale_ray.storage import NUM_ATTEMPTS, Outcome, Storage, StorageUnavailableError, is_intact
 
@@ -177,7 +177,7 @@ def _obstore() -> Any:
     try:
         import obstore
     except ImportError as error:
-        raise MissingExtraError("obstore", "pip install 'autoscale-ray[s3]'") from error
+        raise MissingExtraError("obstore", extra("s3")) from error
     return obstore
 
 

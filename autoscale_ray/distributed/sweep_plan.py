@@ -14,7 +14,7 @@ from autoscale_ray.artifacts import fingerprint
 from autoscale_ray.config import RunConfig, load_config, override_of
 from autoscale_ray.distributed.resources import Needs, ResourcesError
 from autoscale_ray.distributed.session import with_absolute_paths
-from autoscale_ray.errors import ConfigError, MissingExtraError
+from autoscale_ray.errors import ConfigError, MissingExtraError, extra
 
 PREFIX = "sweep."
 SLOT = "trial_slot"
@@ -144,7 +144,7 @@ def trials_at_once(asked: int, needs: Needs, total: Mapping[str, float]) -> int:
 
 def _check(plan: SweepPlan) -> None:
     if plan.search == "optuna" and importlib.util.find_spec("optuna") is None:
-        raise MissingExtraError("optuna", "pip install 'autoscale-ray[optuna]'")
+        raise MissingExtraError("optuna", extra("optuna"))
     if plan.search == "optuna" and plan.num_trials < 1:
         raise ConfigError(f"{PREFIX}num_trials", "a search by optuna needs a number of trials >= 1")
     for name, values in plan.space.items():

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from autoscale_ray.errors import MissingExtraError
+from autoscale_ray.errors import MissingExtraError, extra
 from autoscale_ray.evaluation.arena import Arena, stack_arenas
 from autoscale_ray.evaluation.metrics import Measures, Rules, measure
 from autoscale_ray.evaluation.scene import Floats
@@ -35,7 +35,7 @@ def choose_backend(backend: str, device: str = "cpu") -> str:
     if backend == "auto":
         return "numba" if has_numba() and torch.device(device).type == "cpu" else "torch"
     if backend == "numba" and not has_numba():
-        raise MissingExtraError("numba", "pip install 'autoscale-ray[cpu]'")
+        raise MissingExtraError("numba", extra("cpu"))
     return backend
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoscale_ray.errors import InvalidInputError, MissingExtraError
+from autoscale_ray.errors import InvalidInputError, MissingExtraError, extra
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -32,7 +32,7 @@ def require_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise MissingExtraError("faiss", "pip install 'autoscale-ray[cpu]'") from error
+        raise MissingExtraError("faiss", extra("cpu")) from error
     return faiss
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from autoscale_ray.errors import InputRejectedError, MissingExtraError
+from autoscale_ray.errors import InputRejectedError, MissingExtraError, extra
 
 DEADLINE_S = 600.0
 MAX_FILE_BYTES = 4 << 30
-INSTALL = "pip install 'autoscale-ray[navsim]'"
+INSTALL = extra("navsim")
 _START = "import sys; from autoscale_ray.scenes.geopackage_child import main; main(*sys.argv[1:])"
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
-from autoscale_ray.errors import InvalidInputError, MissingExtraError
+from autoscale_ray.errors import InvalidInputError, MissingExtraError, extra
 from autoscale_ray.scenes.ingest import ingest
 from autoscale_ray.scenes.manifest import PoolManifest
 from autoscale_ray.scenes.trust import parse_xml, read_file
@@ -163,7 +163,7 @@ def program_path(program: str) -> Path:
     paths = [Path(folder) / "bin" / program for folder in folders]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        raise MissingExtraError("eclipse-sumo", "pip install 'autoscale-ray[sumo]'")
+        raise MissingExtraError("eclipse-sumo", extra("sumo"))
     return path
 
 

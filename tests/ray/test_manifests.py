@@ -16,6 +16,8 @@ import yaml
 from jsonschema import Draft202012Validator
 from ray.autoscaler._private.util import fillout_defaults, prepare_config, validate_config
 
+from autoscale_ray import __version__
+
 CONFIGS = Path(__file__).parents[2] / "cluster_configs"
 SCHEMAS = Path(__file__).parents[3] / "shared" / "schemas"
 UP = sorted(path.name for path in CONFIGS.glob("*.yaml"))
@@ -83,7 +85,8 @@ def test_the_head_of_ones_own_machines_is_idle_and_state_lies_on_shared_storage(
         config = load(name)
         assert any("/data/autoscale" in line for line in config["initialization_commands"]), name
         assert any("auth_token" in target for target in config["file_mounts"]), name
-        assert any("autoscale-ray[gpu" in line for line in config["setup_commands"]), name
+        wheel = f"/data/autoscale/autoscale_ray-{__version__}-py3-none-any.whl[gpu"
+        assert any(wheel in line for line in config["setup_commands"]), name
 
 
 def strict(schema: Any) -> Any:
@@ -220,7 +223,9 @@ def test_jobs_run_with_what_their_entrypoint_asks_of_the_cluster() -> None:
     for name in ("rayjob.yaml", "rayjob-kueue.yaml"):
         spec = load(f"kuberay/{name}")["spec"]
         overrides = [word for word in spec["entrypoint"].split() if "=" in word]
-        needs = needs_of(load_config(None, overrides).placement.ray)
+        config = load_config(None, overrides).placement.ray
+        assert config.start_timeout_s >= 600, "pods and nodes take minutes to come"
+        needs = needs_of(config)
         groups = spec["rayClusterSpec"]["workerGroupSpecs"]
         total: dict[str, float] = {"CPU": 0, "GPU": 0}
         for group in groups:

@@ -77,7 +77,7 @@ def test_a_bad_plan_is_one_line_before_anything_starts(arguments, message, tmp_p
 def test_optuna_is_named_where_it_is_missing(monkeypatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        MissingExtraError, match=r"optuna is not installed: pip install 'autoscale-ray\[optuna\]'"
+        MissingExtraError, match=r"optuna is not installed: pip install '\.\[optuna\]' in a clone"
     ):
         read_plan(["sweep.loop.budget=20..60", "sweep.search=optuna", "sweep.num_trials=4"])
 

@@ -10,7 +10,7 @@ from autoscale_ray import errors
     [
         errors.ConfigError("run.yaml", "must be >= 1", 0),
         errors.SplitLeakError("train / dev", "must share no log", "log 7"),
-        errors.MissingExtraError("faiss", "pip install 'autoscale-ray[cpu]'"),
+        errors.MissingExtraError("faiss", errors.extra("cpu")),
         errors.SourceReadError("disk/file", "Input/output error"),
     ],
 )

@@ -379,7 +379,7 @@ def test_missing_packages_give_one_clear_line(tmp_path, maps, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyproj", None)
     (tmp_path / "log.pkl").touch()
     with pytest.raises(
-        MissingExtraError, match=r"pyproj is not installed: pip install 'autoscale-ray\[navsim\]'"
+        MissingExtraError, match=r"pyproj is not installed: pip install '\.\[navsim\]' in a clone"
     ):
         ingest("navsim", tmp_path / "log.pkl", tmp_path / "pool", "real", files={"maps": maps})
     nuplan_map._cached_map.cache_clear()

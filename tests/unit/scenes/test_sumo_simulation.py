@@ -107,7 +107,7 @@ def test_a_program_that_cannot_run_is_named_in_one_line(tmp_path, monkeypatch):
 
 def test_without_sumo_one_line_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'autoscale-ray\[sumo\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[sumo\]' in a clone"):
         simulate(tmp_path / "pool")
     with pytest.raises(SystemExit) as ended:
         main(["simulate", "sumo", "--out", str(tmp_path / "pool")])
