@@ -53,14 +53,9 @@ AnyTask = Task | EncoderTask
 
 
 class TaskBoard:
-    """One task at a time, from the loop's thread to whichever worker asks; safe to call again after a loss.
+    """One task at a time, from the loop's thread to whichever worker asks; safe to call again after a loss."""
 
-    Args:
-        attended: Whether there are workers who will ask.
-    """
-
-    def __init__(self, attended: bool = False) -> None:
-        self.attended = attended
+    def __init__(self) -> None:
         self._changed = threading.Condition()
         self._task: AnyTask | None = None
         self._files: Mapping[str, bytes] | None = None

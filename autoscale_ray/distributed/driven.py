@@ -11,6 +11,7 @@ import torch
 
 from autoscale_ray.config import RunConfig
 from autoscale_ray.distributed.board import TaskBoard
+from autoscale_ray.distributed.devices import worker_device
 from autoscale_ray.distributed.driver import RunFailedError, StoppedError
 from autoscale_ray.distributed.memory import release
 from autoscale_ray.distributed.observe import Observer
@@ -42,6 +43,7 @@ def play_here(
         embed_only: End with the clusters, before the first round.
     """
     torch.set_num_threads(config.placement.num_threads)
+    worker_device()  # hides the GPUs of this node, which are not the driver's
     threading.Thread(
         target=load_search, name="search", daemon=True
     ).start()  # else between the first two rounds

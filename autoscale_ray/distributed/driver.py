@@ -19,7 +19,7 @@ import ray
 from autoscale_ray.artifacts import fingerprint
 from autoscale_ray.config import RunConfig, identity
 from autoscale_ray.distributed.board import AnyTask, TaskBoard
-from autoscale_ray.distributed.resources import NAMESPACE, set_environment
+from autoscale_ray.distributed.resources import NAMESPACE, set_environment, train_environment
 from autoscale_ray.errors import AutoScaleError, ConfigError
 from autoscale_ray.run_folder import is_url
 
@@ -44,9 +44,10 @@ class Driver:
     """
 
     def __init__(self, config: RunConfig, name: str, embed_only: bool = False) -> None:
-        set_environment()  # read when the Train run is made; a job's own environment does not come this far
+        # Read when the Train run is made; a job's own environment does not come this far.
+        set_environment(train_environment(config.placement.ray))
         self._config, self._name, self._embed_only = config, name, embed_only
-        self._board = TaskBoard(attended=True)
+        self._board = TaskBoard()
         self._go_on = threading.Event()
         self._go_on.set()
         self._stop = False

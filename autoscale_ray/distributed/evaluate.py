@@ -19,6 +19,7 @@ from ray.exceptions import RayActorError
 from autoscale_ray import tasks
 from autoscale_ray.config import PlannerConfig
 from autoscale_ray.distributed.deadline import Deadline
+from autoscale_ray.distributed.devices import worker_device
 from autoscale_ray.distributed.memory import release
 from autoscale_ray.errors import AutoScaleError
 from autoscale_ray.evaluation.from_pool import PreparedPool, prepare_pool, score_pool
@@ -49,6 +50,8 @@ class PoolRows:
         return self._pool.table(self._rows[rows])
 
 
+START_TIMEOUT_S = 120
+"""How long scorers may take to get their place and to load their planner."""
 MAX_RETRIES = 3
 """Times a share is scored again after its scorer was lost."""
 
@@ -71,9 +74,13 @@ class Scorer:
 
     def __init__(self, planner: PlannerConfig, deadline: Deadline) -> None:
         torch.set_num_threads(1)
+        worker_device()
         self._deadline = deadline
         self._spec = load_planner_spec(planner.factory, planner)
         self._ready: dict[Side, tuple[Any, PreparedPool]] = {}
+
+    def ready(self) -> None:
+        """Say that this scorer has got its CPU and GPU."""
 
     def score(self, side: Side, rows: np.ndarray, weights: Path) -> pa.Table:
         """Return scene_id, sub-scores, epdms, pdms and miou of this scorer's rows, as `tasks.score_planner`."""
@@ -114,7 +121,7 @@ class ScorerPool:
             self._start()
         if side not in self._dealt:
             pool = open_pool(side.pool)
-            self._dealt[side] = pool.scene_ids, shares(pool.log_ids, self._num_scorers)
+            self._dealt[side] = pool.scene_ids, shares(pool.log_ids, len(self._scorers))
         scene_ids, dealt = self._dealt[side]
         calls = [
             scorer.score.remote(side, rows, weights)
@@ -130,10 +137,21 @@ class ScorerPool:
 
     def _start(self) -> None:
         # Scoring is a function of its arguments, so a call that a dying actor lost can simply be made again.
-        actor = ray.remote(Scorer).options(
+        actor: Any = ray.remote(Scorer).options(
             num_cpus=1, num_gpus=self._gpus, max_restarts=-1, max_task_retries=MAX_RETRIES
         )
-        self._scorers = [actor.remote(self._planner, self._deadline) for _ in range(self._num_scorers)]
+        asked = [actor.remote(self._planner, self._deadline) for _ in range(self._num_scorers)]
+        scorer_of = {scorer.ready.remote(): scorer for scorer in asked}
+        # Elastic trainers may have taken what was counted for scorers: those that come share the work.
+        ready, late = ray.wait(list(scorer_of), num_returns=len(scorer_of), timeout=START_TIMEOUT_S)
+        self._scorers = [scorer_of[call] for call in ready]
+        for call in late:
+            ray.kill(scorer_of[call])
+        if not ready:
+            raise ScoringFailedError(
+                f"no scorer got its CPU{' and GPU' if self._gpus else ''} in {START_TIMEOUT_S} s; "
+                f"free are {ray.available_resources().get('CPU', 0):g} CPUs"
+            )
 
     def close(self) -> None:
         """End the actors."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -11,20 +13,21 @@ from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayError
 
 from autoscale_ray.config import RayConfig
 from autoscale_ray.distributed.status import answers
 from autoscale_ray.errors import AutoScaleError
 
 NAMESPACE = "autoscale"
+GROUP_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # Every report and the end of a Train run wait for up to two health checks.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    GROUP_TIMEOUT: "30",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "180",
 }
 """Set where the user has not: defaults of Ray that wait for minutes without a word, or slow every round."""
@@ -62,9 +65,37 @@ def needs_of(config: RayConfig) -> Needs:
     num_trainers = config.min_trainers or config.num_trainers
     return Needs(
         cpus=num_trainers + max(config.num_embedders + 1, config.num_scorers),
-        gpus=num_trainers * config.gpus_per_worker
-        + max(config.num_embedders * config.gpus_per_worker, config.num_scorers * config.gpus_per_scorer),
+        gpus=gpus_of(num_trainers, config.gpus_per_worker)
+        + max(
+            gpus_of(config.num_embedders, config.gpus_per_worker),
+            gpus_of(config.num_scorers, config.gpus_per_scorer),
+        ),
     )
+
+
+def gpus_of(num_workers: int, each: float) -> float:
+    """Return the GPUs that workers take; of one whose parts do not fill it, such as 0.4, the rest is lost."""
+    return num_workers * each if each == 0 or each >= 1 else num_workers / math.floor(1 / each)
+
+
+def elastic_limit(config: RayConfig, total: Mapping[str, float]) -> int:
+    """Return the most trainers that leave room for embedders and scorers on a cluster of this size.
+
+    Ray starts as many elastic workers as a cluster has room for in all, whatever else is to run there.
+    """
+    if not 0 < config.min_trainers < config.num_trainers:
+        return config.num_trainers
+    for num_trainers in range(config.num_trainers, config.min_trainers, -1):
+        whole = dataclasses.replace(config, num_trainers=num_trainers, min_trainers=num_trainers)
+        if shortage(needs_of(whole), total) is None:
+            return num_trainers
+    return config.min_trainers
+
+
+def train_environment(config: RayConfig) -> dict[str, str]:
+    """Return the switches of a driver, whose trainers may wait as long for a new node as the run does at its start."""
+    wait_s = max(int(ENVIRONMENT[GROUP_TIMEOUT]), config.start_timeout_s)
+    return {**ENVIRONMENT, GROUP_TIMEOUT: str(wait_s)}
 
 
 def shortage(needs: Needs, total: Mapping[str, float]) -> str | None:
@@ -179,10 +210,14 @@ def check_gpu(name: str, gpus: float) -> None:
     Raises:
         ResourcesError: It cannot, or the worker did not answer in time.
     """
+    call = _gpu_problem.options(num_gpus=gpus).remote()
     try:
-        problem = ray.get(_gpu_problem.options(num_gpus=gpus).remote(), timeout=GPU_CHECK_TIMEOUT_S)
+        problem = ray.get(call, timeout=GPU_CHECK_TIMEOUT_S)
     except GetTimeoutError:
+        ray.cancel(call, force=True)
         problem = f"did not answer in {GPU_CHECK_TIMEOUT_S} s"
+    except RayError as error:
+        problem = f"was lost: {str(error).strip().splitlines()[0]}"
     if problem:
         raise ResourcesError(f"{name}={gpus:g}: a worker with a GPU {problem}")
 

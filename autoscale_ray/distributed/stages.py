@@ -45,8 +45,6 @@ class RayWork:
 
     def train_encoder(self, folder: Path) -> Mapping[str, Any]:
         """Train Graph-RAE on the real and synthetic pools."""
-        if not self._board.attended:
-            return tasks.train_encoder(self._config, self._inputs, folder)
         settings, seed = self._config.representation, tasks.encoder_seed(self._config)
         pools = [self._inputs.pools[side] for side in ("real", "synthetic")]
         what = [dataclasses.asdict(settings), seed, [pool.manifest.content_hash for pool in pools]]

@@ -76,7 +76,9 @@ def train_shared(
     mine = shards_of(place.rank, place.num_workers)
     examples = moved(make_examples(features, torch.as_tensor(rows), config), place.device)
     state = moved(new_state(config, seed) if start is None else start.copy(), place.device)
-    planner = empty_planner(config, len(mine) if config.deterministic else 1)
+    # One shard at a time on a GPU, whose libraries choose their kernels by the number of products in a batch.
+    together = len(mine) if config.deterministic and place.device == "cpu" else 1
+    planner = empty_planner(config, together)
     set_weights(planner, state.weights_W)
     share = _deterministic_step if config.deterministic else _plain_step(planner, place)
     with one_thread():
@@ -118,8 +120,9 @@ Share = Callable[[Planner, Examples, Tensor, int, Place], Tensor]
 def _deterministic_step(
     planner: Planner, examples: Examples, places_VB: Tensor, step: int, place: Place
 ) -> Tensor:
-    gradients_VW, _ = shard_gradients(planner, examples.shards(places_VB), step)
-    return gather_shards(gradients_VW, place.num_workers)
+    parts = places_VB.split(planner.num_shards)
+    gradients = [shard_gradients(planner, examples.shards(part_VB), step)[0] for part_VB in parts]
+    return gather_shards(torch.cat(gradients), place.num_workers)
 
 
 def _plain_step(planner: Planner, place: Place) -> Share:

@@ -6,6 +6,7 @@ a time than slots and CPUs allow, so nested runs cannot starve one another.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,8 @@ from ray.tune.search.searcher import Searcher
 from rich.console import Console
 
 from autoscale_ray.artifacts import read_rounds
-from autoscale_ray.distributed.board import TaskBoard
+from autoscale_ray.distributed.driver import end_driver, follow, start_driver
 from autoscale_ray.distributed.resources import connect, needs_of, wait_for_room
-from autoscale_ray.distributed.stages import RayStages
 from autoscale_ray.distributed.sweep_plan import (
     SLOT,
     Range,
@@ -31,7 +31,6 @@ from autoscale_ray.distributed.sweep_plan import (
 from autoscale_ray.distributed.sweep_report import sweep_table, write_sweep
 from autoscale_ray.distributed.trial import SCORE, TIME, run_trial, swept_of, trial_dir
 from autoscale_ray.errors import ArtifactError, AutoScaleError
-from autoscale_ray.session import open_run
 
 FIRST_STOP = 2
 """Rounds before a trial may stop: the first round is real-only, the same for all budgets."""
@@ -77,10 +76,12 @@ def prepare_shared(plan: SweepPlan) -> Path:
     """Embed and cluster the pools in a run of their own; trials take the finished stages from there."""
     shared = Path(plan.base.placement.run_dir) / "shared"
     config = config_of(plan.arguments, {"placement.run_dir": shared})
-    inputs, store = open_run(config)
-    stages = RayStages(config, inputs, store, TaskBoard())
-    stages.cluster(stages.embed())
-    stages.work.close()
+    try:
+        (status,) = deque(follow(start_driver(config, lifetime=None, embed_only=True)), maxlen=1)
+    finally:
+        end_driver(str(shared))
+    if status["error"]:
+        raise status["error"]
     return shared
 
 

@@ -27,7 +27,7 @@ from autoscale_ray.distributed.board import AnyTask, EncoderTask, Task
 from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.devices import collective_backend, worker_device
 from autoscale_ray.distributed.memory import release
-from autoscale_ray.distributed.resources import bundle
+from autoscale_ray.distributed.resources import bundle, elastic_limit
 from autoscale_ray.distributed.steps import Place, gather_shards, shards_of, train_shared
 from autoscale_ray.planning.checkpoint import load_state, save_state
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 def make_trainer(config: RayConfig, driver: str, namespace: str, storage: Path) -> TorchTrainer:
     """Return the Train run of a driver; the same name and storage resume from its last checkpoint."""
-    gpus, most = config.gpus_per_worker, config.num_trainers
+    gpus, most = config.gpus_per_worker, elastic_limit(config, ray.cluster_resources())
     return TorchTrainer(
         train_loop,
         train_loop_config={

@@ -48,6 +48,7 @@ class Planner(nn.Module):
     def __init__(self, config: PlannerConfig, num_shards: int) -> None:
         super().__init__()
         width, self.config = config.hidden_size, config
+        self.num_shards = num_shards
         self.ego = _two_layers(num_shards, NUM_EGO_FEATURES, width)
         self.agents = ShardLinear(num_shards, NUM_AGENT_FEATURES, width)
         self.lanes = ShardLinear(num_shards, NUM_LANE_FEATURES, width)

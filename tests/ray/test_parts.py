@@ -18,7 +18,16 @@ from autoscale_ray.config import PlannerConfig, RayConfig, load_config
 from autoscale_ray.distributed.board import Task, TaskBoard, TrainingFailedError
 from autoscale_ray.distributed.evaluate import shares
 from autoscale_ray.distributed.observe import GAUGES, samples
-from autoscale_ray.distributed.resources import ResourcesError, bundles_of, connect, needs_of, shortage
+from autoscale_ray.distributed.resources import (
+    ResourcesError,
+    bundles_of,
+    connect,
+    elastic_limit,
+    gpus_of,
+    needs_of,
+    shortage,
+    train_environment,
+)
 from autoscale_ray.distributed.steps import shards_of
 from autoscale_ray.errors import ConfigError
 from tests.ray.small_run import SUMMARY
@@ -144,6 +153,36 @@ def test_a_growing_cluster_is_asked_for_all_that_is_needed(config: RayConfig) ->
     bundles = bundles_of(config)
     assert sum(bundle["CPU"] for bundle in bundles) == needs.cpus
     assert sum(bundle.get("GPU", 0) for bundle in bundles) == needs.gpus
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "each", "gpus"), [(4, 0, 0), (2, 1, 2), (2, 3, 6), (4, 0.5, 2), (4, 0.4, 2), (3, 0.3, 1)]
+)
+def test_parts_of_a_gpu_that_do_not_fill_it_are_lost(num_workers: int, each: float, gpus: float) -> None:
+    assert gpus_of(num_workers, each) == gpus
+
+
+@pytest.mark.parametrize(
+    ("config", "total", "limit"),
+    [
+        (RayConfig(num_trainers=4), {"CPU": 3}, 4),  # not elastic: all or nothing
+        (RayConfig(num_trainers=4, min_trainers=1), {"CPU": 6}, 4),
+        (RayConfig(num_trainers=4, min_trainers=1, num_scorers=4), {"CPU": 6}, 2),
+        (RayConfig(num_trainers=4, min_trainers=2, num_scorers=4), {"CPU": 5}, 2),
+        (RayConfig(num_trainers=2, min_trainers=1, gpus_per_worker=1), {"CPU": 8, "GPU": 2}, 1),
+        (RayConfig(num_trainers=2, min_trainers=1, gpus_per_worker=1), {"CPU": 8, "GPU": 3}, 2),
+    ],
+)
+def test_elastic_trainers_leave_room_for_embedders_and_scorers(
+    config: RayConfig, total: dict[str, float], limit: int
+) -> None:
+    assert elastic_limit(config, total) == limit
+
+
+def test_a_driver_waits_for_new_nodes_as_long_as_its_run() -> None:
+    name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+    assert train_environment(RayConfig(start_timeout_s=1200))[name] == "1200"
+    assert train_environment(RayConfig(start_timeout_s=1))[name] == "30"
 
 
 def test_switches_that_run_code_from_parquet_are_refused(monkeypatch) -> None:
