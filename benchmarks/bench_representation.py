@@ -6,8 +6,9 @@
 Every arm sees the same training scenes and takes the same number of steps; test scenes come from other logs. Families
 (world) and tags of motion and map (recordings) judge and enter no loss and no descriptor. Graph-RAE sees the logged
 future, and so do the rivals on graphs and one of the two descriptors. Graph-RAE is judged with the whitened embedding
-that clusters and retrieval use; a rival with its raw and its whitened one, and counts with the better of the two. Homogeneity is compared between equally many groups: 16, to which rare tags are merged, and as many
-as there are tags. Finished (data set, arm, seed) cells are kept in `--out` and not run again.
+that clusters and retrieval use; a rival with its raw and its whitened one, and counts with the better of the two.
+Homogeneity is compared between equally many groups: 16, to which rare tags are merged, and as many as there are tags.
+Finished (data set, arm, seed) cells are kept in `--out` and not run again.
 """
 
 from __future__ import annotations
@@ -367,12 +368,15 @@ def markdown(cells: Sequence[Mapping]) -> str:
             "|---" * (len(COLUMNS) + 1) + "|",
         ]
         for arm, row in table_of(cells, name).items():
-            shown = [
-                f"{mean:.3f} ± {width:.3f}" if np.isfinite(width) else f"{mean:.3f}"
-                for mean, width in row.values()
-            ]
-            parts.append(f"| {arm} | " + " | ".join(shown) + " |")
+            parts.append(f"| {arm} | " + " | ".join(shown(*figure) for figure in row.values()) + " |")
     return "\n".join(parts)
+
+
+def shown(mean: float, width: float) -> str:
+    """Return a figure with its interval, where it has them."""
+    if not np.isfinite(mean):
+        return "-"
+    return f"{mean:.3f} ± {width:.3f}" if np.isfinite(width) else f"{mean:.3f}"
 
 
 def parse_arguments() -> argparse.Namespace:
