@@ -61,7 +61,7 @@ def test_a_prepared_scene_survives_pickling(golden):
 def test_without_numba_torch_is_chosen_and_numba_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     assert choose_backend("auto") == "torch"
-    with pytest.raises(MissingExtraError, match="autoscale-ray\\[cpu\\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[cpu\]'"):
         choose_backend("numba")
 
 

@@ -206,7 +206,7 @@ def test_bad_embeddings_are_refused_with_the_row():
 def test_without_faiss_the_error_names_the_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     train, _ = _blobs(40, 3, seed=0)
-    with pytest.raises(MissingExtraError, match="autoscale-ray\\[cpu\\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[cpu\]'"):
         module.fit_clusters(train, train[:0], ClusterConfig(), seed=0)
 
 

@@ -383,7 +383,7 @@ def test_missing_packages_give_one_clear_line(tmp_path, maps, monkeypatch):
     ):
         ingest("navsim", tmp_path / "log.pkl", tmp_path / "pool", "real", files={"maps": maps})
     nuplan_map._cached_map.cache_clear()
-    with pytest.raises(MissingExtraError, match=r"autoscale-ray\[navsim\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[navsim\]'"):
         open_map(maps, LOCATION)
     blocker = tmp_path / "pyogrio.py"
     blocker.write_text("raise ImportError('blocked', name='pyogrio')")

@@ -111,7 +111,7 @@ def test_without_sumo_one_line_says_how_to_get_it(tmp_path, monkeypatch, capsys)
         simulate(tmp_path / "pool")
     with pytest.raises(SystemExit) as ended:
         main(["simulate", "sumo", "--out", str(tmp_path / "pool")])
-    assert ended.value.code == 2
+    assert ended.value.code == 1
     assert capsys.readouterr().err.count("\n") == 1
 
 
