@@ -285,7 +285,7 @@ def runs_of(rows_B: Tensor) -> Runs:
         rows_B: Scene numbers, int64; repeats are allowed.
     """
     rows = rows_B.cpu().numpy()
-    if len(rows) > 0 and bool((np.diff(rows) == 1).all()):
+    if len(rows) > 0 and bool((rows[1:] - rows[:-1] == 1).all()):
         return _slice_run(int(rows[0]), len(rows))
     return _gather_run(rows) if rows_B.device.type == "cpu" else _gather_run_on_device(rows_B)
 
@@ -313,26 +313,34 @@ def _gather_run(rows: Int64) -> Runs:
     def group(offsets: Tensor) -> tuple[Take, Tensor]:
         starts, ends = ends_of(offsets)
         index, local = _ragged_index(starts, ends - starts)
-        return lambda tensor: _taken(tensor, index), torch.from_numpy(local)
+        return _Rows(index), torch.from_numpy(local)
 
     def long_group(offsets: Tensor) -> tuple[Take, Tensor]:
         starts, ends = ends_of(offsets)
         return _laid_end_to_end(starts, ends), torch.from_numpy(_offsets_of(ends - starts))
 
     def points(scene_offsets: Tensor, offsets: Tensor, take: Take, _local: Tensor) -> tuple[Take, Tensor]:
+        assert isinstance(take, _Rows)
         starts, ends = ends_of(scene_offsets)
-        values, lengths = offsets.numpy(), take(offsets[1:]).numpy() - take(offsets[:-1]).numpy()
-        return _laid_end_to_end(values.take(starts), values.take(ends)), torch.from_numpy(
-            _offsets_of(lengths)
-        )
+        values = offsets.numpy()
+        local = _offsets_of(values.take(take.index + 1) - values.take(take.index))
+        return _laid_end_to_end(values.take(starts), values.take(ends)), torch.from_numpy(local)
 
-    return Runs(lambda tensor: _taken(tensor, rows), group, long_group, points)
+    return Runs(_Rows(rows), group, long_group, points)
 
 
-def _taken(tensor: Tensor, index: Int64) -> Tensor:
-    if tensor.requires_grad or tensor.dtype == torch.bfloat16:  # not NumPy's
-        return tensor.index_select(0, torch.from_numpy(index))
-    return torch.from_numpy(tensor.numpy().take(index, axis=0))
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Takes rows of tables of the CPU."""
+
+    index: Int64
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        try:
+            values = tensor.numpy()
+        except (TypeError, RuntimeError):  # bfloat16, or a table that wants a gradient: not NumPy's
+            return tensor.index_select(0, torch.from_numpy(self.index))
+        return torch.from_numpy(values.take(self.index, axis=0))
 
 
 def _laid_end_to_end(starts: Int64, ends: Int64) -> Take:
