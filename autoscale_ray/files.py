@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import os
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
 
-ABANDONED_S = 60.0
-"""A hidden folder that nobody has written into for so long, and that nobody locks, has no builder any more."""
+ABANDONED_S = 24 * 3600.0
+"""A hidden folder in which no file has grown for so long has no builder any more."""
 
 
 def cache_folder() -> Path:
     """Return where this machine keeps what can be made again: copies from a bucket, caches of read-only pools."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "autoscale_ray"
+    given = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(given) / "autoscale_ray"
 
 
 def is_writable(folder: Path) -> bool:
     """Return whether a folder, or the nearest one above it that exists, lets this process write."""
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    return os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
+    may = partial(os.access, effective_ids=os.access in os.supports_effective_ids)
+    there = next(parent for parent in (folder, *folder.absolute().parents) if may(parent, os.F_OK))
+    return may(there, os.W_OK | os.X_OK)
 
 
 @contextmanager
@@ -45,44 +47,24 @@ def in_one_step(path: Path) -> Iterator[Path]:
 def partial_folder(path: Path) -> Iterator[Path]:
     """Give a hidden folder beside `path` to build in; what is not renamed by the end of the block goes.
 
-    Folders that killed processes left behind for the same path go first: a living builder holds a lock on its own.
+    Folders that killed processes left behind for the same path go first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         _remove_abandoned(left)
     folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     folder.mkdir()
-    descriptor = _locked(folder)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def _remove_abandoned(folder: Path) -> None:
-    try:
-        is_old = time.time() - folder.stat().st_mtime > ABANDONED_S
-    except FileNotFoundError:  # its builder, or another one that came by, has removed it
-        return
-    if is_old and (descriptor := _locked(folder)) is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
-
-
-def _locked(folder: Path) -> int | None:
-    """Return a descriptor that holds the lock of a folder; None where another has it or the storage knows no locks."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    with suppress(FileNotFoundError):  # its builder, or another one that came by, has removed it
+        changed_s = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+        if time.time() - changed_s > ABANDONED_S:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

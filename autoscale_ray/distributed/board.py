@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +63,8 @@ class TaskBoard:
         self._closed = False
         self._failures: Counter[tuple[str, int, str]] = Counter()
         self._posted_s = 0.0
+        self.begin: Callable[[], None] = lambda: None
+        """Called with the first task, to bring workers who will ask for it."""
         self.hand_over_s: list[float] = []
         """Seconds from posting a task to a worker having asked for it, task by task."""
 
@@ -72,6 +74,8 @@ class TaskBoard:
         Raises:
             Exception: Whatever ended the training run.
         """
+        begin, self.begin = self.begin, lambda: None
+        begin()
         with self._changed:
             self._task, self._files, self._posted_s = task, None, time.perf_counter()
             self._changed.notify_all()

@@ -22,6 +22,8 @@ from autoscale_ray.mixture.greedy import load_search
 from autoscale_ray.run_folder import work_dir
 from autoscale_ray.session import open_run, play
 
+TRAINERS_END_TIMEOUT_S = 60
+
 
 def play_here(
     config: RunConfig,
@@ -49,7 +51,11 @@ def play_here(
     ).start()  # else between the first two rounds
     run_dir = work_dir(config)
     inputs, store = open_run(config)
-    threading.Thread(target=_train, args=(config, driver, board), name="train", daemon=True).start()
+    trainers = threading.Thread(target=_train, args=(config, driver, board), name="train", daemon=True)
+    if embed_only:
+        board.begin = trainers.start  # everything may be there already
+    else:
+        trainers.start()
     settings = {"seed": config.seed, "budget": config.loop.budget}
     name = config.placement.run_dir.rstrip("/").rpartition("/")[2]
     observer = Observer(name, run_dir, store.log, settings, config.loop.num_rounds)
@@ -68,7 +74,7 @@ def play_here(
 
     ended = "failed"
     try:
-        made = _embed(stages) if embed_only else play(stages, shown)
+        made = _embed(stages, board, trainers) if embed_only else play(stages, shown)
         ended = "finished"
     except StoppedError:
         ended = "stopped"
@@ -78,9 +84,14 @@ def play_here(
     return made
 
 
-def _embed(stages: RayStages) -> None:
+def _embed(stages: RayStages, board: TaskBoard, trainers: threading.Thread) -> None:
     stages.cluster(stages.embed())
     stages.work.close()
+    board.close()
+    if (
+        trainers.is_alive()
+    ):  # ended by themselves they give back their place, which trials of a sweep wait for
+        trainers.join(TRAINERS_END_TIMEOUT_S)
 
 
 def _train(config: RunConfig, driver: str, board: TaskBoard) -> None:

@@ -17,7 +17,7 @@ import torch
 from ray.exceptions import RayActorError
 
 from autoscale_ray import tasks
-from autoscale_ray.config import PlannerConfig
+from autoscale_ray.config import PlannerConfig, RayConfig
 from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.devices import worker_device
 from autoscale_ray.distributed.memory import release
@@ -51,7 +51,7 @@ class PoolRows:
 
 
 START_TIMEOUT_S = 120
-"""How long scorers may take to get their place and to load their planner."""
+"""How long scorers may at least take to get their place and to load their planner."""
 MAX_RETRIES = 3
 """Times a share is scored again after its scorer was lost."""
 
@@ -77,7 +77,7 @@ class Scorer:
         worker_device()
         self._deadline = deadline
         self._spec = load_planner_spec(planner.factory, planner)
-        self._ready: dict[Side, tuple[Any, PreparedPool]] = {}
+        self._ready: dict[tuple[Side, int], tuple[Any, PreparedPool]] = {}
 
     def ready(self) -> None:
         """Say that this scorer has got its CPU and GPU."""
@@ -88,11 +88,12 @@ class Scorer:
             return self._score(side, rows, weights)
 
     def _score(self, side: Side, rows: np.ndarray, weights: Path) -> pa.Table:
-        if side not in self._ready:
+        share = side, hash(rows.tobytes())
+        if share not in self._ready:
             prepared = prepare_rows(open_pool(side.pool), side.references, rows)
-            self._ready[side] = self._spec.load_features(side.features), prepared
+            self._ready[share] = self._spec.load_features(side.features), prepared
             release()
-        features, prepared = self._ready[side]
+        features, prepared = self._ready[share]
         planner = self._spec.load_weights(weights)
         poses = self._spec.predict(planner, features, rows).astype(np.float64)
         value_N, valid_N = self._spec.miou(planner, features, rows)
@@ -105,20 +106,24 @@ class ScorerPool:
 
     Args:
         planner: The planner they load.
-        num_scorers: How many share a pool at most.
-        gpus: GPUs that each reserves.
+        config: How many share a pool at most, on which GPUs, and how long the first may take to find a place.
         deadline: What ends a scorer that stands still.
     """
 
-    def __init__(self, planner: PlannerConfig, num_scorers: int, gpus: float, deadline: Deadline) -> None:
-        self._planner, self._num_scorers, self._gpus, self._deadline = planner, num_scorers, gpus, deadline
+    def __init__(self, planner: PlannerConfig, config: RayConfig, deadline: Deadline) -> None:
+        self._planner, self._config, self._deadline = planner, config, deadline
         self._scorers: list[Any] = []
+        self._coming: dict[Any, Any] = {}
+        """Scorers that have not found a place yet, by the call that says so."""
         self._dealt: dict[Side, tuple[np.ndarray, Sequence[np.ndarray]]] = {}
 
     def score(self, side: Side, weights: Path) -> pa.Table:
-        """Return the scores of every scene of a side, in pool order."""
-        if not self._scorers:
-            self._start()
+        """Return the scores of every scene of a side, in pool order.
+
+        Raises:
+            ScoringFailedError: No scorer found a place, or some were lost again and again.
+        """
+        self._gather()
         if side not in self._dealt:
             pool = open_pool(side.pool)
             self._dealt[side] = pool.scene_ids, shares(pool.log_ids, len(self._scorers))
@@ -127,37 +132,47 @@ class ScorerPool:
             scorer.score.remote(side, rows, weights)
             for scorer, rows in zip(self._scorers, dealt, strict=False)  # a pool of few logs needs fewer
         ]
-        try:
-            parts = ray.get(calls)
-        except RayActorError as error:
-            raise ScoringFailedError(
-                f"scoring was lost {MAX_RETRIES + 1} times: {str(error).splitlines()[0]}"
-            ) from error
+        parts = _answers(calls, f"scoring was lost {MAX_RETRIES + 1} times")
         return in_order(pa.concat_tables(parts, promote_options="default"), scene_ids)
+
+    def _gather(self) -> None:
+        """Take in the scorers that have found a place: all where there is room, else those that have come so far."""
+        if not self._scorers and not self._coming:
+            self._start()
+        if not self._coming:
+            return
+        timeout_s = 0.0 if self._scorers else max(START_TIMEOUT_S, self._config.start_timeout_s)
+        come, _ = ray.wait(list(self._coming), num_returns=len(self._coming), timeout=timeout_s)
+        _answers(come, "a scorer could not be started")
+        self._scorers += [self._coming.pop(call) for call in come]
+        if come:
+            self._dealt.clear()
+        if not self._scorers:
+            what = "CPU and GPU" if self._config.gpus_per_scorer else "CPU"
+            free = ray.available_resources().get("CPU", 0)
+            self.close()
+            raise ScoringFailedError(f"no scorer got its {what} in {timeout_s:g} s; free are {free:g} CPUs")
 
     def _start(self) -> None:
         # Scoring is a function of its arguments, so a call that a dying actor lost can simply be made again.
         actor: Any = ray.remote(Scorer).options(
-            num_cpus=1, num_gpus=self._gpus, max_restarts=-1, max_task_retries=MAX_RETRIES
+            num_cpus=1, num_gpus=self._config.gpus_per_scorer, max_restarts=-1, max_task_retries=MAX_RETRIES
         )
-        asked = [actor.remote(self._planner, self._deadline) for _ in range(self._num_scorers)]
-        scorer_of = {scorer.ready.remote(): scorer for scorer in asked}
-        # Elastic trainers may have taken what was counted for scorers: those that come share the work.
-        ready, late = ray.wait(list(scorer_of), num_returns=len(scorer_of), timeout=START_TIMEOUT_S)
-        self._scorers = [scorer_of[call] for call in ready]
-        for call in late:
-            ray.kill(scorer_of[call])
-        if not ready:
-            raise ScoringFailedError(
-                f"no scorer got its CPU{' and GPU' if self._gpus else ''} in {START_TIMEOUT_S} s; "
-                f"free are {ray.available_resources().get('CPU', 0):g} CPUs"
-            )
+        scorers = [actor.remote(self._planner, self._deadline) for _ in range(self._config.num_scorers)]
+        self._coming = {scorer.ready.remote(): scorer for scorer in scorers}
 
     def close(self) -> None:
         """End the actors."""
-        for scorer in self._scorers:
+        for scorer in (*self._scorers, *self._coming.values()):
             ray.kill(scorer)
-        self._scorers = []
+        self._scorers, self._coming = [], {}
+
+
+def _answers(calls: Sequence[Any], problem: str) -> list[Any]:
+    try:
+        return ray.get(list(calls))
+    except RayActorError as error:
+        raise ScoringFailedError(f"{problem}: {str(error).strip().splitlines()[-1]}") from error
 
 
 def in_order(table: pa.Table, scene_ids: np.ndarray) -> pa.Table:

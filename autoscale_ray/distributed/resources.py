@@ -179,19 +179,22 @@ def local_cluster(config: RayConfig) -> dict[str, Any]:
 def wait_for_room(config: RayConfig) -> None:
     """Wait until the cluster can hold the run; stop with one line where it does not come to that.
 
-    A cluster that grows by itself is asked for what is missing and gets `start_timeout_s` to deliver.
+    A cluster that grows by itself is asked for what is missing and gets `start_timeout_s` to deliver; so does one in
+    which elastic trainers find less than `num_trainers`, before the run begins with fewer.
 
     Raises:
         ResourcesError: Too few CPUs or GPUs in all, or too few that are free, or GPUs that torch cannot use.
     """
     needs, give_up = needs_of(config), time.monotonic() + config.start_timeout_s
-    if shortage(needs, ray.cluster_resources()):
-        request_resources(bundles=bundles_of(config))
+    whole = dataclasses.replace(config, min_trainers=0)
+    if shortage(needs_of(whole), ray.cluster_resources()):
+        request_resources(bundles=bundles_of(whole))
     while True:
-        free = shortage(needs, ray.available_resources())
-        if free is None:
+        available = ray.available_resources()
+        free, is_late = shortage(needs, available), time.monotonic() > give_up
+        if free is None and (is_late or shortage(needs_of(whole), available) is None):
             break
-        if time.monotonic() > give_up:
+        if is_late:
             total = shortage(needs, ray.cluster_resources())
             raise ResourcesError(total or f"{free} free: other runs hold the rest")
         time.sleep(0.5)
@@ -222,7 +225,7 @@ def check_gpu(name: str, gpus: float) -> None:
         raise ResourcesError(f"{name}={gpus:g}: a worker with a GPU {problem}")
 
 
-@ray.remote(num_cpus=0, max_retries=1)
+@ray.remote(num_cpus=0, max_calls=1, max_retries=1)  # its process ends, and its CUDA context with it
 def _gpu_problem() -> str | None:
     import torch
 

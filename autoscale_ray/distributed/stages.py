@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.evaluate import ScorerPool, Side
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.recorded import RecordedStages
-from autoscale_ray.records import Clusters, Embeddings
+from autoscale_ray.records import Clusters, Scores, Selection
 from autoscale_ray.run_folder import work_dir
 
 
@@ -40,12 +40,15 @@ class RayWork:
         run_dir, placement = work_dir(config).absolute(), config.placement.ray
         self._stacks = run_dir / "stacks"
         deadline = Deadline(placement.stall_timeout_s, self._stacks)
-        self._scorers = ScorerPool(config.planner, placement.num_scorers, placement.gpus_per_scorer, deadline)
+        self._scorers = ScorerPool(config.planner, placement, deadline)
         self._parts = run_dir / "parts"
+        self.beside: Callable[[], None] = lambda: None
+        """Called before a planner is trained, to start what can go on beside it."""
 
     def train_encoder(self, folder: Path) -> Mapping[str, Any]:
         """Train Graph-RAE on the real and synthetic pools."""
         settings, seed = self._config.representation, tasks.encoder_seed(self._config)
+        self._build_caches()
         pools = [self._inputs.pools[side] for side in ("real", "synthetic")]
         what = [dataclasses.asdict(settings), seed, [pool.manifest.content_hash for pool in pools]]
         task = EncoderTask(fingerprint(what)[:16], settings, tuple(pool.path for pool in pools), seed)
@@ -57,14 +60,21 @@ class RayWork:
         # Imported here: Ray Data and torch_geometric take seconds that a run with embeddings does not need.
         from autoscale_ray.distributed.embed import embed_pools
 
+        self._build_caches()
         pools, placement = dict(self._inputs.pools), self._config.placement
         parts = self._parts / mark[:16]
         return embed_pools(encoder, pools, parts, self._stacks, folder, placement.ray)
+
+    def _build_caches(self) -> None:
+        """Build the caches of the pools once, here, where no deadline ends a process that takes long."""
+        for pool in self._inputs.pools.values():
+            _ = pool.cached
 
     def train_planner(
         self, features: Mapping[str, Path], selection: Path, seed: int, start: Path | None, folder: Path
     ) -> Mapping[str, Any]:
         """Train one planner on every real scene and a selection."""
+        self.beside()
         planner, pools = self._config.planner, self._inputs.pools
         rows = tasks.training_rows(len(pools["real"]), pools["synthetic"], selection)
         folders = tuple(str(features[side]) for side in ("real", "synthetic"))
@@ -91,14 +101,27 @@ class RayStages(RecordedStages):
     def __init__(
         self, config: RunConfig, inputs: Inputs, store: RunStore, board: TaskBoard, **more: Any
     ) -> None:
-        super().__init__(config, inputs, store, RayWork(config, inputs, board), **more)
+        work = RayWork(config, inputs, board)
+        super().__init__(config, inputs, store, work, **more)
+        work.beside = self._read_candidates
+        self._reader: threading.Thread | None = None
+        self._files: Mapping[str, Path] = {}
 
-    def cluster(self, embeddings: Embeddings) -> Clusters:
-        """Cluster, and read what retrieval needs of the synthetic pool while the first planner is trained."""
-        clusters = super().cluster(embeddings)
-        what = (self.config.retrieval, self.inputs.pools["synthetic"], clusters.files)
-        threading.Thread(target=tasks.load_candidates, args=what, name="candidates", daemon=True).start()
-        return clusters
+    def retrieve(
+        self, clusters: Clusters, counts: Mapping[str, int], guide: Scores | None, *, how: str | None = None
+    ) -> Selection:
+        """Choose scenes; what is being read for it is waited for."""
+        if self._reader is not None:
+            self._reader.join()
+        self._files = clusters.files
+        return super().retrieve(clusters, counts, guide, how=how)
+
+    def _read_candidates(self) -> None:
+        """Read what retrieval needs of the synthetic pool while the first planner is trained."""
+        if self._reader is None:
+            what = (self.config.retrieval, self.inputs.pools["synthetic"], self._files)
+            self._reader = threading.Thread(target=tasks.load_candidates, args=what, daemon=True)
+            self._reader.start()
 
 
 def write_files(files: Mapping[str, bytes], folder: Path) -> None:

@@ -49,9 +49,9 @@ def status_lines(run_dir: str, now_s: float | None = None) -> list[str]:
     return [*lines, driver_line(run_dir, events)]
 
 
-def read_events(run_dir: str) -> list[dict[str, Any]]:
+def read_events(run_dir: str | Path) -> list[dict[str, Any]]:
     """Return the events of a run, oldest first; a line that is half written or no event is left out."""
-    events, storage = [], open_storage(run_dir)
+    events, storage = [], open_storage(str(run_dir))
     for name in storage.names("events"):
         for line in (storage.read(f"events/{name}") or b"").decode("utf-8", "replace").splitlines():
             with suppress(ValueError, RecursionError):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -49,12 +49,13 @@ def widen(batch: SceneBatch, scene_ids: tuple[str, ...]) -> SceneBatch:
 
 
 def open_cache(
-    roots: Sequence[Path], content_hash: str, tables: Iterable[pa.Table], where: str
+    root: Path, elsewhere: Path | None, content_hash: str, tables: Iterable[pa.Table], where: str
 ) -> SceneBatch:
     """Map the cache of a pool, building it first where there is none.
 
     Args:
-        roots: Folders that may hold caches; a new one is built in the first that can be written to.
+        root: Folder that holds caches.
+        elsewhere: Folder that holds them where the first one is read-only; None for nowhere else.
         content_hash: Content hash of the pool.
         tables: The pool in row order; read only when the cache has to be built.
         where: Pool folder, for messages.
@@ -65,12 +66,14 @@ def open_cache(
     Raises:
         PoolError: The Parquet files do not hold what the manifest says, or no folder can be written to.
     """
-    folders = [root / f"v{CACHE_VERSION}-{content_hash[:16]}" for root in roots]
-    folder = next(filter(_complete, folders), None)
-    if folder is None:
-        folder = next(filter(is_writable, folders), None)
-        if folder is None:
-            raise PoolError(where, "needs a folder for its cache that can be written to", [*map(str, roots)])
+    name = f"v{CACHE_VERSION}-{content_hash[:16]}"
+    folder = root / name
+    if not _complete(folder) and not is_writable(root):
+        if elsewhere is None or not (_complete(elsewhere / name) or is_writable(elsewhere)):
+            rule = f"needs a folder for its cache that can be written to: {root} cannot, nor can {elsewhere}"
+            raise PoolError(where, rule)
+        folder = elsewhere / name
+    if not _complete(folder):
         _build(folder, content_hash, tables, where)
     names = json.loads((folder / "sizes.json").read_text())
     # Mode "c" maps pages copy-on-write, so torch sees writable memory and the files stay as they are.
@@ -82,7 +85,7 @@ def _complete(folder: Path) -> bool:
     try:
         sizes = json.loads((folder / "sizes.json").read_text())
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (FileNotFoundError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         return False
 
 

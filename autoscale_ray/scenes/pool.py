@@ -132,8 +132,9 @@ class ScenePool:
     @cached_property
     def cached(self) -> SceneBatch:
         """Return the whole pool as one memory-mapped batch without scene ids; see `cache`."""
-        roots = [self.cache_dir] if self.cache_dir else [self.path / "cache", cache_folder() / "pools"]
-        return open_cache(roots, self.manifest.content_hash, self.file_tables(), str(self.path))
+        elsewhere = None if self.cache_dir else cache_folder() / "pools"
+        root = self.cache_dir or self.path / "cache"
+        return open_cache(root, elsewhere, self.manifest.content_hash, self.file_tables(), str(self.path))
 
     def side_table(self, name: str, columns: list[str] | None = None) -> pa.Table | None:
         """Return a table of `SIDE_TABLES`, or some of its columns; None where the pool has none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,7 +17,9 @@ CHUNK = 2048
 
 
 def deal_logs(pool: ScenePool, shares: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Give every log of a pool to a side: in random order, each to the side that lacks most of its share of scenes.
+    """Give every log of a pool to a side: large logs first, each to the side that lacks most of its share of scenes.
+
+    Logs whose numbers of scenes have the same power of two below them come in random order.
 
     Args:
         pool: Scenes to split.
@@ -34,6 +37,7 @@ def deal_logs(pool: ScenePool, shares: Mapping[str, float], seed: int) -> dict[s
         rule = f"needs a log for each of the {len(shares)} sides; scenes of one log must not stand on two"
         raise PoolError(str(pool.path), rule, len(logs))
     order = np.random.default_rng(seed).permutation(len(logs))
+    order = order[np.argsort(-np.floor(np.log2(counts[order])), kind="stable")]
     sides = list(shares)
     wanted_S = np.array([shares[side] for side in sides], dtype=np.float64)
     lacking_S, empty_S = wanted_S / wanted_S.sum() * counts.sum(), np.ones(len(sides), dtype=bool)
@@ -69,7 +73,15 @@ def split_by_log(pool: ScenePool, side_of_log: Mapping[str, str], out: Path) -> 
     for side in sides:
         check_unused(out / side)
     sides_N = np.array([side_of_log.get(log, "") for log in logs.tolist()])
-    return {side: write_pool(out / side, _tables(pool, np.flatnonzero(sides_N == side))) for side in sides}
+    made: dict[str, PoolManifest] = {}
+    try:
+        for side in sides:
+            made[side] = write_pool(out / side, _tables(pool, np.flatnonzero(sides_N == side)))
+    except BaseException:
+        for side in made:  # all sides or none
+            shutil.rmtree(out / side, ignore_errors=True)
+        raise
+    return made
 
 
 def _tables(pool: ScenePool, rows: np.ndarray) -> Iterator[pa.Table]:

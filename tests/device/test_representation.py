@@ -113,35 +113,45 @@ def test_every_term_of_the_objective_equals_the_cpu(scenes, device):
 
 
 def test_training_ends_near_the_cpu(scenes, device):
-    settings = {"num_steps": 4, "batch_size": 64, "learning_rate": 1e-4}
+    settings = {"num_steps": 8, "batch_size": 64, "learning_rate": 1e-3}
     alone = RepresentationConfig(loss=EVERY_TERM, **settings)
     together = RepresentationConfig(num_shards=4, **settings)
     steps = []
-    for expected, found in (
-        (fit(scenes, alone, 0), fit(scenes, alone, 0, device=device)),
+    for config, expected, found in (
+        (alone, fit(scenes, alone, 0), fit(scenes, alone, 0, device=device)),
         (
+            together,
             sharded.fit_shared(scenes, together, 0),
             sharded.fit_shared(scenes, together, 0, device=device, on_step=steps.append),
         ),
     ):
-        weights = dict(found.named_parameters())
-        assert {weight.device.type for weight in weights.values()} == {"cpu"}
-        for name, weight in expected.named_parameters():
-            torch.testing.assert_close(weights[name], weight, atol=1e-3, rtol=0, msg=name)
+        assert {weight.device.type for weight in found.parameters()} == {"cpu"}
+        num_responses = 3 if config is alone else 0
+        before = flat(new_model(config, feature_sizes_of(scenes.graph), 0, num_responses))
+        moved, missed = (flat(expected) - before).abs().mean(), (flat(found) - flat(expected)).abs().mean()
+        assert float(moved) > 1e-4
+        assert float(missed) < 0.05 * float(moved)
     assert len(steps) == settings["num_steps"]
 
 
+def flat(model) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+
 def test_a_checkpoint_of_the_device_goes_on_there(scenes, device, tmp_path):
-    config = RepresentationConfig(num_shards=4, num_steps=4, batch_size=64)
+    config = RepresentationConfig(num_shards=4, num_steps=8, batch_size=64)
+    steps = []
 
     def keep(state):
         if state.step == 2:
             sharded.save_state(state, tmp_path / "state")
 
     whole = sharded.fit_shared(scenes, config, 0, device=device, on_step=keep)
-    rest = sharded.fit_shared(scenes, config, 0, device=device, start=load_file(tmp_path / "state"))
-    for expected, found in zip(whole.parameters(), rest.parameters(), strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    rest = sharded.fit_shared(
+        scenes, config, 0, device=device, start=load_file(tmp_path / "state"), on_step=steps.append
+    )
+    assert [state.step for state in steps] == [3, 4, 5, 6, 7, 8]
+    torch.testing.assert_close(flat(rest), flat(whole), atol=1e-5, rtol=0)
 
 
 def test_bfloat16_points_the_same_way(graph, model, device):

@@ -6,15 +6,17 @@ import pytest
 import ray
 
 from autoscale_ray import tasks
+from autoscale_ray.config import RayConfig
 from autoscale_ray.distributed import evaluate
 from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.inputs import open_inputs
-from tests.ray.small_run import config_of
+from tests.ray.small_run import config_of, wait_for
 
 
 @pytest.mark.timeout(150)
-def test_scorers_that_find_no_room_are_done_without(cluster, reference, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(evaluate, "START_TIMEOUT_S", 20)
+def test_scorers_that_find_no_room_are_done_without_until_they_come(
+    cluster, reference, tmp_path, monkeypatch
+) -> None:
     config = config_of(reference)
     planner, pool = config.planner, open_inputs(config, reference / "pools").pools["dev"]
     weights = next((reference / "views").glob("train-*"))
@@ -26,25 +28,33 @@ def test_scorers_that_find_no_room_are_done_without(cluster, reference, tmp_path
         folder.mkdir()
         make(folder)
 
-    def score(num_scorers: int, num_cpus_taken: int):
-        """Score beside somebody who holds some of the cluster's eight CPUs."""
+    @ray.remote
+    class Holder:
+        def holds(self) -> None:
+            pass
 
-        @ray.remote(num_cpus=num_cpus_taken)
-        class Holder:
-            def holds(self) -> None:
-                pass
-
-        holder = Holder.remote()
+    def hold(num_cpus: int):
+        """Take some of the cluster's eight CPUs."""
+        holder = Holder.options(num_cpus=num_cpus).remote()
         ray.get(holder.holds.remote())
-        scorers = evaluate.ScorerPool(planner, num_scorers, 0, Deadline(60, tmp_path))
-        try:
-            return scorers.score(side, weights), len(scorers._scorers)
-        finally:
-            scorers.close()
-            ray.kill(holder)
+        return holder
 
-    (expected, alone), (found, together) = score(1, 1), score(3, 6)
-    assert (alone, together) == (1, 2)
-    assert found.equals(expected)
-    with pytest.raises(evaluate.ScoringFailedError, match=r"no scorer got its CPU in 20 s; free are 0 CPUs"):
-        score(1, 8)
+    deadline = Deadline(60, tmp_path)
+    alone = evaluate.ScorerPool(planner, RayConfig(), deadline)
+    expected = alone.score(side, weights)
+    alone.close()
+
+    holder = hold(6)
+    scorers = evaluate.ScorerPool(planner, RayConfig(num_scorers=3), deadline)
+    wait_for(lambda: scorers.score(side, weights).equals(expected) and len(scorers._scorers) == 2)
+    assert len(scorers._coming) == 1
+    ray.kill(holder)
+    wait_for(lambda: scorers.score(side, weights).equals(expected) and len(scorers._scorers) == 3)
+    scorers.close()
+
+    monkeypatch.setattr(evaluate, "START_TIMEOUT_S", 3)
+    holder = hold(8)
+    nobody = evaluate.ScorerPool(planner, RayConfig(start_timeout_s=1), deadline)
+    with pytest.raises(evaluate.ScoringFailedError, match="no scorer got its CPU in 3 s; free are 0 CPUs"):
+        nobody.score(side, weights)
+    ray.kill(holder)

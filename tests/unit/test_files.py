@@ -41,28 +41,21 @@ with partial_folder(Path(sys.argv[1])) as folder:
 """
 
 
-def test_what_a_killed_builder_left_goes_with_the_next_one_and_a_living_builder_keeps_its_folder(tmp_path):
+def test_what_a_killed_builder_left_goes_when_no_file_has_grown_for_a_day(tmp_path):
     path = tmp_path / "pools" / "a[b]"
-    killed, living = (
-        subprocess.Popen([sys.executable, "-c", BUILDER, str(path)], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    )
-    try:
-        folders = [Path(process.stdout.readline().strip()) for process in (killed, living)]
+    command = [sys.executable, "-c", BUILDER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as killed:
+        left = Path(killed.stdout.readline().strip())
         os.kill(killed.pid, signal.SIGKILL)
-        killed.wait(10)
-        with partial_folder(path):  # it may be somebody's who has not locked it yet
-            assert all(folder.is_dir() for folder in folders)
-        for folder in folders:
-            os.utime(folder, (time.time() - 2 * ABANDONED_S,) * 2)
+    for days, file_days, is_there in ((0, 0, True), (2, 0, True), (2, 2, False)):
+        for file, age in ((left / "data", file_days), (left, days)):
+            os.utime(file, (time.time() - age * ABANDONED_S,) * 2)
         with partial_folder(path) as mine:
-            assert [folder.is_dir() for folder in folders] == [False, True]
-            mine.rename(path)
-        assert sorted(path.parent.iterdir()) == sorted([path, folders[1]])
-    finally:
-        for process in (killed, living):
-            process.kill()
-            process.communicate(timeout=10)
+            assert (left.is_dir(), mine.is_dir()) == (is_there, True)
+        assert not mine.exists()
+    with partial_folder(path) as mine:
+        mine.rename(path)
+    assert [*path.parent.iterdir()] == [path]
 
 
 @pytest.mark.parametrize(
