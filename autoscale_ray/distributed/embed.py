@@ -56,16 +56,14 @@ class RangeEmbedder:
         """Write the part of every range; return how many rows each has."""
         num_rows = []
         for item in ranges.to_pylist():
-            if item["pool"] not in self._pools:
-                self._pools[item["pool"]] = open_pool(item["pool"])
-                _ = self._pools[
-                    item["pool"]
-                ].cached  # of read-only pools every node builds its own, for minutes
             with self._deadline:
                 num_rows.append(self._embed(item))
         return pa.table({"num_rows": num_rows})
 
     def _embed(self, item: dict[str, Any]) -> int:
+        if item["pool"] not in self._pools:
+            # Of a read-only pool every node builds a cache, which takes minutes.
+            self._pools[item["pool"]] = open_pool(item["pool"], on_file=self._deadline.renew)
         pool, rows = self._pools[item["pool"]], np.arange(item["start"], item["stop"])
         # A task whose embedder was killed is run again from its first range.
         if not is_whole(item, pool):

@@ -52,6 +52,8 @@ class PoolRows:
 
 START_TIMEOUT_S = 120
 """How long scorers may at least take to get their place and to load their planner."""
+GRACE_S = 10
+"""How long the first scorer waits for the others before it begins alone."""
 MAX_RETRIES = 3
 """Times a share is scored again after its scorer was lost."""
 
@@ -141,8 +143,10 @@ class ScorerPool:
             self._start()
         if not self._coming:
             return
-        timeout_s = 0.0 if self._scorers else max(START_TIMEOUT_S, self._config.start_timeout_s)
-        come, _ = ray.wait(list(self._coming), num_returns=len(self._coming), timeout=timeout_s)
+        calls, timeout_s = list(self._coming), max(START_TIMEOUT_S, self._config.start_timeout_s)
+        if not self._scorers:
+            ray.wait(calls, num_returns=1, timeout=timeout_s)
+        come, _ = ray.wait(calls, num_returns=len(calls), timeout=0 if self._scorers else GRACE_S)
         _answers(come, "a scorer could not be started")
         self._scorers += [self._coming.pop(call) for call in come]
         if come:

@@ -143,11 +143,9 @@ def train_encoder(task: EncoderTask, place: Place, keeper: Keeper) -> dict[str, 
     from autoscale_ray.representation import sharded
     from autoscale_ray.representation import training as representation
 
-    pools, settings = [open_pool(path) for path in task.pools], task.settings
-    keeper.deadline.lift()  # of read-only pools every node builds its own cache, for minutes
-    for pool in pools:
-        _ = pool.cached
-    keeper.deadline.renew()
+    # Of a read-only pool every node builds a cache, which takes minutes.
+    pools = [open_pool(path, on_file=keeper.deadline.renew) for path in task.pools]
+    settings = task.settings
     if settings.num_shards == 1:
         if place.rank != 0:
             keeper.deadline.lift()

@@ -8,7 +8,7 @@ rows were cut into files, on the compression, on the machine or on the number of
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,8 @@ class ScenePool:
     path: Path
     manifest: PoolManifest
     cache_dir: Path | None = None
+    on_file: Callable[[], None] = lambda: None
+    """Called before a Parquet file is read whole: building the cache of a large pool takes minutes."""
 
     def __len__(self) -> int:
         return self.manifest.num_scenes
@@ -115,7 +117,9 @@ class ScenePool:
 
     def file_tables(self) -> Iterator[pa.Table]:
         """Yield the pool file by file, in row order."""
-        return (self._file_table(file) for file in self.manifest.files)
+        for file in self.manifest.files:
+            self.on_file()
+            yield self._file_table(file)
 
     def batch(self, rows: np.ndarray) -> SceneBatch:
         """Return rows as flat tensors from the memory-mapped cache, in the order asked for.
@@ -161,7 +165,11 @@ class ScenePool:
 
 
 def open_pool(
-    path: Path | str, *, cache_dir: Path | str | None = None, allow_empty: bool = False
+    path: Path | str,
+    *,
+    cache_dir: Path | str | None = None,
+    allow_empty: bool = False,
+    on_file: Callable[[], None] = lambda: None,
 ) -> ScenePool:
     """Open a pool after checking its manifest, schema version and the size of every file.
 
@@ -170,6 +178,7 @@ def open_pool(
         cache_dir: Where the derived cache goes; by default `cache` inside the pool, or this machine's cache folder
             where the pool is read-only.
         allow_empty: Accept a pool whose scenes were all quarantined.
+        on_file: See `ScenePool`.
 
     Raises:
         PoolError: Missing, damaged, empty, or of another schema version.
@@ -189,7 +198,7 @@ def open_pool(
             found = parquet.metadata.num_rows
         if found != file.num_scenes:
             raise PoolError(str(folder / file.name), f"must hold {file.num_scenes} scenes as recorded", found)
-    return ScenePool(folder, manifest, Path(cache_dir) if cache_dir else None)
+    return ScenePool(folder, manifest, Path(cache_dir) if cache_dir else None, on_file)
 
 
 def check_disjoint(pools: Mapping[str, ScenePool]) -> None:

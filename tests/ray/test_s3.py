@@ -226,6 +226,6 @@ def test_a_run_on_ray_in_a_bucket_behind_faults_has_the_chain_of_one_in_a_folder
     assert told[0] == f"{url}: {len(read_rounds(url))} rounds published"
     assert "last event: driver ended (finished)" in "\n".join(told)
     assert "final comparison is done" in "\n".join(told)
-    assert told[-1] == f"driver: none on the cluster at {head['address']}"
+    assert told[-1].startswith("driver: none on the cluster at ")
     main(["report", url])
     proxy.close()
