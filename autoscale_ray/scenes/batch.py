@@ -8,7 +8,7 @@ scene keeps its values wherever it stands in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -125,7 +125,9 @@ class SceneBatch:
         rows_B = torch.as_tensor(rows, dtype=torch.int64).cpu()
         values = rows_B.numpy()
         assert len(values) == 0 or (values.min() >= 0 and values.max() < len(self)), "row out of range"
-        return _select(self, rows_B.to(self.domain_N.device))
+        rows_B = rows_B.to(self.domain_N.device)
+        ids = np.asarray(self.scene_ids, dtype=object)[values] if self.scene_ids else ()
+        return select(self, rows_B, tuple(ids))
 
 
 # Field -> (group that its first axis runs over, pool column). Offsets are derived and therefore not listed.
@@ -187,6 +189,9 @@ def group_of(name: str) -> str:
     return _OPTIONAL_FIELDS[name] if name in _OPTIONAL_FIELDS else _FIELDS[name][0]
 
 
+_GROUP_OF = {name: group_of(name) for name in TENSOR_NAMES}
+
+
 def tensors_of(batch: SceneBatch) -> dict[str, Tensor]:
     """Return the tensors of `batch` by field name, without absent optional ones."""
     found = {name: getattr(batch, name) for name in TENSOR_NAMES}
@@ -243,7 +248,17 @@ def _offsets_of(lengths: Int64) -> Int64:
     return offsets
 
 
-def _select(batch: SceneBatch, rows_B: Tensor) -> SceneBatch:
+def select(
+    batch: SceneBatch, rows_B: Tensor, scene_ids: tuple[str, ...], wide: Container[str] = ()
+) -> SceneBatch:
+    """Return some scenes of a batch, in any order; repeats are allowed.
+
+    Args:
+        batch: N scenes.
+        rows_B: Scene numbers, int64, in [0, N), on the device of the batch.
+        scene_ids: Ids of the scenes that are taken.
+        wide: Names of tensors that are narrow in `batch` and become int64.
+    """
     runs = runs_of(rows_B)
     take, parts = {"scene": runs.scene}, {}
     for group, name in _GROUP_OFFSETS.items():
@@ -252,11 +267,11 @@ def _select(batch: SceneBatch, rows_B: Tensor) -> SceneBatch:
         take[group], parts[point_offsets] = runs.points(
             getattr(batch, scene_offsets), getattr(batch, point_offsets), take[owner], parts[scene_offsets]
         )
-    for name, tensor in tensors_of(batch).items():
-        if name not in parts:
-            parts[name] = take[group_of(name)](tensor)
-    ids = np.asarray(batch.scene_ids, dtype=object)[rows_B.cpu().numpy()] if batch.scene_ids else ()
-    return SceneBatch(scene_ids=tuple(ids), **parts)
+    for name, group in _GROUP_OF.items():
+        if group != "offsets" and (tensor := getattr(batch, name)) is not None:
+            taken = take[group](tensor)
+            parts[name] = taken.long() if name in wide else taken
+    return SceneBatch(scene_ids=scene_ids, **parts)
 
 
 Take = Callable[[Tensor], Tensor]

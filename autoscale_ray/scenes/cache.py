@@ -12,7 +12,6 @@ import json
 import os
 import uuid
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from autoscale_ray.errors import PoolError
 from autoscale_ray.files import is_writable, partial_folder
-from autoscale_ray.scenes.batch import SceneBatch, batch_from_table, group_of, tensors_of
+from autoscale_ray.scenes.batch import SceneBatch, batch_from_table, group_of, select, tensors_of
 from autoscale_ray.scenes.graph import with_neighbours
 from autoscale_ray.scenes.manifest import ContentHash
 
@@ -40,12 +39,9 @@ _NARROW = {
 }
 
 
-def widen(batch: SceneBatch, scene_ids: tuple[str, ...]) -> SceneBatch:
-    """Return a batch cut from a cache with its ids and with 64-bit integers again."""
-    stored = tensors_of(batch)
-    return replace(
-        batch, scene_ids=scene_ids, **{name: stored[name].long() for name in _NARROW if name in stored}
-    )
+def read_rows(cached: SceneBatch, rows: np.ndarray, scene_ids: tuple[str, ...]) -> SceneBatch:
+    """Return rows of a mapped cache (int64, in range) with their ids and with 64-bit integers again."""
+    return select(cached, torch.from_numpy(rows), scene_ids, _NARROW)
 
 
 def open_cache(
@@ -61,7 +57,7 @@ def open_cache(
         where: Pool folder, for messages.
 
     Returns:
-        The whole pool as one batch of mapped tensors with narrow integers and without scene ids; see `widen`.
+        The whole pool as one batch of mapped tensors with narrow integers and without scene ids; see `read_rows`.
 
     Raises:
         PoolError: The Parquet files do not hold what the manifest says, or no folder can be written to.

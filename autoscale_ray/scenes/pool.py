@@ -19,7 +19,7 @@ import pyarrow as pa
 from autoscale_ray.errors import PoolError, SplitLeakError
 from autoscale_ray.files import cache_folder
 from autoscale_ray.scenes.batch import SceneBatch
-from autoscale_ray.scenes.cache import open_cache, widen
+from autoscale_ray.scenes.cache import open_cache, read_rows
 from autoscale_ray.scenes.manifest import PoolFile, PoolManifest, read_manifest
 from autoscale_ray.scenes.parquet import open_parquet, read_parquet
 from autoscale_ray.scenes.pool_writer import SIDE_TABLES, PoolWriter, write_pool
@@ -130,8 +130,8 @@ class ScenePool:
             rows: Row numbers, int64.
         """
         wanted = np.asarray(rows, dtype=np.int64)
-        batch = self.cached.select(wanted)
-        return widen(batch, tuple(self.scene_ids[wanted].tolist()))
+        assert len(wanted) == 0 or (wanted.min() >= 0 and wanted.max() < len(self)), "row out of range"
+        return read_rows(self.cached, wanted, tuple(self.scene_ids[wanted].tolist()))
 
     @cached_property
     def cached(self) -> SceneBatch:
