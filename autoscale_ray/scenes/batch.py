@@ -8,8 +8,10 @@ scene keeps its values wherever it stands in a batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -262,7 +264,8 @@ def select(
     runs = runs_of(rows_B)
     take, parts = {"scene": runs.scene}, {}
     for group, name in _GROUP_OFFSETS.items():
-        take[group], parts[name] = runs.group(getattr(batch, name))
+        cut = runs.long_group if group == "centerline" else runs.group
+        take[group], parts[name] = cut(getattr(batch, name))
     for group, (owner, scene_offsets, point_offsets) in _POINT_GROUPS.items():
         take[group], parts[point_offsets] = runs.points(
             getattr(batch, scene_offsets), getattr(batch, point_offsets), take[owner], parts[scene_offsets]
@@ -299,10 +302,11 @@ def runs_of(rows_B: Tensor) -> Runs:
     Args:
         rows_B: Scene numbers, int64; repeats are allowed.
     """
-    rows = rows_B.cpu().numpy()
+    on_cpu = rows_B.device.type == "cpu"
+    rows = (rows_B if on_cpu else rows_B.cpu()).numpy()
     if len(rows) > 0 and bool((rows[1:] - rows[:-1] == 1).all()):
         return _slice_run(int(rows[0]), len(rows))
-    return _gather_run(rows) if rows_B.device.type == "cpu" else _gather_run_on_device(rows_B)
+    return _gather_run(rows) if on_cpu else _gather_run_on_device(rows_B)
 
 
 def _slice_run(first: int, count: int) -> Runs:
@@ -319,8 +323,8 @@ def _slice_run(first: int, count: int) -> Runs:
 
 
 def _gather_run(rows: Int64) -> Runs:
-    # By NumPy: few rows of each of many large tables are taken, and with cold caches torch's calls cost half as much
-    # again (docs/graph_rae.md, reading).
+    # By NumPy and bytes: few rows of each of many large tables are taken, and with cold caches torch's calls and views
+    # cost half as much again.
     def ends_of(offsets: Tensor) -> tuple[Int64, Int64]:
         values = offsets.numpy()
         return values.take(rows), values.take(rows + 1)
@@ -359,12 +363,19 @@ class _Rows:
 
 
 def _laid_end_to_end(starts: Int64, ends: Int64) -> Take:
-    """Copy runs as wholes: with hundreds of vertices or edges a scene, an index costs more than the copy."""
-    runs = [*zip(starts.tolist(), ends.tolist(), strict=True)]
+    """Copy runs as wholes, byte by byte: with hundreds of vertices or edges a scene, an index costs more than the copy,
+    and so does a NumPy view for every run.
+    """
 
     def take(tensor: Tensor) -> Tensor:
-        values = tensor.numpy()
-        return torch.from_numpy(np.concatenate([values[:0], *(values[low:high] for low, high in runs)]))
+        width = tensor.element_size() * math.prod(tensor.shape[1:])
+        values: Any = tensor.contiguous().numpy().reshape(-1).view(np.uint8)
+        held = memoryview(values)
+        runs = zip((width * starts).tolist(), (width * ends).tolist(), strict=True)
+        joined = bytearray().join([held[low:high] for low, high in runs])
+        if not joined:
+            return tensor[:0].clone()
+        return torch.frombuffer(joined, dtype=tensor.dtype).reshape(-1, *tensor.shape[1:])
 
     return take
 
