@@ -17,15 +17,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from autoscale_ray.errors import ConfigError
+
+
+def _whole_above_one(gpus: float) -> float:
+    if gpus > 1 and not gpus.is_integer():
+        raise ValueError("must be a whole number above 1")
+    return gpus
+
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 PoolSize = Annotated[int, Field(ge=1, le=100_000_000)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Gpus = Annotated[NonNegative, AfterValidator(_whole_above_one)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Width = Annotated[int, Field(ge=4, le=16_384, multiple_of=4)]
 Anchors = Annotated[tuple[Annotated[float, Field(ge=-100, le=100)], ...], Field(min_length=1)]
@@ -318,9 +326,9 @@ class RayConfig:
     """Actors that embed pools, >= 1."""
     num_scorers: Count = 1
     """Actors that score dev and test scenes, kept alive between rounds, >= 1."""
-    gpus_per_worker: NonNegative = 0.0
+    gpus_per_worker: Gpus = 0.0
     """GPUs that each trainer and embedder reserves and computes on; 0 runs on CPU."""
-    gpus_per_scorer: NonNegative = 0.0
+    gpus_per_scorer: Gpus = 0.0
     """GPUs that each scorer reserves, for planners of one's own that plan on them; the built-in one does not."""
     checkpoint_steps: Count = 200
     """Training steps between two checkpoints, >= 1: what a killed worker loses at most."""
@@ -333,9 +341,6 @@ class RayConfig:
         if self.min_trainers > self.num_trainers:
             rule = f"must be at most num_trainers, {self.num_trainers}"
             raise ConfigError("placement.ray.min_trainers", rule, self.min_trainers)
-        for name in ("gpus_per_worker", "gpus_per_scorer"):
-            if (gpus := getattr(self, name)) > 1 and gpus != int(gpus):
-                raise ConfigError(f"placement.ray.{name}", "must be a whole number above 1", gpus)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -345,8 +350,7 @@ class PlacementConfig:
     run_dir: str = "runs/default"
     """Folder that receives everything the run writes."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Threads of torch in the driver, or in the one process of `--backend local`, 1 to 1024; training, embedding and
-    scoring use one each, so that their sums do not depend on it."""
+    """Threads of torch in the driver or the one local process, 1 to 1024; what is trained or scored takes one."""
     ray: RayConfig = RayConfig()
 
 

@@ -218,13 +218,7 @@ def choose_scenes(
 def load_candidates(
     config: RetrievalConfig, synthetic: ScenePool, files: Mapping[str, Path]
 ) -> tuple[Candidates, np.ndarray]:
-    """Return the scenes that can be chosen and the cluster of each; read once for all rounds of a process.
-
-    Args:
-        config: Retrieval settings.
-        synthetic: The pool.
-        files: As in `choose_scenes`.
-    """
+    """Return the scenes `choose_scenes` has to choose from and the cluster of each; read once for all rounds."""
     is_guided = config.method != "random" and config.gap_weight > 0
     return _kept_candidates(
         synthetic,

@@ -24,8 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from autoscale_ray.scenes.batch import SceneBatch, ragged_index, tensors_of
+from autoscale_ray.scenes.batch import SceneBatch, tensors_of
 from autoscale_ray.scenes.pool import ScenePool, open_pool, write_pool
+from autoscale_ray.scenes.ragged import ragged_index
 from autoscale_ray.scenes.schema import NUM_FRAMES, SCENE_SCHEMA, inner_shape
 from benchmarks.surroundings import surroundings
 

@@ -28,7 +28,8 @@ from autoscale_ray.representation.scene_graph import (
 )
 from autoscale_ray.representation.segments import cut_lanes
 from autoscale_ray.representation.views import semantic_view
-from autoscale_ray.scenes.batch import SceneBatch, row_of
+from autoscale_ray.scenes.batch import SceneBatch
+from autoscale_ray.scenes.ragged import row_of
 from autoscale_ray.scenes.schema import AGENT_TYPES, CURRENT_FRAME, DRIVING_COMMANDS, NUM_PLAN_FRAMES
 
 with warnings.catch_warnings():

@@ -12,7 +12,8 @@ from torch import Tensor
 from autoscale_ray.planning.agent_tokens import POSITION_SCALE_M, nearest_elements
 from autoscale_ray.planning.frenet import project
 from autoscale_ray.planning.polylines import closest_to_origin, interpolate, make_polylines
-from autoscale_ray.scenes.batch import SceneBatch, row_of
+from autoscale_ray.scenes.batch import SceneBatch
+from autoscale_ray.scenes.ragged import row_of
 from autoscale_ray.scenes.schema import CURRENT_FRAME
 
 PIECE_BEHIND_M = 10.0

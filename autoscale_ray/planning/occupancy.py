@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoscale_ray.scenes.batch import SceneBatch, row_of
+from autoscale_ray.scenes.batch import SceneBatch
+from autoscale_ray.scenes.ragged import row_of
 from autoscale_ray.scenes.schema import CURRENT_FRAME, POLYGON_LAYERS
 
 NUM_CELLS = 32

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from autoscale_ray.representation.kinematics import POSITION_SCALE_M
 from autoscale_ray.representation.scene_graph import SceneGraph, global_edges
-from autoscale_ray.scenes.batch import row_of
+from autoscale_ray.scenes.ragged import row_of
 from autoscale_ray.scenes.schema import AGENT_TYPES
 
 Signature = dict[str, Tensor]

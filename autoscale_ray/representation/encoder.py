@@ -26,7 +26,7 @@ from autoscale_ray.representation.scene_graph import (
     global_sources,
     select_scenes,
 )
-from autoscale_ray.scenes.batch import offsets_of, row_of
+from autoscale_ray.scenes.ragged import offsets_of, row_of
 
 with (
     warnings.catch_warnings()

@@ -24,7 +24,8 @@ from autoscale_ray.representation.kinematics import (
     route_of,
 )
 from autoscale_ray.representation.segments import Segments
-from autoscale_ray.scenes.batch import SceneBatch, ragged_index, row_of
+from autoscale_ray.scenes.batch import SceneBatch
+from autoscale_ray.scenes.ragged import ragged_index, row_of
 from autoscale_ray.scenes.schema import (
     AGENT_TYPES,
     CURRENT_FRAME,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from autoscale_ray.representation.kinematics import SPEED_SCALE_MPS
 from autoscale_ray.representation.scene_graph import SceneGraph
-from autoscale_ray.scenes.batch import row_of
+from autoscale_ray.scenes.ragged import row_of
 from autoscale_ray.scenes.schema import AGENT_TYPES
 
 RASTER_ORIGIN_M = (-24.0, -32.0)

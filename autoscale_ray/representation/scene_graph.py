@@ -16,8 +16,9 @@ from torch import Tensor
 
 from autoscale_ray.representation import features
 from autoscale_ray.representation.segments import cut_lanes, segment_links
-from autoscale_ray.scenes.batch import SceneBatch, offsets_of, row_of, runs_of
+from autoscale_ray.scenes.batch import SceneBatch
 from autoscale_ray.scenes.graph import with_neighbours
+from autoscale_ray.scenes.ragged import offsets_of, row_of, runs_of
 
 NODE_TYPES = ("agent", "lane", "control")
 """Ragged node types; the ego is one node for each scene."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autoscale_ray.scenes.batch import SceneBatch, offsets_of, ragged_index, row_of
+from autoscale_ray.scenes.batch import SceneBatch
+from autoscale_ray.scenes.ragged import offsets_of, ragged_index, row_of
 from autoscale_ray.scenes.schema import LINK_KINDS
 
 SEGMENT_LENGTH_M = 20.0

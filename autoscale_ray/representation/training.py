@@ -49,8 +49,9 @@ from autoscale_ray.representation.views import (
     masked_graph,
     semantic_view,
 )
-from autoscale_ray.scenes.batch import SceneBatch, row_of
+from autoscale_ray.scenes.batch import SceneBatch
 from autoscale_ray.scenes.pool import ScenePool
+from autoscale_ray.scenes.ragged import row_of
 
 GRAPH_CHUNK = 1024
 """Scenes turned into a graph at a time; bounds memory, not the result."""

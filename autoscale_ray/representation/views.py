@@ -16,7 +16,8 @@ from torch import Tensor
 from autoscale_ray.representation.decoder import MASKED_TYPES
 from autoscale_ray.representation.kinematics import rotated
 from autoscale_ray.representation.scene_graph import SceneGraph, drop_nodes
-from autoscale_ray.scenes.batch import SceneBatch, row_of
+from autoscale_ray.scenes.batch import SceneBatch
+from autoscale_ray.scenes.ragged import row_of
 from autoscale_ray.scenes.schema import CURRENT_FRAME, NUM_FRAMES
 
 FAR_AGENT_M = 30.0

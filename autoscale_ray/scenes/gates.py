@@ -13,7 +13,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from autoscale_ray.scenes.batch import SceneBatch, batch_from_table, flat_column, ragged_index, row_of
+from autoscale_ray.scenes.batch import SceneBatch, batch_from_table, flat_column
+from autoscale_ray.scenes.ragged import ragged_index, row_of
 from autoscale_ray.scenes.schema import (
     CURRENT_FRAME,
     FRAME_INTERVAL_S,

@@ -16,7 +16,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from autoscale_ray.scenes.batch import SceneBatch, offsets_of, ragged_index, row_of
+from autoscale_ray.scenes.batch import SceneBatch
+from autoscale_ray.scenes.ragged import offsets_of, ragged_index, row_of
 from autoscale_ray.scenes.schema import CURRENT_FRAME
 
 NUM_AGENT_NEIGHBOURS = 8

@@ -7,6 +7,7 @@ import torch
 
 from tests.device import simulated  # before the first backward pass: torch counts its devices once
 
+# The real device; the simulated one stands for it where there is none.
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; none is there")
 
 

@@ -57,6 +57,7 @@ class SimulatedTensor(torch.Tensor):
         made = return_and_correct_aliasing(operation, args, kwargs, made)
         for tensor in tensors:
             if isinstance(tensor, SimulatedTensor) and tensor.held.size() != tensor.size():
+                # Its face cannot follow: a test that needs this must fail, not go on with a wrong shape.
                 raise NotImplementedError(f"{operation} changed the size of a tensor of this device")
         return made
 
@@ -64,7 +65,9 @@ class SimulatedTensor(torch.Tensor):
 def _held(leaf: Any) -> Any:
     if not isinstance(leaf, SimulatedTensor):
         return leaf
-    if leaf.dtype != leaf.held.dtype:
+    if (
+        leaf.dtype != leaf.held.dtype
+    ):  # torch has changed the face alone: fail, rather than compute in another type
         raise NotImplementedError(
             "assignment to .data (Module.half() and the like) of a tensor of this device"
         )

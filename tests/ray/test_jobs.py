@@ -103,6 +103,7 @@ def test_a_cluster_that_is_too_small_is_refused_in_time(override, message, clust
 
 
 @pytest.mark.timeout(60)
+# The cluster of the tests counts GPUs that are not there; where they are, nothing is to be refused.
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPUs of this machine")
 @pytest.mark.parametrize("name", ["gpus_per_worker", "gpus_per_scorer"])
 def test_gpus_that_torch_cannot_use_are_refused_in_time(name, cluster, tmp_path, capsys) -> None:

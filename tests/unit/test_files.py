@@ -31,20 +31,20 @@ def test_a_file_takes_its_place_whole_and_leaves_nothing_where_it_fails(tmp_path
 
 
 BUILDER = """
-import sys, time
+import sys
 from pathlib import Path
 from autoscale_ray.files import partial_folder
 with partial_folder(Path(sys.argv[1])) as folder:
     (folder / "data").write_bytes(b"0" * 1000)
     print(folder, flush=True)
-    time.sleep(60)
+    sys.stdin.read()  # until it is killed
 """
 
 
 def test_what_a_killed_builder_left_goes_when_no_file_has_grown_for_a_day(tmp_path):
     path = tmp_path / "pools" / "a[b]"
     command = [sys.executable, "-c", BUILDER, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as killed:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as killed:
         left = Path(killed.stdout.readline().strip())
         os.kill(killed.pid, signal.SIGKILL)
     for days, file_days, is_there in ((0, 0, True), (2, 0, True), (2, 2, False)):

@@ -10,7 +10,8 @@ import torch
 
 from autoscale_ray.config import PlannerConfig
 from autoscale_ray.planning.features import PlannerFeatures, features_of_batch
-from autoscale_ray.scenes.batch import SceneBatch, offsets_of
+from autoscale_ray.scenes.batch import SceneBatch
+from autoscale_ray.scenes.ragged import offsets_of
 from autoscale_ray.scenes.schema import CURRENT_FRAME, FRAME_TIMES_S, NUM_FRAMES, POLYGON_LAYERS
 
 MAX_AGENTS = 5

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from autoscale_ray.scenes.batch import SceneBatch, offsets_of
+from autoscale_ray.scenes.batch import SceneBatch
+from autoscale_ray.scenes.ragged import offsets_of
 from autoscale_ray.scenes.schema import AGENT_TYPES, CURRENT_FRAME, FRAME_TIMES_S, NUM_FRAMES, POLYGON_LAYERS
 
 TIMES_T = torch.from_numpy(FRAME_TIMES_S).float()

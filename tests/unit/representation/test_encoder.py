@@ -13,7 +13,7 @@ from autoscale_ray.representation import fused
 from autoscale_ray.representation.encoder import BLOCK
 from autoscale_ray.representation.scene_graph import graph_from_batch
 from autoscale_ray.representation.training import embed_batch, feature_sizes_of, new_model
-from autoscale_ray.scenes.batch import offsets_of, row_of
+from autoscale_ray.scenes.ragged import offsets_of, row_of
 from autoscale_ray.scenes.schema import CURRENT_FRAME
 from tests.unit.representation.random_scenes import random_batch
 

@@ -10,7 +10,7 @@ from autoscale_ray.representation import objectives
 from autoscale_ray.representation.decoder import SceneReconstruction
 from autoscale_ray.representation.rasters import RASTER_SIZE_M, bev_rasters, num_sector_counts, sector_counts
 from autoscale_ray.representation.scene_graph import graph_from_batch
-from autoscale_ray.scenes.batch import row_of
+from autoscale_ray.scenes.ragged import row_of
 from tests.unit.representation.random_scenes import random_batch
 
 

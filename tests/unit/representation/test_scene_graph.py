@@ -18,7 +18,7 @@ from autoscale_ray.representation.scene_graph import (
     select_scenes,
 )
 from autoscale_ray.representation.segments import cut_lanes, segment_links
-from autoscale_ray.scenes.batch import row_of
+from autoscale_ray.scenes.ragged import row_of
 from autoscale_ray.scenes.schema import CURRENT_FRAME
 from tests.unit.representation.random_scenes import random_batch
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscale_ray.errors import InvalidSceneError, PoolError
-from autoscale_ray.scenes.batch import batch_from_table, offsets_of, ragged_index, row_of, tensors_of
+from autoscale_ray.scenes.batch import batch_from_table, tensors_of
+from autoscale_ray.scenes.ragged import offsets_of, ragged_index, row_of
 from scenes.random_scenes import random_row, random_table, table_of
 
 
