@@ -28,7 +28,7 @@ from autoscale_ray.inputs import Inputs
 from autoscale_ray.mixture.alignment import measure_alignment
 from autoscale_ray.mixture.allocation import spill
 from autoscale_ray.mixture.clusters import ClusterModel, cluster_names, fit_clusters, random_labels
-from autoscale_ray.mixture.retrieval import Candidates, Queries, make_candidates, query_weights, retrieve
+from autoscale_ray.mixture.retrieval import Candidates, Queries, Search, make_candidates, query_weights
 from autoscale_ray.mixture.similarity import DomainProbe, fit_domain_probe
 from autoscale_ray.planning.planner import empty_planner, parameter_shapes
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
@@ -200,14 +200,14 @@ def choose_scenes(
     if sum(counts.values()) > 0:
         candidates, clusters_N = load_candidates(config, synthetic, files)
         queries = _queries(files, guide) if guide is not None and config.method != "random" else {}
-        wanted = dict(counts)
-        for _ in range(len(counts) + 1):
-            result = retrieve(candidates, clusters_N, queries, wanted, config, seed, chosen)
+        search = Search(candidates, clusters_N, queries, counts, config, seed)
+        wanted, able = dict(counts), set(counts)
+        while wanted is not None:
+            result = search.choose(wanted)
             chosen = result.scene_ids
-            spilled = spill(wanted, {name: len(ids) for name, ids in chosen.items()})
-            if spilled is None:
-                break
-            wanted = spilled
+            able -= {name for name, missing in result.shortfall.items() if missing}
+            delivered = {name: len(ids) for name, ids in chosen.items()}
+            wanted = spill(delivered, sum(result.shortfall.values()), able)
     rows = [(scene, name) for name in sorted(chosen) for scene in chosen[name]]
     scenes, names = zip(*rows, strict=True) if rows else ((), ())
     table = pa.table({"scene_id": pa.array(scenes, pa.string()), "cluster": pa.array(names, pa.string())})

@@ -46,9 +46,6 @@ def play_here(
     """
     torch.set_num_threads(config.placement.num_threads)
     worker_device()  # hides the GPUs of this node, which are not the driver's
-    threading.Thread(
-        target=load_search, name="search", daemon=True
-    ).start()  # else between the first two rounds
     run_dir = work_dir(config)
     inputs, store = open_run(config)
     trainers = threading.Thread(target=_train, args=(config, driver, board), name="train", daemon=True)
@@ -59,6 +56,9 @@ def play_here(
     settings = {"seed": config.seed, "budget": config.loop.budget}
     name = config.placement.run_dir.rstrip("/").rpartition("/")[2]
     observer = Observer(name, run_dir, store.log, settings, config.loop.num_rounds)
+    if not embed_only:  # now, else between the first two rounds
+        threading.Thread(target=load_search, name="search", daemon=True).start()
+        observer.prepare()
 
     @contextmanager
     def watched(stage: str) -> Iterator[None]:

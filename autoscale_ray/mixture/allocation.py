@@ -13,7 +13,7 @@ Shape legend: K clusters; leading axes ``...`` are independent problems.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Literal
 
 import numpy as np
@@ -125,26 +125,23 @@ def allocate(
     return {name: int(count) for name, count in zip(info.cluster_ids, counts_K, strict=True)}
 
 
-def spill(wanted: Mapping[str, int], got: Mapping[str, int]) -> dict[str, int] | None:
-    """Give what is missing to clusters that delivered all they were asked, in proportion to their counts.
+def spill(counts: Mapping[str, int], missing: int, able: Container[str]) -> dict[str, int] | None:
+    """Add scenes that others could not deliver, in proportion to the counts.
 
     Args:
-        wanted: Scenes asked for by cluster id, >= 0.
-        got: Scenes delivered, at most as many.
+        counts: Scenes by cluster id, >= 0.
+        missing: Scenes to add, >= 0.
+        able: Clusters that may have more; those with a count of 0 get none.
 
     Returns:
-        The next counts to ask for; None when nothing is missing or nobody can give more.
+        The next counts; None when nothing is missing or nobody can give more.
     """
-    missing = sum(wanted.values()) - sum(got.values())
-    full = {name: count for name, count in wanted.items() if got[name] == count and count > 0}
-    if missing == 0 or not full:
+    shares = {name: counts[name] for name in sorted(counts) if counts[name] > 0 and name in able}
+    if missing == 0 or not shares:
         return None
-    total, given, spilled = sum(full.values()), 0, dict(got)
-    for place, name in enumerate(sorted(full)):
-        due = missing * sum(full[other] for other in sorted(full)[: place + 1]) // total
-        spilled[name] += due - given
-        given = due
-    return spilled
+    ends = np.cumsum(list(shares.values()))
+    added = np.diff(missing * ends // ends[-1], prepend=0)
+    return {**counts, **{name: counts[name] + int(more) for name, more in zip(shares, added, strict=True)}}
 
 
 def _fill(weights_K: np.ndarray, caps_K: np.ndarray, total: np.ndarray) -> np.ndarray:

@@ -37,7 +37,6 @@ class Chosen:
         queries_ED: Unit rows of the dev queries.
         weights_E: How much each query wants, >= 0; only ratios matter.
         values_N: What each candidate is worth by itself.
-        limit: Most scenes that will be chosen.
         config: Holds the constants of the rules.
     """
 
@@ -47,7 +46,6 @@ class Chosen:
         queries_ED: Float32,
         weights_E: Float64,
         values_N: Float64,
-        limit: int,
         config: RetrievalConfig,
     ) -> None:
         total = weights_E.sum()
@@ -58,7 +56,7 @@ class Chosen:
         self.covered_E = np.zeros(len(self.weights_E), np.float32)
         self.config = config
         self._is_taken_N = np.zeros(len(embeddings_ND), bool)
-        self._chosen_XD = np.empty((limit, embeddings_ND.shape[1]), np.float32)
+        self._chosen_XD = np.empty(embeddings_ND.shape, np.float32)  # takes memory as it is filled
         self._similarity_N = np.zeros(len(embeddings_ND), np.float32)
         self._num_compared_N = np.zeros(len(embeddings_ND), np.int64)
 
@@ -108,7 +106,7 @@ def load_search() -> None:
     """Load the compiled search, which takes a third of a second once in a process, before it is needed."""
     if has_numba():
         unit_ND, one_N = np.eye(2, dtype=np.float32), np.ones(2)
-        next(_lazily_compiled(Chosen(unit_ND, unit_ND, one_N, one_N, 1, RetrievalConfig())))
+        next(_lazily_compiled(Chosen(unit_ND, unit_ND, one_N, one_N, RetrievalConfig())))
 
 
 def _coverage_bounds(state: Chosen, cosine_NE: Float32 | None = None) -> Float64:

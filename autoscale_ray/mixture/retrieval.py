@@ -9,8 +9,9 @@ Legend: N candidates, D embedding size, E dev queries, T training runs.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -21,6 +22,9 @@ from autoscale_ray.config import RetrievalConfig
 from autoscale_ray.errors import InvalidInputError
 from autoscale_ray.mixture.greedy import CHUNK, METHODS, Chosen
 from autoscale_ray.mixture.similarity import DomainProbe, Float32, Float64, Int64, nearest_in_stream
+
+MAX_COSINES_KEPT = 1 << 22
+"""Cosines (16 MiB) up to which the search of a cluster is kept to go on with; beyond, it begins anew for more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -149,6 +153,17 @@ def scene_values(
     return similarity_weight * (candidates.embeddings_ND @ mean_query_D).astype(np.float64) + merit_N
 
 
+@dataclass(slots=True)
+class _Found:
+    """How far one cluster has been searched."""
+
+    size: int
+    """Scenes of the cluster that take part."""
+    scene_ids: list[str]
+    more: Iterator[str] | None
+    """What comes next; None where it would take too much memory to keep."""
+
+
 def retrieve(
     candidates: Candidates,
     cluster_of_N: NDArray[np.str_],
@@ -156,9 +171,13 @@ def retrieve(
     counts: Mapping[str, int],
     config: RetrievalConfig,
     seed: int,
-    before: Mapping[str, Sequence[str]] | None = None,
 ) -> Retrieved:
-    """Choose scenes in every cluster.
+    """Choose scenes in every cluster once; see `Search`, whose arguments these are, and `Search.choose`."""
+    return Search(candidates, cluster_of_N, queries, counts, config, seed).choose(counts)
+
+
+class Search:
+    """A search for scenes in every cluster that goes on where it stopped when more are wanted.
 
     The method `random` is a plain sample. The others leave out outliers of the domain probe, scenes beyond
     `max_per_origin` over all clusters together, and near-duplicates of chosen scenes. Clusters of more than
@@ -168,45 +187,78 @@ def retrieve(
         candidates: The synthetic pool.
         cluster_of_N: Cluster id of each candidate.
         queries: Dev scenes by cluster id; a cluster without any is drawn at random.
-        counts: Scenes wanted by cluster id, >= 0.
+        names: Clusters that may be chosen from; only among these are scenes of one origin counted.
         config: Method and its constants.
         seed: Seed of the random share; the same seed nests selections of different counts.
-        before: Selections of the same call with other counts: a cluster that has enough there is not searched again.
 
     Raises:
-        InvalidInputError: A negative count or an unknown method.
+        InvalidInputError: An unknown method.
     """
-    if config.method not in ("random", *METHODS):
-        raise InvalidInputError(
-            "retrieval.method", f"must be random or one of {sorted(METHODS)}", config.method
-        )
-    if any(count < 0 for count in counts.values()):
-        raise InvalidInputError("counts", "must be >= 0", dict(counts))
-    order = np.argsort(candidates.scene_ids_N)
-    labels = np.asarray(cluster_of_N)[order]
-    members = {name: order[labels == name] for name in sorted(counts)}
-    wanted = {name: _strongest(queries.get(name), config.max_queries, candidates) for name in members}
-    if config.method != "random":
-        members = {name: _without_outliers(candidates, rows, config) for name, rows in members.items()}
-        members = _capped_per_origin(candidates, members, wanted, config)
-    chosen = {
-        name: tuple(ids[: counts[name]]) for name, ids in (before or {}).items() if len(ids) >= counts[name]
-    }
-    for name, rows in members.items():
-        if name in chosen:
-            continue
+
+    def __init__(
+        self,
+        candidates: Candidates,
+        cluster_of_N: NDArray[np.str_],
+        queries: Mapping[str, Queries],
+        names: Iterable[str],
+        config: RetrievalConfig,
+        seed: int,
+    ) -> None:
+        if config.method not in ("random", *METHODS):
+            raise InvalidInputError(
+                "retrieval.method", f"must be random or one of {sorted(METHODS)}", config.method
+            )
+        self._candidates, self._config, self._seed = candidates, config, seed
+        order = np.argsort(candidates.scene_ids_N)
+        labels = np.asarray(cluster_of_N)[order]
+        members = {name: order[labels == name] for name in sorted(names)}
+        self._queries = {
+            name: _strongest(queries.get(name), config.max_queries, candidates) for name in members
+        }
         if config.method != "random":
-            rows = shortlist(candidates, rows, wanted[name], config, seed, counts[name])
-        best = order_scenes(candidates.take(rows), wanted[name], config, seed, counts[name])
-        chosen[name] = tuple(candidates.scene_ids_N[rows[best]].tolist())
-    shortfall = {name: counts[name] - len(scene_ids) for name, scene_ids in chosen.items()}
-    return Retrieved(scene_ids=chosen, shortfall=shortfall)
+            members = {name: _without_outliers(candidates, rows, config) for name, rows in members.items()}
+            members = _capped_per_origin(candidates, members, self._queries, config)
+        self._members = members
+        self._found: dict[str, _Found] = {}
+
+    def choose(self, counts: Mapping[str, int]) -> Retrieved:
+        """Choose scenes.
+
+        Args:
+            counts: Scenes wanted by cluster id, >= 0.
+
+        Raises:
+            InvalidInputError: A negative count.
+        """
+        if any(count < 0 for count in counts.values()):
+            raise InvalidInputError("counts", "must be >= 0", dict(counts))
+        chosen = {name: self._first(name, counts[name]) for name in self._members}
+        shortfall = {name: counts[name] - len(scene_ids) for name, scene_ids in chosen.items()}
+        return Retrieved(scene_ids=chosen, shortfall=shortfall)
+
+    def _first(self, name: str, count: int) -> tuple[str, ...]:
+        size = shortlist_size(len(self._members[name]), self._config, count)
+        found = self._found.get(name)
+        if found is None or found.size != size or (found.more is None and len(found.scene_ids) < count):
+            found = self._found[name] = _Found(size, [], self._in_order(name, count))
+        if found.more is not None:
+            found.scene_ids.extend(itertools.islice(found.more, max(0, count - len(found.scene_ids))))
+        if size * len(self._queries[name].weights_E) > MAX_COSINES_KEPT:
+            found.more = None
+        return tuple(found.scene_ids[:count])
+
+    def _in_order(self, name: str, count: int) -> Iterator[str]:
+        rows, queries = self._members[name], self._queries[name]
+        rows = shortlist(self._candidates, rows, queries, self._config, self._seed, count)
+        part = self._candidates.take(rows)
+        for row in order_scenes(part, queries, self._config, self._seed):
+            yield str(part.scene_ids_N[row])
 
 
 def order_scenes(
-    candidates: Candidates, queries: Queries, config: RetrievalConfig, seed: int, limit: int
-) -> Int64:
-    """Order the candidates of one cluster by the configured method, near-duplicates left out.
+    candidates: Candidates, queries: Queries, config: RetrievalConfig, seed: int
+) -> Iterator[int]:
+    """Yield the candidates of one cluster by the configured method, near-duplicates left out.
 
     Every 1 / `random_share`-th place goes to the next scene of a seeded random order, for coverage. Without
     queries all places do.
@@ -216,31 +268,37 @@ def order_scenes(
         queries: Dev scenes of the cluster; may be none.
         config: Method and its constants.
         seed: Seed of the random order.
-        limit: Largest number of scenes wanted.
 
     Returns:
-        Rows in order, at most `limit`.
+        Rows in order, found as they are asked for.
     """
-    limit = min(limit, len(candidates.scene_ids_N))
-    random_rows = random_order(candidates.scene_ids_N, seed)
-    if config.method == "random" or limit == 0:
-        return random_rows[:limit]
+    random_rows = random_order(candidates.scene_ids_N, seed).tolist()
+    if config.method == "random":
+        yield from random_rows
+        return
     # Coverage is similarity already; `mmr` knows none but this.
     weight = config.similarity_weight if config.method == "facility_location" else 1.0
     values_N = scene_values(candidates, queries, config, weight)
-    state = Chosen(
-        candidates.embeddings_ND, queries.embeddings_ED, queries.weights_E, values_N, limit, config
-    )
+    state = Chosen(candidates.embeddings_ND, queries.embeddings_ED, queries.weights_E, values_N, config)
     greedy = METHODS[config.method](state)
-    at_random = (row for row in random_rows.tolist() if state.may_take(row))
+    at_random = (row for row in random_rows if state.may_take(row))
     share = config.random_share if len(queries.weights_E) else 1.0
-    for place in range(limit):
+    for place in itertools.count():
         is_random = math.floor((place + 1) * share + 1e-9) > math.floor(place * share + 1e-9)
         row = next(at_random if is_random else greedy, None)
         if row is None:  # both sources hold the same scenes, so neither has any left
-            break
+            return
         state.add(row)
-    return np.array(state.rows, dtype=np.int64)
+        yield row
+
+
+def shortlist_size(num_scenes: int, config: RetrievalConfig, count: int) -> int:
+    """Return how many scenes of a cluster are searched for `count` of them.
+
+    Counts up to half of `max_candidates` get one and the same shortlist, so their selections nest; larger counts get a
+    shortlist of twice the count.
+    """
+    return num_scenes if config.method == "random" else min(num_scenes, max(config.max_candidates, 2 * count))
 
 
 def shortlist(
@@ -248,22 +306,20 @@ def shortlist(
 ) -> Int64:
     """Cut a large cluster to its most valuable scenes, the nearest of every query and a random third.
 
-    Reads embeddings in chunks, so that they may lie in a memory map. Counts up to half of `max_candidates`
-    get one and the same shortlist, so their selections nest; larger counts get a shortlist of twice the
-    count.
+    Reads embeddings in chunks, so that they may lie in a memory map.
 
     Args:
         candidates: The pool.
         rows: Scenes of the cluster, sorted by scene id.
         queries: Dev scenes of the cluster.
-        config: Holds `max_candidates`.
+        config: Holds the method and `max_candidates`.
         seed: Seed of the random order.
         count: Scenes wanted.
 
     Returns:
         Rows in the order given; all of them where the cluster is small enough.
     """
-    limit = max(config.max_candidates, 2 * count)
+    limit = shortlist_size(len(rows), config, count)
     if len(rows) <= limit:
         return rows
     third = limit // 3

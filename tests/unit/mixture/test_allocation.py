@@ -116,8 +116,9 @@ def test_bad_weights_are_refused(weights):
         allocate(weights, info_of([3, 4], 5))
 
 
-def test_what_a_cluster_lacks_spills_to_those_that_delivered_all():
-    wanted = {"a": 10, "b": 20, "c": 30, "d": 0}
-    assert spill(wanted, {"a": 10, "b": 20, "c": 23, "d": 0}) == {"a": 12, "b": 25, "c": 23, "d": 0}
-    assert spill(wanted, wanted) is None
-    assert spill(wanted, {"a": 9, "b": 19, "c": 29, "d": 0}) is None
+def test_what_a_cluster_lacks_spills_to_those_that_are_able():
+    got = {"a": 10, "b": 20, "c": 23, "d": 0}
+    assert spill(got, 7, {"a", "b", "d"}) == {"a": 12, "b": 25, "c": 23, "d": 0}
+    assert spill(got, 0, {"a", "b", "d"}) is None
+    assert spill(got, 3, {"d"}) is None
+    assert spill(got, 3, set()) is None

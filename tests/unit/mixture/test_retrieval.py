@@ -203,15 +203,29 @@ def test_a_shorter_selection_is_a_prefix_of_a_longer_one(short, more, method, sh
     assert second[: len(first)] == first
 
 
+@pytest.mark.parametrize("kept", [0, module.MAX_COSINES_KEPT])
 @pytest.mark.parametrize("method", ["facility_location", "mmr", "random"])
-def test_a_search_goes_on_from_an_earlier_one_of_the_same_scenes(method):
+def test_a_search_that_goes_on_finds_what_a_new_one_does(method, kept, monkeypatch):
+    monkeypatch.setattr(module, "MAX_COSINES_KEPT", kept)
     pool, labels = _pool(240), np.array(["c00", "c01"] * 120)
     queries = {"c00": _queries(6), "c01": _queries(4)}
-    config = RetrievalConfig(method=method)
-    counts, more = {"c00": 20, "c01": 30}, {"c00": 12, "c01": 45}
-    first = module.retrieve(pool, labels, queries, counts, config, 0)
-    again = module.retrieve(pool, labels, queries, more, config, 0, first.scene_ids)
-    assert again == module.retrieve(pool, labels, queries, more, config, 0)
+    config = RetrievalConfig(method=method, max_candidates=100)
+    search = module.Search(pool, labels, queries, ("c00", "c01"), config, 0)
+    for counts in ({"c00": 20, "c01": 30}, {"c00": 12, "c01": 45}, {"c00": 55, "c01": 120}):
+        assert search.choose(counts) == module.retrieve(pool, labels, queries, counts, config, 0)
+
+
+def test_a_search_that_is_kept_does_not_begin_anew(monkeypatch):
+    begun = []
+    monkeypatch.setattr(module, "shortlist", lambda *given: begun.append(given) or given[1])
+    search = module.Search(_pool(60), np.full(60, "c00"), {"c00": _queries(4)}, ["c00"], PLAIN, 0)
+    assert [len(search.choose({"c00": count}).scene_ids["c00"]) for count in (5, 25, 15, 40)] == [
+        5,
+        25,
+        15,
+        40,
+    ]
+    assert len(begun) == 1
 
 
 @pytest.mark.parametrize("method", ["facility_location", "mmr", "random"])
