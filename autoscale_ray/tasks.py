@@ -26,7 +26,6 @@ from autoscale_ray.evaluation.from_pool import PreparedPool, prepare_pool, score
 from autoscale_ray.files import save_array
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.mixture.alignment import measure_alignment
-from autoscale_ray.mixture.allocation import spill
 from autoscale_ray.mixture.clusters import ClusterModel, cluster_names, fit_clusters, random_labels
 from autoscale_ray.mixture.retrieval import Candidates, Queries, Search, make_candidates, query_weights
 from autoscale_ray.mixture.similarity import DomainProbe, fit_domain_probe
@@ -200,14 +199,7 @@ def choose_scenes(
     if sum(counts.values()) > 0:
         candidates, clusters_N = load_candidates(config, synthetic, files)
         queries = _queries(files, guide) if guide is not None and config.method != "random" else {}
-        search = Search(candidates, clusters_N, queries, counts, config, seed)
-        wanted, able = dict(counts), set(counts)
-        while wanted is not None:
-            result = search.choose(wanted)
-            chosen = result.scene_ids
-            able -= {name for name, missing in result.shortfall.items() if missing}
-            delivered = {name: len(ids) for name, ids in chosen.items()}
-            wanted = spill(delivered, sum(result.shortfall.values()), able)
+        chosen = Search(candidates, clusters_N, queries, counts, config, seed).deliver(counts)
     rows = [(scene, name) for name in sorted(chosen) for scene in chosen[name]]
     scenes, names = zip(*rows, strict=True) if rows else ((), ())
     table = pa.table({"scene_id": pa.array(scenes, pa.string()), "cluster": pa.array(names, pa.string())})
@@ -219,7 +211,7 @@ def load_candidates(
     config: RetrievalConfig, synthetic: ScenePool, files: Mapping[str, Path]
 ) -> tuple[Candidates, np.ndarray]:
     """Return the scenes `choose_scenes` has to choose from and the cluster of each; read once for all rounds."""
-    is_guided = config.method != "random" and config.gap_weight > 0
+    is_guided = config.method != "random" and (config.gap_weight > 0 or config.max_dropped_share > 0)
     return _kept_candidates(
         synthetic,
         files["embeddings_synthetic"],
@@ -257,7 +249,7 @@ def _queries(files: Mapping[str, Path], guide: Path) -> dict[str, Queries]:
     unit_ED = whitening.apply(z_ED)
     clusters_E = _strings(read_parquet(files["labels_dev"])["cluster"])
     scores_SE, weights_E = _objective_by_seed(read_parquet(guide))
-    wanted_E = query_weights(scores_SE.mean(axis=0, keepdims=True)) * weights_E
+    wanted_E = query_weights(scores_SE.mean(axis=0)) * weights_E
     return {
         name: Queries(embeddings_ED=unit_ED[clusters_E == name], weights_E=wanted_E[clusters_E == name])
         for name in np.unique(clusters_E).tolist()

@@ -57,11 +57,11 @@ def measure_selection(num: int, seed: int) -> dict[str, float]:
     for method in ("facility_location", "mmr", "random"):
         config = RetrievalConfig(method=method)
         seconds, result = cpu_seconds(
-            lambda config=config: retrieval.retrieve(
-                pool, labels, {"c00": queries}, {"c00": count}, config, seed
-            )
+            lambda config=config: retrieval.Search(
+                pool, labels, {"c00": queries}, ["c00"], config, seed
+            ).choose({"c00": count})
         )
-        assert result.shortfall["c00"] == 0
+        assert len(result["c00"]) == count
         found[f"{method}_{_power(num)}_cpu_s"] = seconds
     return found
 

@@ -58,7 +58,6 @@ def play_here(
     observer = Observer(name, run_dir, store.log, settings, config.loop.num_rounds)
     if not embed_only:  # now, else between the first two rounds
         threading.Thread(target=load_search, name="search", daemon=True).start()
-        observer.prepare()
 
     @contextmanager
     def watched(stage: str) -> Iterator[None]:

@@ -89,15 +89,10 @@ class Observer:
         self._run, self._run_dir, self._log, self._settings = run, run_dir, log, settings or {}
         self._num_rounds, self._round = num_rounds, 0
         self._gauges = {name: Gauge(name, text, tag_keys=tags) for name, (text, tags) in GAUGES.items()}
-        self._trackers: dict[str, Tracker] = {}
-        self._is_open = False
+        self._trackers: dict[str, Tracker] | None = None
         self._failures: list[tuple[str, str]] = []
         self._thread = ThreadPoolExecutor(1, "trackers")
         log("driver_started", run=run, pid=os.getpid(), **where_ray_is())
-
-    def prepare(self) -> None:
-        """Open the trackers beside the first stages; importing them between two rounds would hold up the loop."""
-        self._thread.submit(self._open_trackers)
 
     @contextmanager
     def watch(self, stage: str) -> Iterator[None]:
@@ -137,21 +132,19 @@ class Observer:
         return self._round if self._round <= self._num_rounds else None
 
     def _track(self, index: int, scalars: Mapping[str, float]) -> None:
-        self._open_trackers()
+        if self._trackers is None:
+            self._trackers = {}
+            for name in filter(is_installed, TRACKERS):
+                self._guard(name, lambda name=name: self._open(name))
         for name, tracker in list(self._trackers.items()):
             self._guard(name, lambda tracker=tracker: tracker.write(index, scalars))
 
-    def _open_trackers(self) -> None:
-        if not self._is_open:
-            self._is_open = True
-            for name in filter(is_installed, TRACKERS):
-                self._guard(name, lambda name=name: self._open(name))
-
     def _open(self, name: str) -> None:
+        assert self._trackers is not None
         self._trackers[name] = TRACKERS[name](self._run_dir, self._settings)
 
     def _close_trackers(self) -> None:
-        for name, tracker in list(self._trackers.items()):
+        for name, tracker in list((self._trackers or {}).items()):
             self._guard(name, tracker.close)
 
     def _guard(self, name: str, act: Callable[[], None]) -> None:
@@ -161,6 +154,7 @@ class Observer:
             # Trackers are other people's clients of other people's servers: what they raise has no common class, and
             # a display must not end a run of hours. It is named in the log of the run.
             self._failures.append((name, f"{type(error).__name__}: {error}"))
+            assert self._trackers is not None
             self._trackers.pop(name, None)
 
     def _log_failures(self) -> None:

@@ -13,13 +13,16 @@ Shape legend: K clusters; leading axes ``...`` are independent problems.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 
 from autoscale_ray.errors import InvalidInputError
 from autoscale_ray.mixture.problem import ClusterInfo, Weights, as_array
+
+LEAST_WEIGHT = 1e-200
+"""Weights below about this share of the largest count as none: a pool divided by one may be infinite."""
 
 
 def waterfill(weights_K: np.ndarray, caps_K: np.ndarray, budget: float | np.ndarray) -> np.ndarray:
@@ -38,6 +41,9 @@ def waterfill(weights_K: np.ndarray, caps_K: np.ndarray, budget: float | np.ndar
     """
     weights_K, caps_K = np.broadcast_arrays(np.asarray(weights_K, float), np.asarray(caps_K, float))
     weights_K = np.where(weights_K.sum(-1, keepdims=True) > 0, weights_K, 1.0)
+    _, exponent = np.frexp(weights_K.max(-1, keepdims=True, initial=0.0))
+    weights_K = np.ldexp(weights_K, -exponent)  # to [1/2, 1) at most, exactly
+    weights_K = np.where(weights_K > LEAST_WEIGHT, weights_K, 0.0)
     total = np.minimum(np.asarray(budget, float)[..., None], caps_K.sum(-1, keepdims=True))
     counts_K = _fill(weights_K, caps_K, np.minimum(total, (caps_K * (weights_K > 0)).sum(-1, keepdims=True)))
     spill_K = np.where(weights_K > 0, 0.0, caps_K)
@@ -125,23 +131,22 @@ def allocate(
     return {name: int(count) for name, count in zip(info.cluster_ids, counts_K, strict=True)}
 
 
-def spill(counts: Mapping[str, int], missing: int, able: Container[str]) -> dict[str, int] | None:
-    """Add scenes that others could not deliver, in proportion to the counts.
+def spill(counts: Mapping[str, int], missing: int) -> dict[str, int]:
+    """Add scenes that other clusters could not deliver, in proportion to the counts.
 
     Args:
-        counts: Scenes by cluster id, >= 0.
+        counts: Scenes by cluster id, >= 0, of the clusters that may have more.
         missing: Scenes to add, >= 0.
-        able: Clusters that may have more; those with a count of 0 get none.
 
     Returns:
-        The next counts; None when nothing is missing or nobody can give more.
+        The next counts of those with a positive count; empty when nothing is missing.
     """
-    shares = {name: counts[name] for name in sorted(counts) if counts[name] > 0 and name in able}
+    shares = {name: counts[name] for name in sorted(counts) if counts[name] > 0}
     if missing == 0 or not shares:
-        return None
+        return {}
     ends = np.cumsum(list(shares.values()))
     added = np.diff(missing * ends // ends[-1], prepend=0)
-    return {**counts, **{name: counts[name] + int(more) for name, more in zip(shares, added, strict=True)}}
+    return {name: counts[name] + int(more) for name, more in zip(shares, added, strict=True)}
 
 
 def _fill(weights_K: np.ndarray, caps_K: np.ndarray, total: np.ndarray) -> np.ndarray:

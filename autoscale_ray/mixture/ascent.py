@@ -181,8 +181,8 @@ def shrink(gradient: Gradient, kappa: float) -> np.ndarray:
 def mirror_step(weights_K: np.ndarray, gradient_K: np.ndarray, radius: float) -> np.ndarray:
     """Move w' ~ w e^(eta g) with eta by bisection so that KL(w' || w) = radius.
 
-    docs/cluster_ga.md, mirror ascent. A flat gradient, or one whose limit lies inside the radius, moves as far as
-    the bisection range allows; weights stay on the simplex.
+    docs/cluster_ga.md, mirror ascent. A flat gradient moves nothing; one whose limit lies inside the radius moves as
+    far as the bisection range allows. Weights stay on the simplex.
 
     Args:
         weights_K: Current weights, sum 1.
@@ -215,7 +215,7 @@ def divergence(weights_K: np.ndarray, reference_K: np.ndarray) -> float:
     return float((weights_K[positive_K] * np.log(weights_K[positive_K] / reference_K[positive_K])).sum())
 
 
-def size_prior(info: ClusterInfo) -> np.ndarray:
+def root_size_prior(info: ClusterInfo) -> np.ndarray:
     """Square root of the pool sizes, scaled to sum 1: the mixture the floor pulls to."""
     root_K = np.sqrt(info.pool_sizes_K)
     return root_K / root_K.sum()
@@ -234,7 +234,7 @@ def ascend(
         Weights after the last run (K,), sum 1, and the trust radius left.
     """
     weights_K = start_weights(info)
-    before_K, radius, prior_K = weights_K, config.trust_radius, size_prior(info)
+    before_K, radius, prior_K = weights_K, config.trust_radius, root_size_prior(info)
     for num_done in range(runs_per_step, len(searched(history)) + 1, runs_per_step):
         seen = _before_pair(history, num_done)
         if runs_per_step == 1 and _is_harmful(searched(seen), info, config):

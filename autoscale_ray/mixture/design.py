@@ -3,7 +3,7 @@
 Runs come in antithetic pairs: a balanced sign vector s and its negative, applied as w * e^(+c s) and w * e^(-c s)
 around the same centre. The pair's difference is free of curvature to second order, and a strong step (c = 1.6, a
 cluster between a fifth and five times its share) is what makes a response visible above the noise
-(docs/cluster_ga.md, What was tried).
+(docs/cluster_ga.md, One search).
 
 Shape legend: K clusters.
 """

@@ -2,7 +2,8 @@
 
 Formulae: docs/clusters_and_retrieval.md. A selection sees ids, origins, embeddings, the domain
 probe and the shipped expert quality; there is no argument through which tags, families or other truth could
-enter. Every order is nested: the first n scenes of a longer selection are the selection of n.
+enter. Orders are nested, up to counts of half of `max_candidates`: the first n scenes of a longer selection are the
+selection of n.
 
 Legend: N candidates, D embedding size, E dev queries, T training runs.
 """
@@ -20,11 +21,12 @@ from numpy.typing import NDArray
 
 from autoscale_ray.config import RetrievalConfig
 from autoscale_ray.errors import InvalidInputError
+from autoscale_ray.mixture.allocation import spill
 from autoscale_ray.mixture.greedy import CHUNK, METHODS, Chosen
 from autoscale_ray.mixture.similarity import DomainProbe, Float32, Float64, Int64, nearest_in_stream
 
-MAX_COSINES_KEPT = 1 << 22
-"""Cosines (16 MiB) up to which the search of a cluster is kept to go on with; beyond, it begins anew for more."""
+MAX_FLOATS_KEPT = 1 << 22
+"""Numbers (16 MiB) up to which the search of a cluster is kept to go on with; a larger one begins anew for more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -56,15 +58,6 @@ class Queries:
     """Unit rows (whitened)."""
     weights_E: Float64
     """How much each wants it, >= 0; only ratios matter."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Retrieved:
-    """Scenes chosen in every cluster, best first, and what a cluster could not deliver."""
-
-    scene_ids: dict[str, tuple[str, ...]]
-    shortfall: dict[str, int]
-    """Scenes asked for but not there (exhausted, duplicate, capped); for the caller to place elsewhere."""
 
 
 def make_candidates(
@@ -103,32 +96,18 @@ def make_candidates(
     )
 
 
-def query_weights(scores_TE: Float64, prior_runs: float = 2.0) -> Float64:
-    """Weigh dev scenes by what they lack times how much they have been seen to learn.
-
-    q_e ~ (1 - mean_t s_te) l_e;  l_e = (T r_e + m mean(r)) / (T + m), r_e = max_t s_te - min_t s_te. A
-    scene that no run ever moves (annotation fault, or out of the planner's reach) falls to the prior's
-    share; with one run all l are equal. Scenes that are known to be scored wrongly are passed as NaN and
-    get no weight.
+def query_weights(scores_E: Float64) -> Float64:
+    """Weigh dev scenes by what they lack: q_e ~ 1 - s_e.
 
     Args:
-        scores_TE: Scene scores in [0, 1] of the runs so far, NaN = unknown.
-        prior_runs: m, weight of the mean range in runs, > 0.
+        scores_E: Scene scores in [0, 1]; NaN = unknown, or known to be wrong, gets no weight.
 
     Returns:
-        Weights E that sum to 1; uniform where nothing is lacking anywhere, zeros where nothing is known.
+        Weights E that sum to 1; uniform over the known where nothing is lacking, zeros where nothing is known.
     """
-    known_TE = np.isfinite(scores_TE)
-    runs_E = known_TE.sum(axis=0)
-    known_E = runs_E > 0
-    lack_E = 1 - np.where(known_TE, scores_TE, 0.0).sum(axis=0) / np.maximum(runs_E, 1)
-    highest_E = np.where(known_TE, scores_TE, -np.inf).max(axis=0, initial=-np.inf)
-    lowest_E = np.where(known_TE, scores_TE, np.inf).min(axis=0, initial=np.inf)
-    range_E = np.where(known_E, np.where(known_E, highest_E, 0) - np.where(known_E, lowest_E, 0), 0.0)
-    mean_range = range_E[known_E].mean() if known_E.any() else 0.0
-    learnability_E = (runs_E * range_E + prior_runs * mean_range) / (runs_E + prior_runs)
-    weight_E = np.where(known_E, lack_E * (learnability_E if mean_range > 0 else 1.0), 0.0)
-    weight_E = weight_E if weight_E.sum() > 0 else known_E.astype(np.float64)
+    known_E = np.isfinite(scores_E)
+    lack_E = np.where(known_E, 1.0 - scores_E, 0.0)
+    weight_E = lack_E if lack_E.sum() > 0 else known_E.astype(np.float64)
     return weight_E / max(weight_E.sum(), 1e-300)
 
 
@@ -158,22 +137,10 @@ class _Found:
     """How far one cluster has been searched."""
 
     size: int
-    """Scenes of the cluster that take part."""
+    """`shortlist_size` of the search."""
     scene_ids: list[str]
     more: Iterator[str] | None
     """What comes next; None where it would take too much memory to keep."""
-
-
-def retrieve(
-    candidates: Candidates,
-    cluster_of_N: NDArray[np.str_],
-    queries: Mapping[str, Queries],
-    counts: Mapping[str, int],
-    config: RetrievalConfig,
-    seed: int,
-) -> Retrieved:
-    """Choose scenes in every cluster once; see `Search`, whose arguments these are, and `Search.choose`."""
-    return Search(candidates, cluster_of_N, queries, counts, config, seed).choose(counts)
 
 
 class Search:
@@ -221,20 +188,45 @@ class Search:
         self._members = members
         self._found: dict[str, _Found] = {}
 
-    def choose(self, counts: Mapping[str, int]) -> Retrieved:
-        """Choose scenes.
+    def deliver(self, counts: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+        """Choose scenes; what a cluster cannot deliver goes to those that can, in proportion to their counts.
+
+        Less than asked for is chosen only where every cluster of a positive count has given what it has.
 
         Args:
             counts: Scenes wanted by cluster id, >= 0.
 
+        Returns:
+            Scenes by cluster id, best first.
+
         Raises:
-            InvalidInputError: A negative count.
+            InvalidInputError: A negative count or an unknown cluster.
+        """
+        chosen: dict[str, tuple[str, ...]] = {}
+        wanted = dict(counts)
+        while wanted:
+            chosen |= self.choose(wanted)
+            able = {name: count for name, count in wanted.items() if len(chosen[name]) == count}
+            wanted = spill(able, sum(counts.values()) - sum(map(len, chosen.values())))
+        return chosen
+
+    def choose(self, counts: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+        """Choose scenes, fewer where a cluster has no more: exhausted, duplicate, capped or off the shortlist.
+
+        Args:
+            counts: Scenes wanted by cluster id, >= 0.
+
+        Returns:
+            Scenes by cluster id, best first.
+
+        Raises:
+            InvalidInputError: A negative count or an unknown cluster.
         """
         if any(count < 0 for count in counts.values()):
             raise InvalidInputError("counts", "must be >= 0", dict(counts))
-        chosen = {name: self._first(name, counts[name]) for name in self._members}
-        shortfall = {name: counts[name] - len(scene_ids) for name, scene_ids in chosen.items()}
-        return Retrieved(scene_ids=chosen, shortfall=shortfall)
+        if unknown := sorted(counts.keys() - self._members.keys()):
+            raise InvalidInputError("counts", "must name clusters of the search", unknown[0])
+        return {name: self._first(name, count) for name, count in counts.items()}
 
     def _first(self, name: str, count: int) -> tuple[str, ...]:
         size = shortlist_size(len(self._members[name]), self._config, count)
@@ -243,22 +235,27 @@ class Search:
             found = self._found[name] = _Found(size, [], self._in_order(name, count))
         if found.more is not None:
             found.scene_ids.extend(itertools.islice(found.more, max(0, count - len(found.scene_ids))))
-        if size * len(self._queries[name].weights_E) > MAX_COSINES_KEPT:
+        row_size = len(self._queries[name].weights_E) + 2 * self._candidates.embeddings_ND.shape[1]
+        if size * row_size > MAX_FLOATS_KEPT:
             found.more = None
         return tuple(found.scene_ids[:count])
 
     def _in_order(self, name: str, count: int) -> Iterator[str]:
-        rows, queries = self._members[name], self._queries[name]
-        rows = shortlist(self._candidates, rows, queries, self._config, self._seed, count)
+        rows = self._members[name]
+        if self._config.method == "random":
+            scene_ids = self._candidates.scene_ids_N[rows]
+            yield from scene_ids[random_order(scene_ids, self._seed)].tolist()
+            return
+        rows = shortlist(self._candidates, rows, self._queries[name], self._config, self._seed, count)
         part = self._candidates.take(rows)
-        for row in order_scenes(part, queries, self._config, self._seed):
+        for row in order_scenes(part, self._queries[name], self._config, self._seed):
             yield str(part.scene_ids_N[row])
 
 
 def order_scenes(
     candidates: Candidates, queries: Queries, config: RetrievalConfig, seed: int
 ) -> Iterator[int]:
-    """Yield the candidates of one cluster by the configured method, near-duplicates left out.
+    """Yield the candidates of one cluster by a greedy method, near-duplicates left out.
 
     Every 1 / `random_share`-th place goes to the next scene of a seeded random order, for coverage. Without
     queries all places do.
@@ -266,21 +263,20 @@ def order_scenes(
     Args:
         candidates: Scenes of the cluster, sorted by scene id (equal gains go to the first).
         queries: Dev scenes of the cluster; may be none.
-        config: Method and its constants.
+        config: Method (not `random`) and its constants.
         seed: Seed of the random order.
 
     Returns:
         Rows in order, found as they are asked for.
     """
-    random_rows = random_order(candidates.scene_ids_N, seed).tolist()
-    if config.method == "random":
-        yield from random_rows
+    if len(candidates.scene_ids_N) == 0:
         return
     # Coverage is similarity already; `mmr` knows none but this.
     weight = config.similarity_weight if config.method == "facility_location" else 1.0
     values_N = scene_values(candidates, queries, config, weight)
     state = Chosen(candidates.embeddings_ND, queries.embeddings_ED, queries.weights_E, values_N, config)
     greedy = METHODS[config.method](state)
+    random_rows = random_order(candidates.scene_ids_N, seed).tolist()
     at_random = (row for row in random_rows if state.may_take(row))
     share = config.random_share if len(queries.weights_E) else 1.0
     for place in itertools.count():
@@ -293,7 +289,7 @@ def order_scenes(
 
 
 def shortlist_size(num_scenes: int, config: RetrievalConfig, count: int) -> int:
-    """Return how many scenes of a cluster are searched for `count` of them.
+    """Return about how many scenes of a cluster are searched for `count` of them.
 
     Counts up to half of `max_candidates` get one and the same shortlist, so their selections nest; larger counts get a
     shortlist of twice the count.

@@ -141,13 +141,17 @@ def group_dro(history: History, info: ClusterInfo, config: Any) -> Float64:
 
 
 def _excess_steps(history: History) -> Float64:
-    """Return steps x K losses above the reference: recorded, else the first run with synthetic scenes."""
+    """Return steps x K losses above the reference: recorded, else the first run with synthetic scenes.
+
+    Where the recorded reference is unknown, nothing is in excess.
+    """
     runs = searched(history)
     if not runs:
         return np.zeros((0, 0))
     recorded_K = runs[-1].feedback.reference_losses_K
     if recorded_K is not None:
-        return loss_steps(runs) - np.nan_to_num(recorded_K)
+        steps_TK = loss_steps(runs)
+        return np.where(np.isfinite(recorded_K), steps_TK - np.nan_to_num(recorded_K), 0.0)
     num_reference_steps = len(loss_steps(runs[:1]))
     return loss_steps(runs)[num_reference_steps:] - end_losses(runs[:1])
 

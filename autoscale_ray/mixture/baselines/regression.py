@@ -122,7 +122,8 @@ def propose_near_best(history: History, info: ClusterInfo, config: Any) -> Float
     rng = np.random.default_rng([getattr(config, "seed", 0), len(runs)])
     drawn_SK = _named_draws(info, 1024, rng)
     best_S = np.argsort(-_predicted(history, info, drawn_SK), kind="stable")
-    return drawn_SK[best_S[rng.integers(max(len(runs) ** 2, CLIMB_LEAST_CANDIDATES))]]
+    num_candidates = min(max(len(runs) ** 2, CLIMB_LEAST_CANDIDATES), len(drawn_SK))
+    return drawn_SK[best_S[rng.integers(num_candidates)]]
 
 
 def regmix(history: History, info: ClusterInfo, config: Any) -> Float64:

@@ -42,6 +42,7 @@ def farthest_first(points_ND: Float64, first: int, num_points: int) -> tuple[np.
     rows, radii = [first], [np.inf]
     distance_N = np.linalg.norm(points_ND - points_ND[first], axis=1)
     for _ in range(num_points - 1):
+        distance_N[rows[-1]] = -1.0  # equal points lie at 0, and each is taken once
         row = int(np.argmax(distance_N))
         rows.append(row)
         radii.append(float(distance_N[row]))

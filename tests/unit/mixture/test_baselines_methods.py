@@ -160,6 +160,15 @@ def test_recorded_reference_losses_replace_the_reference_run():
     assert weights[1] > weights[0]
 
 
+def test_an_unknown_reference_loss_is_no_excess():
+    info = _info(2)
+    feedback = Feedback(losses_K=np.array([0.9, 1.0]), reference_losses_K=np.array([0.9, np.nan]))
+    weights = as_array(
+        BASELINES["doremi"].propose((_scored(info, [0.5, 0.5], feedback=feedback),), info, CONFIG), info
+    )
+    assert weights == pytest.approx([0.5, 0.5])
+
+
 def test_a_logged_trace_is_replayed_step_by_step():
     info = _info(2)
     trace = np.full((signals.STEPS_PER_ROUND, 2), [0.1, 0.8])
@@ -241,6 +250,15 @@ def test_climb_and_regmix_follow_a_linear_response():
         as_array(BASELINES["regmix"].propose(runs, info, SimpleNamespace(seed=s)), info)[2] for s in range(20)
     ]
     assert np.mean(tried) > np.mean(blind) + 0.3
+
+
+def test_climb_goes_on_when_its_candidates_are_all_near_the_best():
+    info = replace(_info(4), pool_sizes_K=np.full(4, 1000.0), dev_weights_K=np.full(4, 0.25))
+    mixtures = np.random.default_rng(0).dirichlet(np.ones(4), 40)  # 40 squared is beyond the 1,024 drawn
+    runs = tuple(_scored(info, 0.3 + 0.5 * w, counts=200 * w) for w in mixtures)
+    for seed in range(20):
+        weights = as_array(BASELINES["climb"].propose(runs, info, SimpleNamespace(seed=seed)), info)
+        assert weights.sum() == pytest.approx(1.0)
 
 
 def test_mosaic_finds_the_optimum_of_its_own_law():

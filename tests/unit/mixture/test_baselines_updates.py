@@ -167,6 +167,12 @@ def test_mosaic_spends_scene_by_scene_on_the_largest_gain():
     assert counts.tolist() == [2, 4]
 
 
+def test_farthest_first_takes_equal_points_once_each():
+    rows, radii = selection.farthest_first(np.array([[0.0, 0], [1, 0], [1, 0]]), 0, 3)
+    assert rows.tolist() == [0, 1, 2]
+    assert radii.tolist() == [np.inf, 1.0, 0.0]
+
+
 def test_farthest_first():
     # points 0, 1, 4, 10 from 0: 10 (at 10), then 4 (4 from 0), then 1 (1 from 0)
     rows, radii = selection.farthest_first(np.array([[0.0], [1], [4], [10]]), 0, 4)

@@ -36,7 +36,11 @@ def _queries(num: int, seed: int = 1) -> module.Queries:
 def _one_cluster(pool, queries, config, count, seed=0):
     labels = np.full(len(pool.scene_ids_N), "c00")
     wanted = {"c00": queries} if queries is not None else {}
-    return module.retrieve(pool, labels, wanted, {"c00": count}, config, seed)
+    return _choose(pool, labels, wanted, {"c00": count}, config, seed)["c00"]
+
+
+def _choose(pool, labels, queries, counts, config, seed=0):
+    return module.Search(pool, labels, queries, counts, config, seed).choose(counts)
 
 
 def _brute_force(pool, queries, config, count) -> list[str]:
@@ -97,7 +101,7 @@ def test_lazy_greedy_equals_brute_force(seed, num, num_queries, method, duplicat
         quality_weight=0.3,
     )
     queries = _queries(num_queries, seed + 1)
-    ours = _one_cluster(pool, queries, config, num).scene_ids["c00"]
+    ours = _one_cluster(pool, queries, config, num)
     assert list(ours) == _brute_force(pool, queries, config, num)
 
 
@@ -113,7 +117,8 @@ before = kernels.settle_first.signatures
 unit_ND = np.eye(4, dtype=np.float32)
 queries = retrieval.Queries(embeddings_ED=unit_ND[:3], weights_E=np.ones(3))
 pool = retrieval.make_candidates(np.array(["a", "b", "c", "d"]), unit_ND)
-retrieval.retrieve(pool, np.full(4, "c0"), {"c0": queries}, {"c0": 3}, RetrievalConfig(random_share=0.0), 0)
+config = RetrievalConfig(random_share=0.0)
+retrieval.Search(pool, np.full(4, "c0"), {"c0": queries}, ["c0"], config, 0).choose({"c0": 3})
 print(len(before), kernels.settle_first.signatures == before)
 """
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -198,28 +203,28 @@ def test_a_shorter_selection_is_a_prefix_of_a_longer_one(short, more, method, sh
     origins = np.array([f"o{index % 30}" if index % 3 else "" for index in range(90)])
     pool, queries = _pool(90, origin_ids=origins), _queries(7)
     config = RetrievalConfig(method=method, random_share=share, duplicate_cosine=0.8)
-    first = _one_cluster(pool, queries, config, short).scene_ids["c00"]
-    second = _one_cluster(pool, queries, config, short + more).scene_ids["c00"]
+    first = _one_cluster(pool, queries, config, short)
+    second = _one_cluster(pool, queries, config, short + more)
     assert second[: len(first)] == first
 
 
-@pytest.mark.parametrize("kept", [0, module.MAX_COSINES_KEPT])
+@pytest.mark.parametrize("kept", [0, module.MAX_FLOATS_KEPT])
 @pytest.mark.parametrize("method", ["facility_location", "mmr", "random"])
 def test_a_search_that_goes_on_finds_what_a_new_one_does(method, kept, monkeypatch):
-    monkeypatch.setattr(module, "MAX_COSINES_KEPT", kept)
+    monkeypatch.setattr(module, "MAX_FLOATS_KEPT", kept)
     pool, labels = _pool(240), np.array(["c00", "c01"] * 120)
     queries = {"c00": _queries(6), "c01": _queries(4)}
     config = RetrievalConfig(method=method, max_candidates=100)
     search = module.Search(pool, labels, queries, ("c00", "c01"), config, 0)
     for counts in ({"c00": 20, "c01": 30}, {"c00": 12, "c01": 45}, {"c00": 55, "c01": 120}):
-        assert search.choose(counts) == module.retrieve(pool, labels, queries, counts, config, 0)
+        assert search.choose(counts) == _choose(pool, labels, queries, counts, config, 0)
 
 
 def test_a_search_that_is_kept_does_not_begin_anew(monkeypatch):
     begun = []
     monkeypatch.setattr(module, "shortlist", lambda *given: begun.append(given) or given[1])
     search = module.Search(_pool(60), np.full(60, "c00"), {"c00": _queries(4)}, ["c00"], PLAIN, 0)
-    assert [len(search.choose({"c00": count}).scene_ids["c00"]) for count in (5, 25, 15, 40)] == [
+    assert [len(search.choose({"c00": count})["c00"]) for count in (5, 25, 15, 40)] == [
         5,
         25,
         15,
@@ -240,7 +245,7 @@ def test_one_perfect_scene_for_each_query_is_found_first():
     queries = module.Queries(embeddings_ED=np.eye(4, dtype=np.float32), weights_E=np.array([4.0, 3, 2, 1]))
     scenes = np.concatenate([np.eye(4), similarity.normalised(np.ones((1, 4)) - 2 * np.eye(1, 4))])
     pool = module.make_candidates(np.array(["d", "c", "b", "a", "z"]), scenes.astype(np.float32))
-    ids = _one_cluster(pool, queries, PLAIN, 4).scene_ids["c00"]
+    ids = _one_cluster(pool, queries, PLAIN, 4)
     assert ids == ("d", "c", "b", "a")  # the heaviest query first, every one covered
 
 
@@ -248,7 +253,7 @@ def test_equal_gains_go_to_the_first_scene_id():
     scenes = np.tile(np.eye(1, 4, dtype=np.float32), (5, 1))
     pool = module.make_candidates(np.array(["e", "b", "d", "a", "c"]), scenes)
     queries = module.Queries(embeddings_ED=np.eye(1, 4, dtype=np.float32), weights_E=np.ones(1))
-    assert _one_cluster(pool, queries, PLAIN, 5).scene_ids["c00"] == ("a", "b", "c", "d", "e")
+    assert _one_cluster(pool, queries, PLAIN, 5) == ("a", "b", "c", "d", "e")
 
 
 def test_near_duplicates_are_left_out_and_reported():
@@ -256,21 +261,21 @@ def test_near_duplicates_are_left_out_and_reported():
     close = similarity.normalised(scenes + 1e-3)
     pool = module.make_candidates(np.array([f"s{i:02d}" for i in range(20)]), np.concatenate([scenes, close]))
     result = _one_cluster(pool, _queries(3), RetrievalConfig(), 20)
-    chosen = np.isin(pool.scene_ids_N, result.scene_ids["c00"])
+    chosen = np.isin(pool.scene_ids_N, result)
     assert (chosen[:10].astype(int) + chosen[10:] == 1).all()
-    assert result.shortfall == {"c00": 10}
+    assert len(result) == 10
 
 
 def test_origin_cap_holds_over_all_clusters_together():
     origins = np.array(["same"] * 8 + [""] * 8)
     pool, queries = _pool(16, origin_ids=origins), _queries(4)
     labels = np.array(["c00", "c01"] * 8)
-    result = module.retrieve(pool, labels, {"c00": queries, "c01": queries}, {"c00": 8, "c01": 8}, PLAIN, 0)
-    chosen = [name for ids in result.scene_ids.values() for name in ids]
+    result = _choose(pool, labels, {"c00": queries, "c01": queries}, {"c00": 8, "c01": 8}, PLAIN, 0)
+    chosen = [name for ids in result.values() for name in ids]
     is_same = np.isin(pool.scene_ids_N[:8], chosen)
     worth = module.scene_values(pool, queries, PLAIN)[:8]
     assert set(np.flatnonzero(is_same)) == set(np.argsort(-worth)[:2])  # the two best of the origin
-    assert sum(result.shortfall.values()) == 6
+    assert len(chosen) == 10
     assert np.isin(pool.scene_ids_N[8:], chosen).all()
 
 
@@ -278,10 +283,10 @@ def test_origin_cap_holds_over_all_clusters_together():
 def test_random_share_takes_its_places(share, places):
     pool, queries = _pool(400), _queries(6)
     config = RetrievalConfig(random_share=share, duplicate_cosine=1.0)
-    mixed = _one_cluster(pool, queries, config, 15, seed=5).scene_ids["c00"]
-    at_random = module.retrieve(
-        pool, np.full(400, "c00"), {}, {"c00": 15}, RetrievalConfig(method="random"), 5
-    ).scene_ids["c00"]
+    mixed = _one_cluster(pool, queries, config, 15, seed=5)
+    at_random = _choose(pool, np.full(400, "c00"), {}, {"c00": 15}, RetrievalConfig(method="random"), 5)[
+        "c00"
+    ]
     assert [mixed[place] for place in places[:3]] == list(at_random[: len(places)])
 
 
@@ -295,18 +300,69 @@ def test_a_random_place_never_depends_on_the_other_candidates():
 
 def test_cluster_without_queries_is_drawn_at_random():
     pool = _pool(60)
-    chosen = _one_cluster(pool, None, RetrievalConfig(duplicate_cosine=1.0), 20).scene_ids["c00"]
-    sample = _one_cluster(pool, None, RetrievalConfig(method="random"), 20).scene_ids["c00"]
+    chosen = _one_cluster(pool, None, RetrievalConfig(duplicate_cosine=1.0), 20)
+    sample = _one_cluster(pool, None, RetrievalConfig(method="random"), 20)
     assert chosen == sample
+
+
+def test_what_a_cluster_lacks_goes_to_those_that_have_more():
+    """c00 has 4 of its 20, c01 all but its near-copies, c02 was not asked; the rest is taken from c03."""
+    rng = np.random.default_rng(0)
+    scenes = _unit(rng, 100)
+    scenes[24:44] = scenes[4:24]
+    labels = np.array(["c00"] * 4 + ["c01"] * 40 + ["c02"] * 6 + ["c03"] * 50)
+    pool = module.make_candidates(np.array([f"s{i:03d}" for i in range(100)]), scenes)
+    queries = {name: _queries(4, seed) for seed, name in enumerate(["c00", "c01", "c02", "c03"])}
+    config = RetrievalConfig(max_candidates=60)
+    search = module.Search(pool, labels, queries, queries, config, 0)
+    given = search.deliver({"c00": 20, "c01": 18, "c02": 0, "c03": 18})
+    assert {name: len(ids) for name, ids in given.items()} == {"c00": 4, "c01": 20, "c02": 0, "c03": 32}
+    assert given == _choose(
+        pool, labels, queries, {name: len(ids) for name, ids in given.items()}, search._config
+    )
+    everything = search.deliver({"c00": 40, "c01": 40, "c02": 40, "c03": 40})
+    assert {name: len(ids) for name, ids in everything.items()} == {"c00": 4, "c01": 20, "c02": 6, "c03": 50}
+
+
+def test_a_cluster_that_falls_short_of_its_shortlist_keeps_what_it_gave():
+    """Asked for less a second time, a large cluster would be searched on a smaller shortlist and give less again."""
+    rng = np.random.default_rng(0)
+    scenes = _unit(rng, 400)
+    scenes[100:300] = scenes[:1]
+    labels = np.array(["c00"] * 300 + ["c01"] * 100)
+    pool = module.make_candidates(np.array([f"s{i:03d}" for i in rng.permutation(400)]), scenes)
+    queries = {"c00": _queries(6), "c01": _queries(6, 2)}
+    search = module.Search(pool, labels, queries, queries, RetrievalConfig(max_candidates=40), 0)
+    first = search.choose({"c00": 110})["c00"]
+    assert 20 < len(first) < 110
+    given = search.deliver({"c00": 110, "c01": 20})
+    assert given["c00"] == first
+    assert len(given["c01"]) == min(100, 130 - len(first))
+
+
+@pytest.mark.parametrize("has_numba", [True, False])
+def test_a_cluster_that_its_caps_leave_empty_gives_nothing(has_numba, monkeypatch):
+    if not has_numba:
+        monkeypatch.setattr(greedy, "has_numba", lambda: False)
+    pool = _pool(3, origin_ids=np.full(3, "one"))
+    labels = np.array(["c00", "c00", "c01"])
+    queries = module.Queries(embeddings_ED=pool.embeddings_ND[:2], weights_E=np.ones(2))
+    wanted = {"c00": queries, "c01": _queries(2)}
+    config = RetrievalConfig(duplicate_cosine=1.0)
+    search = module.Search(pool, labels, wanted, ["c00", "c01"], config, 0)
+    given = search.deliver({"c00": 2, "c01": 1})
+    assert sorted(len(ids) for ids in given.values()) in ([0, 2], [1, 1])
+    assert sum(map(len, given.values())) == 2
+    alone = module.Search(pool, labels, wanted, ["c00", "c01", "c02"], config, 0)
+    assert alone.choose({"c02": 3}) == {"c02": ()}
 
 
 def test_exhausted_empty_and_unasked_clusters():
     pool, queries = _pool(10), _queries(3)
     labels = np.array(["c00"] * 4 + ["c02"] * 6)
     counts = {"c00": 7, "c01": 2, "c02": 0}
-    result = module.retrieve(pool, labels, {"c00": queries}, counts, PLAIN, 0)
-    assert {name: len(ids) for name, ids in result.scene_ids.items()} == {"c00": 4, "c01": 0, "c02": 0}
-    assert result.shortfall == {"c00": 3, "c01": 2, "c02": 0}
+    result = _choose(pool, labels, {"c00": queries}, counts, PLAIN, 0)
+    assert {name: len(ids) for name, ids in result.items()} == {"c00": 4, "c01": 0, "c02": 0}
 
 
 def test_one_cluster_never_depends_on_the_count_of_another():
@@ -314,11 +370,11 @@ def test_one_cluster_never_depends_on_the_count_of_another():
     labels = np.array(["c00", "c01", "c02"] * 20)
     wanted = dict.fromkeys(("c00", "c01", "c02"), queries)
     few, many = (
-        module.retrieve(pool, labels, wanted, {"c00": 5, "c01": count, "c02": 5}, RetrievalConfig(), 0)
+        _choose(pool, labels, wanted, {"c00": 5, "c01": count, "c02": 5}, RetrievalConfig(), 0)
         for count in (1, 20)
     )
-    assert few.scene_ids["c00"] == many.scene_ids["c00"]
-    assert few.scene_ids["c02"] == many.scene_ids["c02"]
+    assert few["c00"] == many["c00"]
+    assert few["c02"] == many["c02"]
 
 
 def test_gap_is_paid_and_outliers_are_dropped_up_to_a_share():
@@ -333,12 +389,10 @@ def test_gap_is_paid_and_outliers_are_dropped_up_to_a_share():
         is_outlier_N=gap > 2.5,
     )
     config = RetrievalConfig(duplicate_cosine=1.0, max_dropped_share=0.25)
-    chosen = set(_one_cluster(pool, _queries(4), config, 40).scene_ids["c00"])
+    chosen = set(_one_cluster(pool, _queries(4), config, 40))
     assert chosen == {f"s{i:02d}" for i in range(10, 40)}  # 18 outliers, at most 10 dropped: the worst ten
     greedy = RetrievalConfig(duplicate_cosine=1.0, max_dropped_share=0.0, gap_weight=100.0, random_share=0.0)
-    assert set(_one_cluster(pool, _queries(4), greedy, 20).scene_ids["c00"]) == {
-        f"s{i}" for i in range(20, 40)
-    }
+    assert set(_one_cluster(pool, _queries(4), greedy, 20)) == {f"s{i}" for i in range(20, 40)}
 
 
 def test_shipped_quality_changes_nothing_by_default():
@@ -373,13 +427,13 @@ def test_shortlist_holds_the_best_neighbours_and_values(tmp_path):
     assert np.isin(nearest, kept).all()
     values = module.scene_values(pool, queries, config)
     assert np.isin(np.argsort(-values)[:80], kept).all()
-    assert len(_one_cluster(mapped, queries, config, 150).scene_ids["c00"]) == 150
+    assert len(_one_cluster(mapped, queries, config, 150)) == 150
 
 
 def test_shortlisted_selections_nest():
     pool, queries = _pool(2000), _queries(5)
     config = RetrievalConfig(max_candidates=200)
-    short, long = (_one_cluster(pool, queries, config, count).scene_ids["c00"] for count in (30, 100))
+    short, long = (_one_cluster(pool, queries, config, count) for count in (30, 100))
     assert long[:30] == short
 
 
@@ -394,25 +448,19 @@ def test_bad_input_is_refused_in_one_line():
     pool = _pool(5)
     with pytest.raises(InvalidInputError, match="must be >= 0"):
         _one_cluster(pool, None, PLAIN, -1)
+    with pytest.raises(InvalidInputError, match="must name clusters of the search \\(found 'c07'"):
+        module.Search(pool, np.full(5, "c00"), {}, ["c00"], PLAIN, 0).choose({"c07": 1})
     with pytest.raises(InvalidInputError, match="unique"):
         module.make_candidates(np.array(["a", "a"]), pool.embeddings_ND[:2])
 
 
-def test_query_weights_by_hand():
-    # lacks .5, .6, 1, 0; ranges .2, .4, 0, 0 of mean .15; two runs and a prior of two halve the way to the
-    # mean
-    scores = np.array([[0.4, 0.2, 0.0, 1.0], [0.6, 0.6, 0.0, 1.0]])
-    raw = np.array([0.5 * 0.175, 0.6 * 0.275, 1.0 * 0.075, 0.0])
-    assert module.query_weights(scores) == pytest.approx(raw / raw.sum(), abs=1e-12)
-
-
-def test_query_weights_of_one_run_are_the_lacks():
-    assert module.query_weights(np.array([[0.4, 0.8, np.nan]])) == pytest.approx([0.75, 0.25, 0.0], abs=1e-12)
+def test_query_weights_are_the_lacks():
+    assert module.query_weights(np.array([0.4, 0.8, np.nan])) == pytest.approx([0.75, 0.25, 0.0], abs=1e-12)
 
 
 def test_query_weights_without_lack_or_knowledge():
-    assert module.query_weights(np.ones((1, 4))) == pytest.approx([0.25] * 4)
-    assert module.query_weights(np.full((2, 3), np.nan)) == pytest.approx([0.0] * 3)
+    assert module.query_weights(np.array([1.0, 1.0, np.nan])) == pytest.approx([0.5, 0.5, 0.0])
+    assert module.query_weights(np.full(3, np.nan)) == pytest.approx([0.0] * 3)
 
 
 def test_stream_neighbours_equal_a_full_sort():
