@@ -187,7 +187,7 @@ class AscentConfig:
     perturbation_decay: NonNegative = 0.0
     """Exploration schedule: pair t steps by c / sqrt(1 + decay t), >= 0; 0 keeps the step (docs/cluster_ga.md)."""
     floor_explore: Share = 0.1
-    """Uniform share f added to the centre of a pair, in [0, 1]: each cluster gets at least f / (1 + f) of budget / K."""
+    """Uniform share f added to the centre of a pair, in [0, 1]: a cluster gets at least f / (1 + f) of budget / K."""
     floor_final: Share = 0.01
     """The same for the recommended mixture, in [0, 1]; 0 lets a cluster get nothing."""
     scene_sd: Positive = 0.146
