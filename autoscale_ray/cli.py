@@ -282,6 +282,18 @@ def status(run_dir: Positional[str]) -> None:
         Console().print(line, soft_wrap=True, highlight=False, markup=False)
 
 
+def stop(run_dir: Positional[str]) -> None:
+    """Stop a run on Ray after the round in hand; `autoscale run` with the same arguments goes on.
+
+    Args:
+        run_dir: Folder or URL of the run.
+    """
+    from autoscale_ray.distributed.status import stop_run
+
+    stop_run(run_dir)
+    Console().print(f"{run_dir}: stops after the round in hand; the same command goes on", soft_wrap=True)
+
+
 def sweep(arguments: Positional[tuple[str, ...]] = (), out: Path | None = None) -> None:
     """Run one whole loop for every value of the swept fields; embeddings and clusters are computed once.
 
@@ -438,6 +450,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "score": score,
     "report": report,
     "status": status,
+    "stop": stop,
     "sweep": sweep,
 }
 

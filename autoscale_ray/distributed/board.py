@@ -62,6 +62,7 @@ class TaskBoard:
         self._error: BaseException | None = None
         self._closed = False
         self._failures: Counter[tuple[str, int, str]] = Counter()
+        self.num_delivered = 0
         self._posted_s = 0.0
         self.begin: Callable[[], None] = lambda: None
         """Called with the first task, to bring workers who will ask for it."""
@@ -99,13 +100,16 @@ class TaskBoard:
             return "end" if self._closed else "wait"
 
     def _is_open(self, last: str | None) -> bool:
-        return self._task is not None and self._files is None and self._task.task_id != last
+        return (
+            not self._closed and self._task is not None and self._files is None and self._task.task_id != last
+        )
 
     def deliver(self, task_id: str, files: Mapping[str, bytes]) -> None:
         """Take the files of a task; those of any other task come from a worker that was late."""
         with self._changed:
             if self._task is not None and self._task.task_id == task_id and self._files is None:
                 self._files = files
+                self.num_delivered += 1
                 self._changed.notify_all()
 
     def report_failure(self, task_id: str, rank: int, text: str) -> None:
@@ -122,6 +126,11 @@ class TaskBoard:
         with self._changed:
             self._error = error
             self._changed.notify_all()
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether no task will be asked of workers again."""
+        return self._closed or self._error is not None
 
     def close(self) -> None:
         """Send the workers home."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import ray.train
 import torch
 
 from autoscale_ray.config import RunConfig
@@ -17,12 +18,14 @@ from autoscale_ray.distributed.memory import release
 from autoscale_ray.distributed.observe import Observer
 from autoscale_ray.distributed.resources import NAMESPACE
 from autoscale_ray.distributed.stages import RayStages
-from autoscale_ray.distributed.train import make_trainer
+from autoscale_ray.distributed.train import make_trainer, newest_checkpoint
 from autoscale_ray.mixture.greedy import load_search
 from autoscale_ray.run_folder import work_dir
 from autoscale_ray.session import open_run, play
 
 TRAINERS_END_TIMEOUT_S = 60
+REASON_LENGTH = 500
+"""Characters of an error that the log of a run keeps."""
 
 
 def play_here(
@@ -71,15 +74,19 @@ def play_here(
         observer.show(summary)
         show(summary)
 
-    ended = "failed"
+    ended, reason = "failed", None
     try:
         made = _embed(stages, board, trainers) if embed_only else play(stages, shown)
         ended = "finished"
     except StoppedError:
         ended = "stopped"
         raise
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}".replace("\n", " ")[:REASON_LENGTH]
+        raise
     finally:
-        observer.close(ended)
+        board.close()  # workers go home, whatever trackers still have to do
+        observer.close(ended, reason)
     return made
 
 
@@ -94,8 +101,18 @@ def _embed(stages: RayStages, board: TaskBoard, trainers: threading.Thread) -> N
 
 
 def _train(config: RunConfig, driver: str, board: TaskBoard) -> None:
+    """Keep the Train run of a driver going: what it may lose counts between two signs of progress, not in a week."""
+    storage, before = work_dir(config) / "train", None
     try:
-        make_trainer(config.placement.ray, driver, NAMESPACE, work_dir(config) / "train").fit()
+        while True:
+            try:
+                make_trainer(config.placement.ray, driver, NAMESPACE, storage).fit()
+                break
+            except ray.train.TrainingFailedError:
+                now = board.num_delivered, newest_checkpoint(storage)
+                if board.is_over or now == before:
+                    raise
+                before = now
         board.fail(RunFailedError("the training run ended before the loop"))
     except BaseException as error:  # the end of a thread: the loop raises it at its next task
         board.fail(RunFailedError(f"the training run failed: {error}"))

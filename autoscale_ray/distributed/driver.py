@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autoscale_ray.artifacts import fingerprint
 from autoscale_ray.config import RunConfig, identity
@@ -24,6 +26,10 @@ from autoscale_ray.errors import AutoScaleError, ConfigError
 from autoscale_ray.run_folder import is_url
 
 ENDED = ("finished", "stopped", "failed")
+MAX_RESTARTS = 100
+"""Times Ray starts a driver again; one that is killed by what it does itself must come to an end."""
+LINGER_S = 600.0
+"""How long a driver whose run has ended waits for somebody to ask how; the run's folder tells it afterwards."""
 
 
 class StoppedError(AutoScaleError):
@@ -41,12 +47,16 @@ class Driver:
         config: The run, with absolute paths.
         name: Name of this actor, by which trainers find it.
         embed_only: End with the clusters, before the first round.
+        linger_s: How long it stays after the end of its run without being asked.
     """
 
-    def __init__(self, config: RunConfig, name: str, embed_only: bool = False) -> None:
+    def __init__(
+        self, config: RunConfig, name: str, embed_only: bool = False, linger_s: float = LINGER_S
+    ) -> None:
         # Read when the Train run is made; a job's own environment does not come this far.
         set_environment(train_environment(config.placement.ray))
         self._config, self._name, self._embed_only = config, name, embed_only
+        self._linger_s, self._asked_s = linger_s, time.monotonic()
         self._board = TaskBoard()
         self._go_on = threading.Event()
         self._go_on.set()
@@ -61,6 +71,7 @@ class Driver:
 
     def status(self) -> dict[str, Any]:
         """Return state (running, paused, finished, stopped, failed), stage, summary, error, process, identity."""
+        self._asked_s = time.monotonic()
         mark = fingerprint(identity(self._config))
         hand_over_s = list(self._board.hand_over_s)
         return {**self._status, "pid": os.getpid(), "identity": mark, "hand_over_s": hand_over_s}
@@ -102,6 +113,10 @@ class Driver:
             self._status |= {"state": "failed", "error": RunFailedError(traceback.format_exc())}
         finally:
             self._board.close()
+        self._asked_s = max(self._asked_s, time.monotonic())
+        while time.monotonic() - self._asked_s < self._linger_s:
+            time.sleep(min(1.0, self._linger_s))
+        ray.kill(ray.get_actor(self._name, namespace=NAMESPACE))  # nobody is left who would
 
     def _play(self) -> dict[str, Any] | None:
         # Imported here: whoever only follows a driver can do without torch and Ray Train.
@@ -132,13 +147,16 @@ def driver_name(run_dir: str) -> str:
     return f"driver-{fingerprint(run_dir if is_url(run_dir) else os.path.abspath(run_dir))[:16]}"
 
 
-def start_driver(config: RunConfig, lifetime: str | None = "detached", embed_only: bool = False) -> Any:
+def start_driver(
+    config: RunConfig, lifetime: str | None = "detached", embed_only: bool = False, **more: Any
+) -> Any:
     """Start the driver of a run, or find the one that is running it already.
 
     Args:
         config: The run, with absolute paths.
         lifetime: ``detached`` outlives whoever starts it; None ends with them.
         embed_only: End with the clusters, before the first round.
+        more: Further arguments of `Driver`.
 
     Raises:
         ConfigError: A driver is running another configuration in the same folder.
@@ -151,9 +169,11 @@ def start_driver(config: RunConfig, lifetime: str | None = "detached", embed_onl
             ray.get(found.resume.remote())
             status = status_of(found)
         if status["state"] in ENDED:
-            end_driver(run_dir)
+            end_driver(run_dir, found)
         elif status["identity"] != fingerprint(identity(config)):
             raise ConfigError(run_dir, "a driver is running another configuration in this folder")
+    # By itself Ray puts an actor without CPU on any node; DEFAULT since a trial's placement group has no CPUs.
+    place = on_head() if lifetime == "detached" else "DEFAULT"
     return (
         ray.remote(Driver)
         .options(
@@ -162,13 +182,19 @@ def start_driver(config: RunConfig, lifetime: str | None = "detached", embed_onl
             lifetime=lifetime,
             get_if_exists=True,
             num_cpus=0,
-            max_restarts=-1,
+            max_restarts=MAX_RESTARTS,
             max_task_retries=-1,
             max_concurrency=16,
-            scheduling_strategy="DEFAULT",  # a trial's placement group has no CPUs, and children stay in it
+            scheduling_strategy=place,
         )
-        .remote(config, name, embed_only)
+        .remote(config, name, embed_only, **more)
     )
+
+
+def on_head() -> Any:
+    """Return the wish to be placed on the head, the one node that is not taken away; another will do."""
+    heads = [node["NodeID"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"]]
+    return NodeAffinitySchedulingStrategy(heads[0], soft=True) if heads else "DEFAULT"
 
 
 def find_driver(run_dir: str) -> Any | None:
@@ -179,11 +205,18 @@ def find_driver(run_dir: str) -> Any | None:
         return None
 
 
-def end_driver(run_dir: str) -> None:
-    """End the driver of a run with all that it started, and wait until its name is free."""
-    while (driver := find_driver(run_dir)) is not None:
+def end_driver(run_dir: str, driver: Any = None) -> None:
+    """End the driver of a run with all that it started, and wait until it is gone.
+
+    Args:
+        run_dir: Folder of the run.
+        driver: The one to end, whoever else has started another since; None ends the one that is found.
+    """
+    driver = driver or find_driver(run_dir)
+    if driver is not None:
         ray.kill(driver)
-        time.sleep(0.05)
+        while (found := find_driver(run_dir)) is not None and found._actor_id == driver._actor_id:
+            time.sleep(0.05)
 
 
 def status_of(driver: Any) -> dict[str, Any]:
@@ -193,9 +226,16 @@ def status_of(driver: Any) -> dict[str, Any]:
 
 
 def follow(driver: Any, poll_s: float = 0.5) -> Iterator[dict[str, Any]]:
-    """Yield the status of a driver again and again until the run has ended; the last one says how."""
+    """Yield the status of a driver again and again until the run has ended; the last one says how.
+
+    Raises:
+        RunFailedError: The driver is gone.
+    """
     while True:
-        status = status_of(driver)
+        try:
+            status = status_of(driver)
+        except RayActorError as error:
+            raise RunFailedError("the driver was ended from elsewhere; the same command goes on") from error
         yield status
         if status["state"] in ENDED:
             return

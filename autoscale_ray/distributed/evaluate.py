@@ -5,16 +5,19 @@ A scene needs the one half a second earlier, which lies in the same log, so whol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
 import ray
 import torch
 from ray.exceptions import RayActorError
+from ray.util.state import get_actor
+from ray.util.state.exception import RayStateApiException
 
 from autoscale_ray import tasks
 from autoscale_ray.config import PlannerConfig, RayConfig
@@ -30,8 +33,8 @@ from autoscale_ray.scenes.pool import ScenePool, open_pool
 class PoolRows:
     """Some rows of a pool, with the part of a pool's face that preparing scenes needs."""
 
-    def __init__(self, pool: ScenePool, rows: np.ndarray) -> None:
-        self._pool, self._rows = pool, rows
+    def __init__(self, pool: ScenePool, rows: np.ndarray, on_read: Callable[[], None]) -> None:
+        self._pool, self._rows, self._on_read = pool, rows, on_read
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -47,11 +50,14 @@ class PoolRows:
 
     def table(self, rows: np.ndarray) -> pa.Table:
         """Return some of the rows as an Arrow table."""
+        self._on_read()
         return self._pool.table(self._rows[rows])
 
 
 START_TIMEOUT_S = 120
 """How long scorers may at least take to get their place and to load their planner."""
+LOOK_S = 5.0
+"""How often scorers are looked at while they score."""
 GRACE_S = 10
 """How long the first scorer waits for the others before it begins alone."""
 MAX_RETRIES = 3
@@ -92,7 +98,8 @@ class Scorer:
     def _score(self, side: Side, rows: np.ndarray, weights: Path) -> pa.Table:
         share = side, hash(rows.tobytes())
         if share not in self._ready:
-            prepared = prepare_rows(open_pool(side.pool), side.references, rows)
+            self._ready = {key: kept for key, kept in self._ready.items() if key[0] != side}  # dealt anew
+            prepared = prepare_rows(open_pool(side.pool), side.references, rows, self._deadline.renew)
             self._ready[share] = self._spec.load_features(side.features), prepared
             release()
         features, prepared = self._ready[share]
@@ -130,46 +137,86 @@ class ScorerPool:
             pool = open_pool(side.pool)
             self._dealt[side] = pool.scene_ids, shares(pool.log_ids, len(self._scorers))
         scene_ids, dealt = self._dealt[side]
-        calls = [
-            scorer.score.remote(side, rows, weights)
+        calls = {
+            scorer.score.remote(side, rows, weights): (scorer, rows)
             for scorer, rows in zip(self._scorers, dealt, strict=False)  # a pool of few logs needs fewer
-        ]
-        parts = _answers(calls, f"scoring was lost {MAX_RETRIES + 1} times")
+        }
+        parts, lost_since_s = [], dict[Any, float]()
+        while calls:
+            done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=LOOK_S)
+            problem = f"scoring was lost {MAX_RETRIES + 1} times or took over placement.ray.stall_timeout_s"
+            parts += _answers(done, problem)
+            for call in done:
+                del calls[call]
+            for call, (scorer, rows) in list(calls.items()):
+                since_s = lost_since_s.setdefault(scorer, time.monotonic()) if is_lost(scorer) else None
+                if since_s is None:
+                    lost_since_s.pop(scorer, None)
+                elif time.monotonic() - since_s > self._timeout_s:
+                    del calls[call]
+                    other = self._without(scorer)
+                    calls[other.score.remote(side, rows, weights)] = other, rows
         return in_order(pa.concat_tables(parts, promote_options="default"), scene_ids)
+
+    @property
+    def _timeout_s(self) -> float:
+        return max(START_TIMEOUT_S, self._config.start_timeout_s)
+
+    def _without(self, scorer: Any) -> Any:
+        """Give up a scorer that finds no place any more, until another comes; return one that takes its share."""
+        ray.kill(scorer)
+        self._scorers = [other for other in self._scorers if other is not scorer]
+        self._dealt.clear()
+        self._start(1)
+        if not self._scorers:
+            self._fail()
+        return self._scorers[0]
 
     def _gather(self) -> None:
         """Take in the scorers that have found a place: all where there is room, else those that have come so far."""
         if not self._scorers and not self._coming:
-            self._start()
+            self._start(self._config.num_scorers)
         if not self._coming:
             return
-        calls, timeout_s = list(self._coming), max(START_TIMEOUT_S, self._config.start_timeout_s)
+        calls = list(self._coming)
         if not self._scorers:
-            ray.wait(calls, num_returns=1, timeout=timeout_s)
+            ray.wait(calls, num_returns=1, timeout=self._timeout_s)
         come, _ = ray.wait(calls, num_returns=len(calls), timeout=0 if self._scorers else GRACE_S)
         _answers(come, "a scorer could not be started")
         self._scorers += [self._coming.pop(call) for call in come]
         if come:
             self._dealt.clear()
         if not self._scorers:
-            what = "CPU and GPU" if self._config.gpus_per_scorer else "CPU"
-            free = ray.available_resources().get("CPU", 0)
-            self.close()
-            raise ScoringFailedError(f"no scorer got its {what} in {timeout_s:g} s; free are {free:g} CPUs")
+            self._fail()
 
-    def _start(self) -> None:
+    def _fail(self) -> NoReturn:
+        what = "CPU and GPU" if self._config.gpus_per_scorer else "CPU"
+        free = ray.available_resources().get("CPU", 0)
+        self.close()
+        raise ScoringFailedError(f"no scorer got its {what} in {self._timeout_s:g} s; free are {free:g} CPUs")
+
+    def _start(self, count: int) -> None:
         # Scoring is a function of its arguments, so a call that a dying actor lost can simply be made again.
         actor: Any = ray.remote(Scorer).options(
             num_cpus=1, num_gpus=self._config.gpus_per_scorer, max_restarts=-1, max_task_retries=MAX_RETRIES
         )
-        scorers = [actor.remote(self._planner, self._deadline) for _ in range(self._config.num_scorers)]
-        self._coming = {scorer.ready.remote(): scorer for scorer in scorers}
+        scorers = [actor.remote(self._planner, self._deadline) for _ in range(count)]
+        self._coming |= {scorer.ready.remote(): scorer for scorer in scorers}
 
     def close(self) -> None:
         """End the actors."""
         for scorer in (*self._scorers, *self._coming.values()):
             ray.kill(scorer)
         self._scorers, self._coming = [], {}
+
+
+def is_lost(actor: Any) -> bool:
+    """Tell whether an actor has no process at present: it waits for a place on the cluster, again or still."""
+    try:
+        found: Any = get_actor(actor._actor_id.hex(), timeout=int(LOOK_S))
+    except (RayStateApiException, RuntimeError, ValueError):
+        return False  # nobody can say, in a cluster without a dashboard for example
+    return found is not None and found.state != "ALIVE"
 
 
 def _answers(calls: Sequence[Any], problem: str) -> list[Any]:
@@ -187,12 +234,14 @@ def in_order(table: pa.Table, scene_ids: np.ndarray) -> pa.Table:
     return table.select(["scene_id", *names, "miou"]).take(rows)
 
 
-def prepare_rows(pool: ScenePool, references: Path, rows: np.ndarray) -> PreparedPool:
-    """Prepare some rows of a pool with reference drives that were made before."""
+def prepare_rows(
+    pool: ScenePool, references: Path, rows: np.ndarray, on_read: Callable[[], None]
+) -> PreparedPool:
+    """Prepare some rows of a pool with reference drives that were made before; `on_read` is called chunk by chunk."""
     known = {
         version: np.load(references / f"{version}.npy", mmap_mode="r")[rows] for version in tasks.VERSIONS
     }
-    return prepare_pool(PoolRows(pool, rows), known)  # type: ignore[arg-type]
+    return prepare_pool(PoolRows(pool, rows, on_read), known)  # type: ignore[arg-type]
 
 
 def shares(log_ids: np.ndarray, num_shares: int) -> Sequence[np.ndarray]:

@@ -64,6 +64,10 @@ def rates(summary: Mapping[str, Any]) -> dict[str, float]:
     return {stage: count / seconds[stage] for stage, count in seen.items() if seconds.get(stage)}
 
 
+CLOSE_TIMEOUT_S = 60.0
+"""How long the end of a run waits for trackers; a server that hangs must not hold it."""
+
+
 class Observer:
     """Keeps the metrics of one run alive, writes its scalars and logs its stages.
 
@@ -116,16 +120,20 @@ class Observer:
         self._log("round_published", run=self._run, round=done["index"], **fields)
         self._log_failures()
 
-    def close(self, state: str) -> None:
-        """Wait until everything is shown and end the trackers.
+    def close(self, state: str, reason: str | None = None) -> None:
+        """Wait a while until everything is shown, end the trackers and say how the run ended.
 
         Args:
             state: How the run ended, for the log.
+            reason: Why it failed.
         """
-        self._thread.submit(self._close_trackers)
-        self._thread.shutdown()
+        try:
+            self._thread.submit(self._close_trackers).result(CLOSE_TIMEOUT_S)
+        except TimeoutError:
+            self._failures.append(("trackers", f"did not end in {CLOSE_TIMEOUT_S:g} s"))
+        self._thread.shutdown(wait=False, cancel_futures=True)
         self._log_failures()
-        self._log("driver_ended", run=self._run, state=state)
+        self._log("driver_ended", run=self._run, state=state, **({"reason": reason} if reason else {}))
 
     @property
     def _round_in_hand(self) -> int | None:

@@ -185,22 +185,33 @@ def wait_for_room(config: RayConfig) -> None:
     Raises:
         ResourcesError: Too few CPUs or GPUs in all, or too few that are free, or GPUs that torch cannot use.
     """
-    needs, give_up = needs_of(config), time.monotonic() + config.start_timeout_s
     whole = dataclasses.replace(config, min_trainers=0)
     if shortage(needs_of(whole), ray.cluster_resources()):
         request_resources(bundles=bundles_of(whole))
+        try:
+            _wait_for_free(config, whole)
+        finally:
+            request_resources(
+                bundles=[]
+            )  # nodes that are asked for are kept, in use or not, until this is said
+    else:
+        _wait_for_free(config, whole)
+    for name in ("gpus_per_worker", "gpus_per_scorer"):
+        if (gpus := getattr(config, name)) > 0:
+            check_gpu(f"placement.ray.{name}", gpus)
+
+
+def _wait_for_free(config: RayConfig, whole: RayConfig) -> None:
+    needs, give_up = needs_of(config), time.monotonic() + config.start_timeout_s
     while True:
         available = ray.available_resources()
         free, is_late = shortage(needs, available), time.monotonic() > give_up
         if free is None and (is_late or shortage(needs_of(whole), available) is None):
-            break
+            return
         if is_late:
             total = shortage(needs, ray.cluster_resources())
             raise ResourcesError(total or f"{free} free: other runs hold the rest")
         time.sleep(0.5)
-    for name in ("gpus_per_worker", "gpus_per_scorer"):
-        if (gpus := getattr(config, name)) > 0:
-            check_gpu(f"placement.ray.{name}", gpus)
 
 
 def check_gpu(name: str, gpus: float) -> None:

@@ -70,7 +70,7 @@ def drive(config: RunConfig, console: Console, embed_only: bool = False) -> dict
             wait_for_room(config.placement.ray)
         driver = start_driver(config, embed_only=embed_only)
     status = follow_to_the_end(driver, console)
-    end_driver(run_dir)
+    end_driver(run_dir, driver)
     if status["state"] == "failed":
         raise status["error"]
     return status

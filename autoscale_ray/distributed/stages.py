@@ -22,7 +22,7 @@ from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.evaluate import ScorerPool, Side
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.recorded import RecordedStages
-from autoscale_ray.records import Clusters, Scores, Selection
+from autoscale_ray.records import Clusters, Embeddings, Scores, Selection
 from autoscale_ray.run_folder import work_dir
 
 
@@ -90,8 +90,11 @@ class RayWork:
         return self._scorers.score(Side(self._inputs.pools[side].path, features, references), weights)
 
     def close(self) -> None:
-        """End the scorers; drop the parts of embeddings, which are whole by now."""
+        """End the scorers."""
         self._scorers.close()
+
+    def drop_parts(self) -> None:
+        """Remove the parts of embeddings that are whole."""
         shutil.rmtree(self._parts, ignore_errors=True)
 
 
@@ -103,9 +106,15 @@ class RayStages(RecordedStages):
     ) -> None:
         work = RayWork(config, inputs, board)
         super().__init__(config, inputs, store, work, **more)
-        work.beside = self._read_candidates
+        work.beside, self._drop_parts = self._read_candidates, work.drop_parts
         self._reader: threading.Thread | None = None
         self._files: Mapping[str, Path] = {}
+
+    def embed(self) -> Embeddings:
+        """Train the encoder and embed all four pools; parts that an attempt has left go once all is published."""
+        embeddings = super().embed()
+        self._drop_parts()
+        return embeddings
 
     def retrieve(
         self, clusters: Clusters, counts: Mapping[str, int], guide: Scores | None, *, how: str | None = None

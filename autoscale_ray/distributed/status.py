@@ -84,6 +84,7 @@ def event_line(event: Mapping[str, Any], now_s: float) -> str:
     stage, seconds = event.get("stage") or event.get("name"), event.get("seconds")
     words += [str(stage)] if stage else []
     words += [f"({event['state']})"] if event.get("state") else []
+    words += [f"since {event['reason']}"] if event.get("reason") else []
     words += [f"of round {event['round']}"] if event.get("round") is not None else []
     words += [f"in {seconds:.1f} s"] if seconds is not None else []
     return f"{' '.join(words)}, {max(now_s - event['time_s'], 0):.0f} s ago"
@@ -104,16 +105,45 @@ def driver_line(run_dir: str, events: Sequence[Mapping[str, Any]]) -> str:
         return "driver: none known (set RAY_ADDRESS to look on a cluster)"
     if not answers(address):
         return f"driver: none, no cluster answers at {address}"
-    for event in events:
-        if event.get("ray_auth_mode"):
-            os.environ.setdefault("RAY_AUTH_MODE", event["ray_auth_mode"])
+    authenticate(events)
     try:
         status = ask_driver(run_dir, address)
     except UnreachableError as error:
         return f"driver: unknown, the cluster at {address} was not joined: {error}"
     if status is None:
         return f"driver: none on the cluster at {address}"
-    return f"driver: {status['state']}, {status['stage']}, process {status['pid']}"
+    why = f": {' '.join(str(status['error']).split())}" if status.get("error") else ""
+    return f"driver: {status['state']}, {status['stage']}, process {status['pid']}{why}"
+
+
+def stop_run(run_dir: str) -> None:
+    """Ask the driver of a run to stop after the round in hand.
+
+    Raises:
+        UnreachableError: No driver is running, or nobody could be asked.
+        ArtifactError: No run there, or its state is damaged.
+    """
+    read_rounds(run_dir)
+    events = read_events(run_dir)
+    address = cluster_address(events)
+    if address is None or not answers(address):
+        raise UnreachableError(
+            f"{run_dir}: no cluster answers at {address or 'RAY_ADDRESS'}; nothing was stopped"
+        )
+    authenticate(events)
+    status = ask_driver(run_dir, address)
+    if status is None or status["state"] not in ("running", "paused"):
+        raise UnreachableError(
+            f"{run_dir}: no driver is at work on the cluster at {address}; nothing was stopped"
+        )
+    ask_driver(run_dir, address, "stop")
+
+
+def authenticate(events: Sequence[Mapping[str, Any]]) -> None:
+    """Use the authentication of the cluster that a run was started on, where none is chosen."""
+    for event in events:
+        if event.get("ray_auth_mode"):
+            os.environ.setdefault("RAY_AUTH_MODE", event["ray_auth_mode"])
 
 
 def cluster_address(events: Sequence[Mapping[str, Any]]) -> str | None:
@@ -134,8 +164,8 @@ def answers(address: str) -> bool:
         return False
 
 
-def ask_driver(run_dir: str, address: str) -> dict[str, Any] | None:
-    """Return the status of a run's driver on a cluster, or None where it has none.
+def ask_driver(run_dir: str, address: str, what: str = "status") -> Any:
+    """Return what a method of a run's driver on a cluster answers, or None where there is no driver.
 
     Raises:
         UnreachableError: Ray could not join the cluster, for want of a token for example.
@@ -151,7 +181,7 @@ def ask_driver(run_dir: str, address: str) -> dict[str, Any] | None:
         if joined:
             ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
         driver = find_driver(run_dir)
-        return None if driver is None else ray.get(driver.status.remote(), timeout=ANSWER_TIMEOUT_S)
+        return None if driver is None else ray.get(getattr(driver, what).remote(), timeout=ANSWER_TIMEOUT_S)
     except (RayError, ConnectionError, RuntimeError) as error:
         raise UnreachableError(str(error).strip().partition("\n")[0]) from error
     finally:

@@ -41,6 +41,7 @@ COLLECTIVE_TIMEOUT_S = 120
 MAX_FAILURES = 8
 RESIZE_INTERVAL_S = 20.0
 """How often a group with fewer trainers than wanted looks for room for more."""
+RUN_NAME = "trainers"
 STATE_FILE, TASK_FILE = "state.safetensors", "task"
 BUILT_IN = PlannerConfig().factory
 T = TypeVar("T")
@@ -66,12 +67,20 @@ def make_trainer(config: RayConfig, driver: str, namespace: str, storage: Path) 
             elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
         ),
         run_config=ray.train.RunConfig(
-            name="trainers",
+            name=RUN_NAME,
             storage_path=str(storage.absolute()),
             failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
+
+
+def newest_checkpoint(storage: Path) -> str | None:
+    """Return what tells the last checkpoint of a driver's Train run from any other; None where there is none."""
+    found = [
+        (path.stat().st_mtime_ns, path.name) for path in (storage / RUN_NAME).glob("*-*") if path.is_dir()
+    ]
+    return max(found)[1] if found else None
 
 
 def train_loop(settings: dict[str, Any]) -> None:

@@ -12,8 +12,17 @@ import ray
 from rich.console import Console
 
 from autoscale_ray.artifacts import read_rounds
-from autoscale_ray.distributed.driver import driver_name, end_driver, find_driver, follow, start_driver
+from autoscale_ray.cli import main
+from autoscale_ray.distributed.driver import (
+    RunFailedError,
+    driver_name,
+    end_driver,
+    find_driver,
+    follow,
+    start_driver,
+)
 from autoscale_ray.distributed.session import run_on_ray
+from autoscale_ray.distributed.status import read_events
 from autoscale_ray.errors import AutoScaleError
 from autoscale_ray.session import run_local
 from tests.ray.conftest import processes_below
@@ -114,6 +123,54 @@ def test_a_second_driver_is_refused_and_the_first_is_not_disturbed(cluster, refe
     assert ask(driver)["state"] == "paused"
     end_driver(str(run_dir))
     assert find_driver(str(run_dir)) is None
+
+
+@pytest.mark.timeout(120)
+def test_a_driver_that_nobody_follows_says_why_it_failed_and_goes(
+    cluster, reference, tmp_path, capsys
+) -> None:
+    run_dir = with_cached_stages(tmp_path / "run", reference)
+    config = config_of(run_dir, "planner.factory=no_such_module:make")
+    driver = start_driver(config, linger_s=1.0)
+    wait_for(lambda: find_driver(str(run_dir)) is None)
+    (ended,) = [event for event in read_events(str(run_dir)) if event["event"] == "driver_ended"]
+    assert ended["state"] == "failed"
+    assert "no_such_module" in ended["reason"]
+    main(["status", str(run_dir)])
+    assert "driver ended (failed) since" in capsys.readouterr().out
+    with pytest.raises(RunFailedError, match="ended from elsewhere"):
+        list(follow(driver))
+
+
+@pytest.mark.timeout(120)
+def test_the_end_of_one_driver_leaves_its_successor_alone(cluster, reference, tmp_path) -> None:
+    run_dir = with_cached_stages(tmp_path / "run", reference)
+    first = start_driver(config_of(run_dir))
+    end_driver(str(run_dir), first)
+    second = start_driver(config_of(run_dir))
+    hold(second)
+    end_driver(str(run_dir), first)
+    assert ask(second)["state"] == "paused"
+    end_driver(str(run_dir))
+    assert find_driver(str(run_dir)) is None
+
+
+@pytest.mark.timeout(200)
+def test_a_run_is_stopped_by_a_command_and_goes_on_by_another(cluster, reference, tmp_path, capsys) -> None:
+    run_dir = with_cached_stages(tmp_path / "run", reference)
+    driver = start_driver(config_of(run_dir))
+    wait_for(lambda: read_events(str(run_dir)))
+    main(["stop", str(run_dir)])
+    assert "stops after the round in hand" in " ".join(capsys.readouterr().out.split())
+    assert end_of(driver)["state"] == "stopped"
+    end_driver(str(run_dir))
+    for told in ("no driver is at work", "nothing was stopped"):
+        with pytest.raises(SystemExit) as ended:
+            main(["stop", str(run_dir)])
+        assert ended.value.code == 1
+        assert told in capsys.readouterr().err
+    assert run_on_ray(config_of(run_dir), Console(quiet=True))["state"] == "finished"
+    check_same_run(run_dir, reference)
 
 
 def test_the_name_of_a_driver_depends_on_the_run_directory_alone(tmp_path, monkeypatch) -> None:

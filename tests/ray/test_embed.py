@@ -14,11 +14,14 @@ import pytest
 
 from autoscale_ray import tasks
 from autoscale_ray.config import RayConfig
+from autoscale_ray.distributed.board import TaskBoard
+from autoscale_ray.distributed.stages import RayStages
 from autoscale_ray.inputs import open_inputs
 from autoscale_ray.representation.training import embed, load
 from autoscale_ray.scenes.pool import open_pool
+from autoscale_ray.session import open_run
 from tests.ray.conftest import processes_below
-from tests.ray.small_run import config_of, wait_for
+from tests.ray.small_run import config_of, wait_for, with_cached_stages
 
 CHUNK = 8
 """Scenes a part, so that there are parts enough to be killed between."""
@@ -105,3 +108,16 @@ def test_an_embedder_that_stands_still_ends_with_its_stacks_and_is_named(
     told = [path.read_text() for path in stacks.glob("*.txt")]
     assert any("read_text" in text and "_embed" in text for text in told), told
     wait_for(lambda: not embedders(cluster["pid"]))
+
+
+@pytest.mark.timeout(200)
+def test_parts_of_embeddings_stay_until_the_whole_is_published(reference, tmp_path) -> None:
+    run_dir = with_cached_stages(tmp_path / "run", reference)
+    (run_dir / "parts" / "mark").mkdir(parents=True)
+    config = config_of(run_dir)
+    inputs, store = open_run(config)
+    stages = RayStages(config, inputs, store, TaskBoard())
+    stages.work.close()  # as after a failure
+    assert (run_dir / "parts" / "mark").is_dir()
+    stages.embed()
+    assert not (run_dir / "parts").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -12,9 +13,10 @@ import ray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from autoscale_ray.artifacts import RunStore
+from autoscale_ray.distributed import observe
 from autoscale_ray.distributed.observe import GAUGES, Observer
 from autoscale_ray.distributed.status import read_events
-from autoscale_ray.distributed.trackers import TRACKERS, is_installed
+from autoscale_ray.distributed.trackers import TRACKERS, Tracker, is_installed
 from autoscale_ray.storage import Disk, FolderStorage
 from tests.ray.small_run import SUMMARY
 
@@ -130,6 +132,22 @@ def test_wandb_writes_offline_without_a_key(tmp_path: Path, offline) -> None:
     tracker.close()
     (record,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"objective" in record.read_bytes()
+
+
+@pytest.mark.timeout(60)
+def test_a_tracker_that_hangs_does_not_hold_the_end_of_a_run(cluster, tmp_path, monkeypatch) -> None:
+    hangs = threading.Event()
+    tracker = Tracker(lambda index, scalars: None, lambda: bool(hangs.wait(50)))
+    monkeypatch.setattr(observe, "TRACKERS", {"tensorboard": lambda run_dir, settings: tracker})
+    monkeypatch.setattr(observe, "CLOSE_TIMEOUT_S", 0.5)
+    store = RunStore.claim(FolderStorage(Disk(tmp_path / "a-run")), {"config": 1})
+    observer = Observer("a-run", tmp_path / "a-run", store.log)
+    observer.show(SUMMARY)
+    observer.close("failed", "RuntimeError: no reason")
+    hangs.set()
+    *_, failed, ended = read_events(str(tmp_path / "a-run"))
+    assert (failed["tracker"], failed["reason"]) == ("trackers", "did not end in 0.5 s")
+    assert (ended["state"], ended["reason"]) == ("failed", "RuntimeError: no reason")
 
 
 @pytest.mark.timeout(120)

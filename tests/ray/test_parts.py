@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
+import ray.train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscale_ray.config import PlannerConfig, RayConfig, load_config
+from autoscale_ray.distributed import driven, resources
 from autoscale_ray.distributed.board import Task, TaskBoard, TrainingFailedError
+from autoscale_ray.distributed.driver import RunFailedError
 from autoscale_ray.distributed.evaluate import shares
 from autoscale_ray.distributed.observe import GAUGES, samples
 from autoscale_ray.distributed.resources import (
@@ -29,8 +34,9 @@ from autoscale_ray.distributed.resources import (
     train_environment,
 )
 from autoscale_ray.distributed.steps import shards_of
+from autoscale_ray.distributed.train import newest_checkpoint
 from autoscale_ray.errors import ConfigError
-from tests.ray.small_run import SUMMARY
+from tests.ray.small_run import SUMMARY, config_of
 
 GRAFANA = Path(__file__).parents[2] / "cluster_configs" / "grafana.json"
 pytestmark = pytest.mark.timeout(60)
@@ -72,6 +78,58 @@ def test_a_failed_training_run_wakes_the_loop() -> None:
     threading.Timer(0.05, board.fail, [RuntimeError("out of workers")]).start()
     with pytest.raises(RuntimeError, match="out of workers"):
         board.post(task("a"))
+
+
+def test_a_closed_board_hands_out_nothing() -> None:
+    board = TaskBoard()
+    loop = threading.Thread(target=board.post, args=[task("a")], daemon=True)
+    loop.start()
+    assert isinstance(board.fetch(None, 10), Task)
+    board.close()
+    assert board.fetch(None, 0.0) == "end", "nobody waits for its files any more"
+    assert board.is_over
+    board.deliver("a", {})
+    loop.join(10)
+
+
+@pytest.mark.parametrize(("signs", "num_runs"), [([0, 0], 2), ([0, 1, 2, 2], 4)])
+def test_trainers_are_started_again_as_long_as_they_get_on(signs, num_runs, tmp_path, monkeypatch) -> None:
+    """Ray counts what a Train run loses over all its life; here only what it loses without a sign of progress."""
+    board, runs = TaskBoard(), []
+
+    class Trainer:
+        """Fails like a Train run that has lost too many workers, after some progress or none."""
+
+        def fit(self) -> None:
+            runs.append(signs[len(runs)])
+            board.num_delivered = runs[-1]
+            raise ray.train.TrainingFailedError("the ninth worker was lost")
+
+    monkeypatch.setattr(driven, "make_trainer", lambda *_: Trainer())
+    driven._train(config_of(tmp_path / "run"), "driver", board)
+    assert len(runs) == num_runs
+    with pytest.raises(RunFailedError, match="the ninth worker was lost"):
+        board.post(task("a"))
+
+
+def test_the_newest_checkpoint_tells_progress_inside_a_task(tmp_path) -> None:
+    assert newest_checkpoint(tmp_path) is None
+    for step, name in enumerate(["aa-0000010", "aa-0000020", "0b-0000010"]):
+        folder = tmp_path / "trainers" / name
+        folder.mkdir(parents=True)
+        os.utime(folder, (step, step))
+    assert newest_checkpoint(tmp_path) == "0b-0000010"
+
+
+def test_nodes_that_a_run_asked_for_are_let_go(monkeypatch) -> None:
+    """An autoscaler keeps what is asked for, in use or not, until it is asked for something else."""
+    asked = []
+    monkeypatch.setattr(resources, "request_resources", lambda bundles: asked.append(len(bundles)))
+    for what in ("cluster_resources", "available_resources"):
+        monkeypatch.setattr(ray, what, lambda: {"CPU": 2.0})
+    with pytest.raises(ResourcesError, match="needs 51 CPUs"):
+        resources.wait_for_room(RayConfig(num_scorers=50, start_timeout_s=1))
+    assert asked == [51, 0]
 
 
 def test_an_error_that_comes_back_ends_the_run() -> None:

@@ -10,16 +10,32 @@ from autoscale_ray.config import RayConfig
 from autoscale_ray.distributed import evaluate
 from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.inputs import open_inputs
+from tests.ray.conftest import processes_below
 from tests.ray.small_run import config_of, wait_for
 
 
-@pytest.mark.timeout(150)
-def test_scorers_that_find_no_room_are_done_without_until_they_come(
-    cluster, reference, tmp_path, monkeypatch
-) -> None:
-    config = config_of(reference)
-    planner, pool = config.planner, open_inputs(config, reference / "pools").pools["dev"]
-    weights = next((reference / "views").glob("train-*"))
+@ray.remote
+class Holder:
+    """Holds CPUs of the cluster."""
+
+    def holds(self) -> None:
+        pass
+
+
+def hold(num_cpus: int):
+    """Take some of the cluster's eight CPUs."""
+    holder = Holder.options(num_cpus=num_cpus).remote()
+    ray.get(holder.holds.remote())
+    return holder
+
+
+@pytest.fixture
+def side(reference, tmp_path) -> evaluate.Side:
+    """Return the dev pool of the reference run with what scoring needs."""
+    planner, pool = (
+        config_of(reference).planner,
+        open_inputs(config_of(reference), reference / "pools").pools["dev"],
+    )
     side = evaluate.Side(pool.path, tmp_path / "features", tmp_path / "references")
     for folder, make in (
         (side.features, lambda folder: tasks.pool_features(planner, pool, folder)),
@@ -27,18 +43,42 @@ def test_scorers_that_find_no_room_are_done_without_until_they_come(
     ):
         folder.mkdir()
         make(folder)
+    return side
 
-    @ray.remote
-    class Holder:
-        def holds(self) -> None:
-            pass
 
-    def hold(num_cpus: int):
-        """Take some of the cluster's eight CPUs."""
-        holder = Holder.options(num_cpus=num_cpus).remote()
-        ray.get(holder.holds.remote())
-        return holder
+@pytest.mark.timeout(150)
+def test_the_share_of_a_scorer_that_finds_no_place_again_goes_to_the_others(
+    cluster, reference, side, tmp_path, monkeypatch
+) -> None:
+    """A node goes and none comes in its place: here another tenant takes the CPU of a scorer that dies."""
+    monkeypatch.setattr(evaluate, "START_TIMEOUT_S", 2)
+    monkeypatch.setattr(evaluate, "LOOK_S", 1.0)
+    weights = next((reference / "views").glob("train-*"))
+    planner = config_of(reference).planner
+    scorers = evaluate.ScorerPool(
+        planner, RayConfig(num_scorers=2, start_timeout_s=1), Deadline(60, tmp_path)
+    )
+    expected = scorers.score(side, weights)
+    wait_for(lambda: scorers.score(side, weights).equals(expected) and len(scorers._scorers) == 2)
+    holder = hold(6)
+    tenant = Holder.options(num_cpus=1).remote()  # waits for the next CPU that is free
+    processes_below(cluster["pid"], "Scorer")[0].kill()
+    ray.get(tenant.holds.remote())
+    assert scorers.score(side, weights).equals(expected)
+    assert len(scorers._scorers) == 1
+    assert len(scorers._coming) == 1, "another is asked for"
+    ray.kill(tenant)
+    wait_for(lambda: scorers.score(side, weights).equals(expected) and len(scorers._scorers) == 2)
+    scorers.close()
+    ray.kill(holder)
 
+
+@pytest.mark.timeout(150)
+def test_scorers_that_find_no_room_are_done_without_until_they_come(
+    cluster, reference, side, tmp_path, monkeypatch
+) -> None:
+    planner = config_of(reference).planner
+    weights = next((reference / "views").glob("train-*"))
     deadline = Deadline(60, tmp_path)
     alone = evaluate.ScorerPool(planner, RayConfig(), deadline)
     expected = alone.score(side, weights)
