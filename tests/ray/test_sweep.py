@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from autoscale_ray.artifacts import read_rounds, share_stages
+from autoscale_ray.artifacts import read_rounds
 from autoscale_ray.cli import main
 from autoscale_ray.distributed.driver import find_driver
 from autoscale_ray.distributed.resources import Needs, ResourcesError
@@ -26,7 +26,7 @@ from autoscale_ray.distributed.sweep_plan import SLOT, Range, read_plan, trials_
 from autoscale_ray.distributed.sweep_report import curves, write_sweep
 from autoscale_ray.distributed.trial import trial_dir
 from autoscale_ray.errors import ConfigError, MissingExtraError
-from tests.ray.small_run import SMALL, with_shared_pools
+from tests.ray.small_run import SMALL, link_stages, with_shared_pools
 
 JOB = str(Path(__file__).parents[2] / "jobs" / "sweep_budgets.py")
 KILL_TIMEOUT_S = 240
@@ -186,7 +186,7 @@ def test_a_killed_sweep_goes_on_stops_a_poor_trial_and_computes_nothing_twice(
 ) -> None:
     folder = tmp_path / "sweep"
     shared = with_shared_pools(folder / "shared", reference)
-    share_stages(reference, shared)  # embedded and clustered before; its planners had fewer steps
+    link_stages(reference, shared)  # embedded and clustered before; its planners had fewer steps
     arguments = [*SMALL, "planner.num_steps=300", f"sweep.loop.budget={GOOD},{POOR}", "sweep.at_once=1"]
     kill_after_a_round([*arguments, "--out", str(folder)], folder)
     (first,) = (folder / "trials").iterdir()
@@ -242,14 +242,17 @@ def check_table(folder: Path) -> None:
 
 
 def check_shared(folder: Path, shared: Path) -> None:
-    """No trial has embedded or clustered: all hold the records of the shared run."""
+    """No trial has embedded or clustered: all hold the records of the shared run, and its files as links."""
     for trial in (folder / "trials").iterdir():
         assert find_driver(str(trial)) is None, "a driver ends with its trial"
         built = {event["name"] for event in read_events(str(trial)) if event["event"] == "stage"}
         assert built.isdisjoint({"encoder", "embed", "cluster"})
         for name in ("encoder", "embed", "cluster"):
             (record,) = (trial / "stages").glob(f"{name}-*.json")
-            assert record.samefile(shared / "stages" / record.name)
+            assert record.read_bytes() == (shared / "stages" / record.name).read_bytes()
+            for blob in json.loads(record.read_bytes())["blobs"].values():
+                key = f"objects/{blob['sha256'][:2]}/{blob['sha256']}"
+                assert (trial / key).samefile(shared / key)
     assert not any(event["event"] == "stage" for event in read_events(str(shared))), (
         "nor has the second start"
     )
