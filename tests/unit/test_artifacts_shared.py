@@ -86,6 +86,8 @@ def test_what_one_run_has_built_no_other_builds_while_both_are_open(tmp_path) ->
     for name in COMMON:
         ours, theirs = (next((t.run_dir / "stages").glob(f"{name}-*")) for t in (first, second))
         assert ours.read_bytes() == theirs.read_bytes()
+    for held in (path for path in (second.run_dir / "objects").rglob("*") if path.is_file()):
+        assert held.samefile(tmp_path / "shared" / held.relative_to(second.run_dir)), "a link, not a copy"
 
 
 @pytest.mark.parametrize("number", [errno.EMLINK, errno.EXDEV, errno.EPERM])
