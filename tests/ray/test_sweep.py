@@ -18,13 +18,15 @@ from scipy import stats
 
 from autoscale_ray.artifacts import read_rounds
 from autoscale_ray.cli import main
+from autoscale_ray.config import RunConfig
 from autoscale_ray.distributed.driver import find_driver
+from autoscale_ray.distributed.jobs import sweep_budgets
 from autoscale_ray.distributed.resources import Needs, ResourcesError
 from autoscale_ray.distributed.status import read_events
 from autoscale_ray.distributed.sweep import domain, published_reports, scheduler, searcher, sweep
 from autoscale_ray.distributed.sweep_plan import SLOT, Range, read_plan, trials_at_once
 from autoscale_ray.distributed.sweep_report import curves, write_sweep
-from autoscale_ray.distributed.trial import trial_dir
+from autoscale_ray.distributed.trial import run_trial, trial_dir
 from autoscale_ray.errors import ConfigError, MissingExtraError
 from tests.ray.small_run import SMALL, link_stages, with_shared_pools
 
@@ -80,6 +82,43 @@ def test_optuna_is_named_where_it_is_missing(monkeypatch) -> None:
         MissingExtraError, match=r"optuna is not installed: pip install '\.\[optuna\]' in a clone"
     ):
         read_plan(["sweep.loop.budget=20..60", "sweep.search=optuna", "sweep.num_trials=4"])
+
+
+def test_a_trial_starts_with_two_links_however_many_have_finished(tmp_path, monkeypatch) -> None:
+    shared, found = tmp_path / "shared", []
+    (shared / "pools").mkdir(parents=True)
+    fixed = {"arguments": ["loop.num_rounds=1"], "shared": str(shared), "folder": str(tmp_path)}
+    totals = {"totals": {"objective": 0.5}, "total_se": {"objective": 0.1}}
+    summary = {"rounds": [{"index": 0, "num_scenes": 0, **totals}], "arms": [{"name": "autoscale", **totals}]}
+
+    def run_loop(config: RunConfig) -> dict:
+        run_dir = Path(config.placement.run_dir)
+        found.append({path.name: path.resolve() for path in run_dir.iterdir()})
+        (run_dir / "stages").mkdir()
+        (run_dir / "stages" / "train-0.json").touch()
+        (run_dir / "summary.json").write_text(json.dumps(summary))
+        return summary
+
+    monkeypatch.setattr("autoscale_ray.distributed.trial.run_loop", run_loop)
+    monkeypatch.setattr("ray.tune.report", lambda metrics: None)
+    for budget in (20, 40, 60):
+        run_trial({"loop.budget": budget, "fixed": fixed})
+    assert found == [{"pools": shared / "pools", "shared": shared}] * 3
+
+
+def test_a_sweep_into_a_bucket_is_one_line_before_anything_starts(tmp_path, monkeypatch, capsys) -> None:
+    """It used to run in a folder named `s3:` here."""
+    monkeypatch.chdir(tmp_path)
+    told = (
+        "placement.run_dir: a sweep needs a folder that every node mounts; only a single run may lie in a bucket "
+        "(found 's3://bucket/sweep')\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", "sweep.loop.budget=20,60", "--out", "s3://bucket/sweep"])
+    assert (ended.value.code, capsys.readouterr().err) == (2, f"autoscale: {told}")
+    assert sweep_budgets(["sweep.loop.budget=20,60", "placement.run_dir=s3://bucket/sweep"]) == 2
+    assert capsys.readouterr().err == f"failed: {told}"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
