@@ -9,24 +9,28 @@ Layout below the run directory (docs/reliability.md)::
     objects/<2>/<sha256>            files of stages, and manifests, by content
     events/<epoch>.jsonl            what happened when; never read back
     tmp/ scratch/ views/            nothing anyone relies on
+    shared                          in a trial of a sweep: link to the run folder that all trials share
 
 A writer opens the run by taking the next free journal slot for its claim, and publishes a round by taking
 the next free slot for it. Whoever finds the slot that it wanted held by a later claim has been superseded
 and stops, so two drivers cannot both advance a run, whatever they believe about each other. Tokens, epochs
 and clocks stay in journal and events; stage records and manifests depend on the run alone, so a run that
 was killed and resumed publishes the same chain of manifests, byte for byte.
+
+Runs that share a folder look there for a stage that they lack, by the name that its identity gives it, and leave
+there what they have built. So a run touches the files of its own stages, however many runs share with it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,11 +46,13 @@ from autoscale_ray.canonical import (
     unseal,
 )
 from autoscale_ray.errors import ArtifactError, InvalidInputError
+from autoscale_ray.files import link_or_copy
 from autoscale_ray.object_storage import SCHEMES, ObjectStorage, connect
 from autoscale_ray.storage import Disk, FolderStorage, Storage, publish, sha256_of
 
 __all__ = ["Artifact", "Blob", "RoundRecord", "RunStore", "StaleWriterError", "fingerprint", "read_rounds"]
 
+SHARED = "shared"
 MAX_CONTESTS = 100
 """Claims lost in a row before an opener gives up."""
 
@@ -124,8 +130,15 @@ class RoundRecord:
 class RunStore:
     """The durable state of one run, opened for writing."""
 
-    def __init__(self, storage: Storage, identity: Mapping[str, Any], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        identity: Mapping[str, Any],
+        clock: Callable[[], float],
+        shared: FolderStorage | None = None,
+    ) -> None:
         self._storage = storage
+        self._shared = shared
         self._clock = clock
         self._token = secrets.token_hex(8)
         self._root = fingerprint(identity)
@@ -138,21 +151,27 @@ class RunStore:
         """Open a run for writing, made when it is new; earlier writers are superseded.
 
         Args:
-            run_dir: Local path, or URL with scheme s3, gs or az.
+            run_dir: Local path, or URL with scheme s3, gs or az; a local one may share stages, see `share_with`.
             identity: Everything that bears on the run's result.
 
         Raises:
             ArtifactError: The folder holds another run (names the first field that differs), is damaged, or
                 another process of this machine is running in it.
         """
-        return cls.claim(open_storage(run_dir), identity)
+        storage, link = open_storage(run_dir), Path(run_dir) / SHARED
+        shared = FolderStorage(Disk(link.resolve())) if link.is_symlink() and link.is_dir() else None
+        return cls.claim(storage, identity, shared=shared)
 
     @classmethod
     def claim(
-        cls, storage: Storage, identity: Mapping[str, Any], clock: Callable[[], float] = time.time
+        cls,
+        storage: Storage,
+        identity: Mapping[str, Any],
+        clock: Callable[[], float] = time.time,
+        shared: FolderStorage | None = None,
     ) -> RunStore:
-        """Open a run in a storage; see `open`."""
-        store = cls(storage, identity, clock)
+        """Open a run in a storage, where given with another one to share stages with; see `open`."""
+        store = cls(storage, identity, clock, shared)
         storage.prepare()
         _check_identity(storage, identity, store._token)
         store._take_epoch()
@@ -166,7 +185,7 @@ class RunStore:
     def stage(
         self, name: str, identity: Mapping[str, Any], build: Callable[[Path], Mapping[str, JSON]]
     ) -> Artifact:
-        """Return a finished stage; build and record it when there is none for this identity.
+        """Return a finished stage; where none is recorded for this identity, here or in the shared folder, build it.
 
         Args:
             name: Lower-case letters, digits, ``_`` and ``-``.
@@ -184,10 +203,12 @@ class RunStore:
         found = self._storage.read(key)
         if found is None:
             self._check_fence()
-            found = publish(self._storage, key, seal(self._build(name, mark, build)), self._token)
-        artifact = self._artifact(key, found, name, mark)
+            record = self._take(key, name, mark) or seal(self._build(name, mark, build))
+            found = publish(self._storage, key, record, self._token)
+        artifact = self._artifact(self._storage.where(key), found, name, mark)
         for blob in artifact.blobs.values():
             self._storage.check(blob.key, blob.sha256, blob.size)
+        self._give(key, found, artifact)
         return artifact
 
     def commit_round(
@@ -285,6 +306,44 @@ class RunStore:
         self.log("stage", name=name, fingerprint=mark, seconds=self._clock() - started_s)
         return {"stage": name, "fingerprint": mark, "values": values, "blobs": blobs}
 
+    def _take(self, key: str, name: str, mark: str) -> bytes | None:
+        """Take over the files of a stage from the shared folder; return its record, or None where it has none."""
+        record = self._shared.read(key) if self._shared else None
+        if self._shared is None or record is None:
+            return None
+        blobs = self._artifact(self._shared.where(key), record, name, mark).blobs.values()
+        files = {blob.key: Path(self._shared.where(blob.key)) for blob in blobs}
+        for file in files.values():
+            if not file.is_file():
+                raise ArtifactError(str(file), "is missing")
+        try:
+            self._adopt_links(self._storage, files)
+        except OSError:
+            self._check_fence()  # as in `_build`
+            raise
+        for blob in blobs:
+            self._storage.check(blob.key, blob.sha256, blob.size)
+        return record
+
+    def _give(self, key: str, record: bytes, artifact: Artifact) -> None:
+        """Leave a finished stage in the shared folder unless it is there, also one whose writer died before."""
+        if self._shared is None or self._shared.read(key) is not None:
+            return
+        files = {blob.key: artifact.path(name) for name, blob in artifact.blobs.items()}
+        self._adopt_links(self._shared, files)
+        publish(self._shared, key, record, self._token)  # last: a record that is there promises its files
+
+    def _adopt_links(self, storage: Storage, files: Mapping[str, Path]) -> None:
+        """Put files from elsewhere into a storage under their keys, as links where it may be, and leave them."""
+        scratch = storage.scratch(self._token)
+        try:
+            for key, path in files.items():
+                link = scratch / path.name
+                link_or_copy(path, link)
+                storage.adopt(link, key)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
     def _adopt(self, scratch: Path) -> dict[str, Any]:
         blobs = {}
         for file in sorted(path for path in scratch.rglob("*") if path.is_file()):
@@ -293,10 +352,10 @@ class RunStore:
             blobs[blob.name] = {"sha256": blob.sha256, "size": blob.size}
         return blobs
 
-    def _artifact(self, key: str, found: bytes, name: str, mark: str) -> Artifact:
-        body = unseal(self._storage.where(key), found)
+    def _artifact(self, where: str, found: bytes, name: str, mark: str) -> Artifact:
+        body = unseal(where, found)
         if (body.get("stage"), body.get("fingerprint")) != (name, mark):
-            raise ArtifactError(self._storage.where(key), f"is damaged: must be the record of stage {name}")
+            raise ArtifactError(where, f"is damaged: must be the record of stage {name}")
         blobs = {name: Blob(name, **item) for name, item in body["blobs"].items()}
         return Artifact(name, mark, body["values"], blobs, self._storage)
 
@@ -334,20 +393,16 @@ def read_chain(storage: Storage) -> tuple[RoundRecord, ...]:
     return _chain(storage, manifests, fingerprint(_read_identity(storage)))
 
 
-def share_stages(source: Path, target: Path) -> None:
-    """Give a run in a local folder the finished stages of another, as hard links; it uses those that fit.
+def share_with(run_dir: Path, shared: Path) -> None:
+    """Let a run in a local folder take finished stages from another run folder, and leave there those it builds.
 
     Args:
-        source: Run directory that has finished stages.
-        target: Run directory, made when missing.
+        run_dir: Run folder, made when missing.
+        shared: Run folder on the same storage; any number of runs may share it at a time.
     """
-    # Files first: a record that is there promises its files.
-    for folder in ("objects", "stages"):
-        for path in sorted(path for path in (source / folder).rglob("*") if path.is_file()):
-            shared = target / path.relative_to(source)
-            shared.parent.mkdir(parents=True, exist_ok=True)
-            if not shared.exists():
-                os.link(path, shared)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        (run_dir / SHARED).symlink_to(shared.absolute())
 
 
 def open_storage(run_dir: str) -> Storage:
@@ -448,16 +503,13 @@ def _reference(artifact: Artifact) -> dict[str, Any]:
 
 
 def _view(view: Path, files: Mapping[str, Path]) -> Path:
-    """Make a folder of hard links (copies across file systems) in one step; a whole view is used again."""
+    """Make a folder of links to files in one step; a whole view is used again."""
     if all(_same(view / name, path) for name, path in files.items()):
         return view
     draft = view.with_name(f".{view.name}-{secrets.token_hex(4)}")
     for name, path in files.items():
         (draft / name).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(path, draft / name)
-        except OSError:
-            shutil.copyfile(path, draft / name)
+        link_or_copy(path, draft / name)
     shutil.rmtree(view, ignore_errors=True)
     try:
         draft.rename(view)

@@ -20,6 +20,7 @@ from tyro.conf import Positional
 from autoscale_ray import __version__
 from autoscale_ray.config import PresetName, RunConfig, load_config, override_of
 from autoscale_ray.errors import EXIT_BAD_INPUT, AutoScaleError, ConfigError, exit_code
+from autoscale_ray.run_folder import check_local
 
 MAX_LISTED = 20
 """Entries of one table that `pool info` prints: a pool may have thousands of logs."""
@@ -30,7 +31,7 @@ Domain = Literal["real", "synthetic"]
 
 def run(
     arguments: Positional[tuple[str, ...]] = (),
-    out: Path | None = None,
+    out: str | None = None,
     backend: Literal["ray", "local"] = "ray",
 ) -> None:
     """Run the data loop, or go on where an earlier start of the same run stopped.
@@ -40,7 +41,7 @@ def run(
 
     Args:
         arguments: [run.yaml] [section.field=value ...]
-        out: Folder for everything the run writes (placement.run_dir).
+        out: Folder, or URL in a bucket, for everything the run writes (placement.run_dir).
         backend: Ray (the cluster at RAY_ADDRESS, or one started on this machine), or this process alone.
     """
     config = _config(arguments, out)
@@ -294,7 +295,7 @@ def stop(run_dir: Positional[str]) -> None:
     Console().print(f"{run_dir}: stops after the round in hand; the same command goes on", soft_wrap=True)
 
 
-def sweep(arguments: Positional[tuple[str, ...]] = (), out: Path | None = None) -> None:
+def sweep(arguments: Positional[tuple[str, ...]] = (), out: str | None = None) -> None:
     """Run one whole loop for every value of the swept fields; embeddings and clusters are computed once.
 
     Write `sweep.` before any field and give it several values: `sweep.loop.budget=350,700,1400`. Poor trials
@@ -313,12 +314,12 @@ def sweep(arguments: Positional[tuple[str, ...]] = (), out: Path | None = None) 
     console.print(f"finished: table {folder / 'sweep.csv'}, everything else beside it", soft_wrap=True)
 
 
-def embed(arguments: Positional[tuple[str, ...]] = (), out: Path | None = None, plot: bool = False) -> None:
+def embed(arguments: Positional[tuple[str, ...]] = (), out: str | None = None, plot: bool = False) -> None:
     """Embed and cluster the pools of a run, without the loop; `run` goes on from there.
 
     Args:
         arguments: [run.yaml] [section.field=value ...]
-        out: Folder for everything the run writes (placement.run_dir).
+        out: Folder, or URL in a bucket, for everything the run writes (placement.run_dir).
         plot: Draw the embedding map with the medoid of every cluster, and a sheet of nearest scenes.
     """
     from autoscale_ray.session import embed_local
@@ -393,7 +394,7 @@ def _score(
     return dict(score_trajectory_file(trajectories, pool, out))
 
 
-def _config(arguments: Sequence[str], out: Path | None) -> RunConfig:
+def _config(arguments: Sequence[str], out: str | None) -> RunConfig:
     files = [item for item in arguments if "=" not in item]
     overrides = [item for item in arguments if "=" in item]
     if len(files) > 1:
@@ -401,7 +402,7 @@ def _config(arguments: Sequence[str], out: Path | None) -> RunConfig:
     return load_config(files[0] if files else None, [*overrides, *_run_dir(out)])
 
 
-def _run_dir(out: Path | None) -> list[str]:
+def _run_dir(out: str | None) -> list[str]:
     """Return the override that `--out` stands for."""
     return [] if out is None else [override_of("placement.run_dir", out)]
 
@@ -460,6 +461,8 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "simulate": {"sumo": simulate_sumo},
 }
 """Commands of two words."""
+ON_RUNS = ("run", "embed", "sweep", "report", "status")
+"""Commands that read what they are given as a run folder, which may be a URL."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -473,10 +476,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"autoscale {__version__}")
         return
     commands, prog = COMMANDS, "autoscale"
+    on_runs = bool(given) and given[0] in ON_RUNS
     if len(given) > 1 and given[0] in GROUPS:
         commands, prog = GROUPS[given[0]], f"autoscale {given.pop(0)}"
     try:
         _check_text(given)
+        if not on_runs:
+            check_local(given)
         tyro.extras.subcommand_cli_from_dict(
             commands,
             prog=prog,

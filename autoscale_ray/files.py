@@ -67,6 +67,20 @@ def _remove_abandoned(folder: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def link_or_copy(path: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system refuses: another one, or no more links to a file.
+
+    Raises:
+        FileExistsError: The name is taken.
+    """
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        shutil.copyfile(path, target)
+
+
 def save_array(path: Path, array: np.ndarray) -> None:
     """Write one .npy file: the bytes of `np.save`.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from autoscale_ray.artifacts import fingerprint
 from autoscale_ray.config import RunConfig
+from autoscale_ray.errors import ConfigError
 from autoscale_ray.files import cache_folder
 
 SUMMARY_FILE = "summary.json"
@@ -29,6 +31,17 @@ def local_folder(run_dir: str) -> Path:
 def is_url(run_dir: str) -> bool:
     """Return whether a run lies in a bucket."""
     return "://" in run_dir
+
+
+def check_local(arguments: Sequence[str]) -> None:
+    """Refuse URLs among the arguments of a command that knows local paths only: as a path one is a folder ``s3:``.
+
+    Raises:
+        ConfigError: One of the arguments is a URL.
+    """
+    for argument in arguments:
+        if is_url(argument):
+            raise ConfigError(argument, "must be a local path: only a run folder may lie in a bucket")
 
 
 def where_things_are(config: RunConfig) -> str:

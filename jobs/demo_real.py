@@ -17,6 +17,7 @@ from rich.console import Console
 
 from autoscale_ray.config import load_config
 from autoscale_ray.errors import AutoScaleError, PoolError
+from autoscale_ray.run_folder import check_local
 from autoscale_ray.scenes.ingest import ingest
 from autoscale_ray.scenes.pool import ScenePool, open_pool
 from autoscale_ray.scenes.split import split_by_log
@@ -100,6 +101,7 @@ def _known_groups(index: Path) -> dict[str, str]:
 
 if __name__ == "__main__":
     try:
+        check_local(sys.argv[1:])
         tyro.cli(main, prog="python -m jobs.demo_real")
     except AutoScaleError as error:
         print(f"demo_real: {error}", file=sys.stderr)

@@ -102,7 +102,8 @@ def _embed(stages: RayStages, board: TaskBoard, trainers: threading.Thread) -> N
 
 def _train(config: RunConfig, driver: str, board: TaskBoard) -> None:
     """Keep the Train run of a driver going: what it may lose counts between two signs of progress, not in a week."""
-    storage, before = work_dir(config) / "train", None
+    storage = work_dir(config) / "train"
+    before = board.num_delivered, newest_checkpoint(storage)
     try:
         while True:
             try:

@@ -15,6 +15,7 @@ from autoscale_ray.config import RunConfig, load_config, override_of
 from autoscale_ray.distributed.resources import Needs, ResourcesError
 from autoscale_ray.distributed.session import with_absolute_paths
 from autoscale_ray.errors import ConfigError, MissingExtraError, extra
+from autoscale_ray.run_folder import is_url
 
 PREFIX = "sweep."
 SLOT = "trial_slot"
@@ -62,7 +63,8 @@ def read_plan(arguments: Sequence[str]) -> SweepPlan:
     """Read ``[run.yaml] [section.field=value ...] sweep.section.field=v1,v2,... [sweep.option=value ...]``.
 
     Raises:
-        ConfigError: Nothing is swept, or a field or option is not known, out of range or without values.
+        ConfigError: Nothing is swept, a field or option is not known, out of range or without values, or the
+            sweep is to lie in a bucket.
         MissingExtraError: Optuna is asked for and not installed.
     """
     ours = [item for item in arguments if item.startswith(PREFIX) and "=" in item]  # not the file sweep.yaml
@@ -143,6 +145,10 @@ def trials_at_once(asked: int, needs: Needs, total: Mapping[str, float]) -> int:
 
 
 def _check(plan: SweepPlan) -> None:
+    run_dir = plan.base.placement.run_dir
+    if is_url(run_dir):
+        rule = "a sweep needs a folder that every node mounts; only a single run may lie in a bucket"
+        raise ConfigError("placement.run_dir", rule, run_dir)
     if plan.search == "optuna" and importlib.util.find_spec("optuna") is None:
         raise MissingExtraError("optuna", extra("optuna"))
     if plan.search == "optuna" and plan.num_trials < 1:

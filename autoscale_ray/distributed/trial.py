@@ -10,7 +10,7 @@ from typing import Any
 
 import ray.tune
 
-from autoscale_ray.artifacts import fingerprint, share_stages
+from autoscale_ray.artifacts import fingerprint, share_with
 from autoscale_ray.config import RunConfig, identity, load_config
 from autoscale_ray.distributed.driver import end_driver, follow, start_driver
 from autoscale_ray.distributed.sweep_plan import config_of
@@ -31,9 +31,7 @@ def run_trial(params: dict[str, Any]) -> None:
     config = config_of(fixed["arguments"], {**swept, "placement.run_dir": run_dir})
     summary = finished_summary(run_dir, config)
     if summary is None:
-        # A finished trial of the sweep has stages that fit too: features, reference drives, the real-only round.
-        for source in (Path(fixed["shared"]), *finished_trials(run_dir.parent)):
-            share_stages(source, run_dir)
+        share_with(run_dir, Path(fixed["shared"]))
         if not (run_dir / "pools").exists():
             (run_dir / "pools").symlink_to(Path(fixed["shared"]) / "pools")
         summary = run_loop(config)
@@ -94,13 +92,6 @@ def finished_summary(run_dir: Path, config: RunConfig) -> dict[str, Any] | None:
         return None
     same = identity(before) == identity(config) and before.loop == config.loop
     return summary if same and summary["arms"] else None
-
-
-def finished_trials(folder: Path) -> list[Path]:
-    """Return the trials that have ended by themselves: nobody writes there any more."""
-    return [
-        path.parent for path in sorted(folder.glob("*/summary.json")) if json.loads(path.read_text())["arms"]
-    ]
 
 
 def swept_of(params: Mapping[str, Any]) -> dict[str, Any]:

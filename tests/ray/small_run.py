@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from autoscale_ray.artifacts import read_rounds, share_stages
+from autoscale_ray.artifacts import read_rounds
 from autoscale_ray.config import RunConfig, load_config
 from autoscale_ray.distributed.session import with_absolute_paths
 
@@ -48,9 +49,18 @@ def with_shared_pools(run_dir: Path, reference: Path) -> Path:
     return run_dir
 
 
+def link_stages(source: Path, target: Path) -> None:
+    """Give a run the finished stages of another, as hard links."""
+    for path in [path for folder in ("objects", "stages") for path in (source / folder).rglob("*")]:
+        linked = target / path.relative_to(source)
+        if path.is_file() and not linked.exists():
+            linked.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, linked)
+
+
 def with_cached_stages(run_dir: Path, reference: Path) -> Path:
     """Give a run the pools of the reference and its stages up to the first round."""
-    share_stages(reference, with_shared_pools(run_dir, reference))
+    link_stages(reference, with_shared_pools(run_dir, reference))
     for record in (run_dir / "stages").iterdir():
         if record.name.startswith(CHANGING):
             record.unlink()

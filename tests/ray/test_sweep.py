@@ -16,17 +16,19 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from autoscale_ray.artifacts import read_rounds, share_stages
+from autoscale_ray.artifacts import read_rounds
 from autoscale_ray.cli import main
+from autoscale_ray.config import RunConfig
 from autoscale_ray.distributed.driver import find_driver
+from autoscale_ray.distributed.jobs import sweep_budgets
 from autoscale_ray.distributed.resources import Needs, ResourcesError
 from autoscale_ray.distributed.status import read_events
 from autoscale_ray.distributed.sweep import domain, published_reports, scheduler, searcher, sweep
 from autoscale_ray.distributed.sweep_plan import SLOT, Range, read_plan, trials_at_once
 from autoscale_ray.distributed.sweep_report import curves, write_sweep
-from autoscale_ray.distributed.trial import trial_dir
+from autoscale_ray.distributed.trial import run_trial, trial_dir
 from autoscale_ray.errors import ConfigError, MissingExtraError
-from tests.ray.small_run import SMALL, with_shared_pools
+from tests.ray.small_run import SMALL, link_stages, with_shared_pools
 
 JOB = str(Path(__file__).parents[2] / "jobs" / "sweep_budgets.py")
 KILL_TIMEOUT_S = 240
@@ -80,6 +82,43 @@ def test_optuna_is_named_where_it_is_missing(monkeypatch) -> None:
         MissingExtraError, match=r"optuna is not installed: pip install '\.\[optuna\]' in a clone"
     ):
         read_plan(["sweep.loop.budget=20..60", "sweep.search=optuna", "sweep.num_trials=4"])
+
+
+def test_a_trial_starts_with_two_links_however_many_have_finished(tmp_path, monkeypatch) -> None:
+    shared, found = tmp_path / "shared", []
+    (shared / "pools").mkdir(parents=True)
+    fixed = {"arguments": ["loop.num_rounds=1"], "shared": str(shared), "folder": str(tmp_path)}
+    totals = {"totals": {"objective": 0.5}, "total_se": {"objective": 0.1}}
+    summary = {"rounds": [{"index": 0, "num_scenes": 0, **totals}], "arms": [{"name": "autoscale", **totals}]}
+
+    def run_loop(config: RunConfig) -> dict:
+        run_dir = Path(config.placement.run_dir)
+        found.append({path.name: path.resolve() for path in run_dir.iterdir()})
+        (run_dir / "stages").mkdir()
+        (run_dir / "stages" / "train-0.json").touch()
+        (run_dir / "summary.json").write_text(json.dumps(summary))
+        return summary
+
+    monkeypatch.setattr("autoscale_ray.distributed.trial.run_loop", run_loop)
+    monkeypatch.setattr("ray.tune.report", lambda metrics: None)
+    for budget in (20, 40, 60):
+        run_trial({"loop.budget": budget, "fixed": fixed})
+    assert found == [{"pools": shared / "pools", "shared": shared}] * 3
+
+
+def test_a_sweep_into_a_bucket_is_one_line_before_anything_starts(tmp_path, monkeypatch, capsys) -> None:
+    """It used to run in a folder named `s3:` here."""
+    monkeypatch.chdir(tmp_path)
+    told = (
+        "placement.run_dir: a sweep needs a folder that every node mounts; only a single run may lie in a bucket "
+        "(found 's3://bucket/sweep')\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", "sweep.loop.budget=20,60", "--out", "s3://bucket/sweep"])
+    assert (ended.value.code, capsys.readouterr().err) == (2, f"autoscale: {told}")
+    assert sweep_budgets(["sweep.loop.budget=20,60", "placement.run_dir=s3://bucket/sweep"]) == 2
+    assert capsys.readouterr().err == f"failed: {told}"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -186,7 +225,7 @@ def test_a_killed_sweep_goes_on_stops_a_poor_trial_and_computes_nothing_twice(
 ) -> None:
     folder = tmp_path / "sweep"
     shared = with_shared_pools(folder / "shared", reference)
-    share_stages(reference, shared)  # embedded and clustered before; its planners had fewer steps
+    link_stages(reference, shared)  # embedded and clustered before; its planners had fewer steps
     arguments = [*SMALL, "planner.num_steps=300", f"sweep.loop.budget={GOOD},{POOR}", "sweep.at_once=1"]
     kill_after_a_round([*arguments, "--out", str(folder)], folder)
     (first,) = (folder / "trials").iterdir()
@@ -242,14 +281,17 @@ def check_table(folder: Path) -> None:
 
 
 def check_shared(folder: Path, shared: Path) -> None:
-    """No trial has embedded or clustered: all hold the records of the shared run."""
+    """No trial has embedded or clustered: all hold the records of the shared run, and its files as links."""
     for trial in (folder / "trials").iterdir():
         assert find_driver(str(trial)) is None, "a driver ends with its trial"
         built = {event["name"] for event in read_events(str(trial)) if event["event"] == "stage"}
         assert built.isdisjoint({"encoder", "embed", "cluster"})
         for name in ("encoder", "embed", "cluster"):
             (record,) = (trial / "stages").glob(f"{name}-*.json")
-            assert record.samefile(shared / "stages" / record.name)
+            assert record.read_bytes() == (shared / "stages" / record.name).read_bytes()
+            for blob in json.loads(record.read_bytes())["blobs"].values():
+                key = f"objects/{blob['sha256'][:2]}/{blob['sha256']}"
+                assert (trial / key).samefile(shared / key)
     assert not any(event["event"] == "stage" for event in read_events(str(shared))), (
         "nor has the second start"
     )

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -48,7 +47,39 @@ def test_a_folder_that_cannot_be_made_is_one_line(command, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["7", "null", "a: b", "a #1", "[x]", "\u00fc 'x' \"y\""])
 def test_out_is_a_folder_whatever_yaml_reads_in_its_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert _config(["loop.budget=7"], Path(name)).placement.run_dir == name
+    assert _config(["loop.budget=7"], name).placement.run_dir == name
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "world --out s3://bucket/pools",
+        "world --plot=s3://bucket/plots",
+        "ingest commonroad scenarios --domain real --out s3://bucket/pool",
+        "simulate sumo --out gs://bucket/pool",
+        "pool info s3://bucket/pool",
+        "pool split pool --out s3://bucket/pools",
+        "pool plot pool --out s3://bucket/sheet.png",
+        "score plans.npz pool --out s3://bucket/scores.parquet",
+    ],
+)
+def test_a_url_where_only_a_local_path_is_known_is_one_line(command, tmp_path, monkeypatch, capsys):
+    """As a path it used to be a folder named `s3:`."""
+    monkeypatch.chdir(tmp_path)
+    code, told = ended(command.split(), capsys)
+    assert (code, told.count("\n")) == (2, 1)
+    assert "://bucket/" in told
+    assert "must be a local path: only a run folder may lie in a bucket" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["run --backend local", "embed"])
+def test_out_of_a_run_may_be_a_url(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, told = ended([*command.split(), "--out", "ftp://bucket/run"], capsys)
+    assert (code, told) == (2, "autoscale: ftp: a run directory is a local path or one of s3, gs, az://\n")
+    assert _config([], "s3://bucket/run").placement.run_dir == "s3://bucket/run"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_info_lists_twenty_logs_and_counts_the_rest(tmp_path, capsys):

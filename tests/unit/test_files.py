@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoscale_ray.files import ABANDONED_S, in_one_step, partial_folder, save_array
+from autoscale_ray.files import ABANDONED_S, in_one_step, link_or_copy, partial_folder, save_array
 
 
 def test_a_file_takes_its_place_whole_and_leaves_nothing_where_it_fails(tmp_path):
@@ -65,6 +65,23 @@ def test_an_array_is_written_as_numpy_does(array, tmp_path):
     np.save(tmp_path / "numpy.npy", array)
     save_array(tmp_path / "ours.npy", array)
     assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
+
+
+def test_a_file_gets_a_second_name_or_a_copy_and_a_taken_name_is_left(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("content")
+    link_or_copy(path, tmp_path / "link")
+    assert (tmp_path / "link").samefile(path)
+    with pytest.raises(FileExistsError):
+        link_or_copy(path, tmp_path / "link")
+
+    def refuse(*given):
+        raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
+
+    monkeypatch.setattr(os, "link", refuse)
+    link_or_copy(path, tmp_path / "copy")
+    assert (tmp_path / "copy").read_text() == "content"
+    assert not (tmp_path / "copy").samefile(path)
 
 
 def test_a_full_disk_keeps_its_error_number():

@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from autoscale_ray import tasks
-from autoscale_ray.artifacts import read_rounds
+from autoscale_ray.artifacts import read_rounds, share_with
 from autoscale_ray.cli import main
 from autoscale_ray.config import load_config
 from autoscale_ray.inputs import open_inputs
@@ -141,6 +141,30 @@ def test_two_rounds_and_a_third_equal_three(finished, pools, tmp_path):
     run_local(load_config(None, arguments(pools, run_dir)), Console(quiet=True))
     assert numbers(run_dir) == numbers(finished)
     assert read_rounds(str(run_dir)) == read_rounds(str(finished))
+
+
+def test_a_run_of_another_budget_shares_all_that_no_budget_changes(finished, pools, tmp_path):
+    """Two trials of a sweep: the second has the numbers of a run of its own and computes only what is its own."""
+    shared, first, second = tmp_path / "shared", tmp_path / "first", tmp_path / "second"
+    shared.mkdir()
+    for run_dir, budget in ((first, 40), (second, 60)):
+        share_with(run_dir, shared)
+        run_local(load_config(None, arguments(pools, run_dir, f"loop.budget={budget}")), Console(quiet=True))
+    alone = tmp_path / "alone"
+    run_local(load_config(None, arguments(pools, alone, "loop.budget=60")), Console(quiet=True))
+    assert (numbers(first), numbers(second)) == (numbers(finished), numbers(alone))
+    assert read_rounds(str(second)) == read_rounds(str(alone))
+    # Two mixed rounds and three arms with a mixture of this budget; without their planners nothing else.
+    assert built(second) == {"retrieve": 5, "train": 5, "evaluate_dev": 2, "evaluate_test": 3}
+    assert built(first) == built(finished)
+    assert set(built(alone)) == set(built(finished)) > set(built(second))
+
+
+def built(run_dir: Path) -> Counter[str]:
+    """Return how many stages of each name a run has computed itself."""
+    logs = [path.read_text().splitlines() for path in (run_dir / "events").iterdir()]
+    events = [json.loads(line) for lines in logs for line in lines]
+    return Counter(event["name"] for event in events if event["event"] == "stage")
 
 
 def test_the_pool_is_read_once_for_all_rounds(pools, tmp_path, monkeypatch):
