@@ -272,7 +272,10 @@ def retrieval_rule(config: RetrievalConfig, how: str | None) -> RetrievalConfig:
 def pool_features(planner: PlannerConfig, pool: ScenePool, folder: Path) -> dict[str, Any]:
     """Compute the planner's inputs and targets for a whole pool."""
     spec = load_planner_spec(planner.factory, planner)
-    spec.save_features(spec.features(pool), folder)
+    if spec.write_features is not None:
+        spec.write_features(pool, folder)
+    else:
+        spec.save_features(spec.features(pool), folder)
     return {}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoscale_ray.files import ABANDONED_S, in_one_step, partial_folder, save_array
+from autoscale_ray.files import ABANDONED_S, begin_array, in_one_step, partial_folder, save_array
 
 
 def test_a_file_takes_its_place_whole_and_leaves_nothing_where_it_fails(tmp_path):
@@ -64,6 +64,16 @@ def test_what_a_killed_builder_left_goes_when_no_file_has_grown_for_a_day(tmp_pa
 def test_an_array_is_written_as_numpy_does(array, tmp_path):
     np.save(tmp_path / "numpy.npy", array)
     save_array(tmp_path / "ours.npy", array)
+    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
+
+
+@pytest.mark.parametrize("array", [np.arange(7.0), np.zeros((5, 3, 2), np.uint8), np.zeros((0, 4), bool)])
+def test_an_array_written_piece_by_piece_is_the_one_numpy_writes(array, tmp_path):
+    np.save(tmp_path / "numpy.npy", array)
+    with (tmp_path / "ours.npy").open("wb") as file:
+        begin_array(file, array[:2], len(array))
+        for start in range(0, len(array), 2):
+            file.write(array[start : start + 2].data)
     assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
 
 
