@@ -91,6 +91,20 @@ def save_array(path: Path, array: np.ndarray) -> None:
         np.save(cast(BinaryIO, _Plain(file)), array, allow_pickle=False)
 
 
+def begin_array(file: BinaryIO, first: np.ndarray, num_rows: int) -> None:
+    """Write the head of a .npy file whose rows follow piece by piece; in the end the file has the bytes of `np.save`.
+
+    Not a memory map: a full disk would end the process instead of raising an error.
+
+    Args:
+        file: Open for writing, empty.
+        first: The first piece, (n, ...).
+        num_rows: Rows of all pieces together.
+    """
+    description = np.lib.format.header_data_from_array_1_0(first) | {"shape": (num_rows, *first.shape[1:])}
+    np.lib.format.write_array_header_1_0(file, description)
+
+
 class _Plain:
     """What numpy does not take for a file of the system, and so writes to by its method."""
 

@@ -19,7 +19,7 @@ from autoscale_ray.recorded import RecordedStages
 
 
 class LocalWork:
-    """Does the work of a run here, one piece after another; keeps features and prepared pools in memory.
+    """Does the work of a run here, one piece after another; keeps loaded features and prepared pools.
 
     Args:
         config: The run.

@@ -33,13 +33,15 @@ from autoscale_ray.planning.planner import empty_planner, parameter_shapes
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
 from autoscale_ray.planning.training import PlannerWeights, TrainState, new_state
 from autoscale_ray.records import SIDES, Arm
-from autoscale_ray.scenes.parquet import read_parquet
+from autoscale_ray.scenes.parquet import read_groups, read_parquet
 from autoscale_ray.scenes.pool import ScenePool
 
 MODEL_FILE = "clusters.safetensors"
 PROBE_FILE = "domain_probe.json"
 SCORES_FILE = "scores.parquet"
 SELECTION_FILE = "selection.parquet"
+ROW_GROUP_SIZE = 65_536
+"""Rows that are written and read at a time: 16 MiB of embeddings of size 64."""
 VERSIONS = ("epdms", "pdms")
 PROBE_SCENES, PROBE_DEV_SCENES = 128, 512
 """Scenes behind the mean gradient of a cluster, and of dev."""
@@ -92,9 +94,11 @@ def write_embeddings(scene_ids: np.ndarray, embeddings_ND: np.ndarray, path: Pat
 
 def read_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return scene ids (N,) and embeddings (N, D) of a file of `write_embeddings`."""
-    table = read_parquet(path)
-    column = table["embedding"].combine_chunks()
-    return _strings(table["scene_id"]), column.values.to_numpy().reshape(len(table), -1)
+    ids, parts = [], []
+    for table in read_groups(path):
+        ids.append(_strings(table["scene_id"]))
+        parts.append(table["embedding"].combine_chunks().values.to_numpy().reshape(len(table), -1))
+    return np.concatenate(ids), np.concatenate(parts)
 
 
 def cluster_scenes(
@@ -264,7 +268,10 @@ def retrieval_rule(config: RetrievalConfig, how: str | None) -> RetrievalConfig:
 def pool_features(planner: PlannerConfig, pool: ScenePool, folder: Path) -> dict[str, Any]:
     """Compute the planner's inputs and targets for a whole pool."""
     spec = load_planner_spec(planner.factory, planner)
-    spec.save_features(spec.features(pool), folder)
+    if spec.write_features is not None:
+        spec.write_features(pool, folder)
+    else:
+        spec.save_features(spec.features(pool), folder)
     return {}
 
 
@@ -470,7 +477,14 @@ def _column(tables: Sequence[pa.Table], name: str) -> np.ndarray:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path, compression="zstd", compression_level=1, use_dictionary=False)
+    pq.write_table(
+        table,
+        path,
+        row_group_size=ROW_GROUP_SIZE,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=False,
+    )
 
 
 def _strings(column: pa.ChunkedArray) -> np.ndarray:

@@ -24,7 +24,7 @@ from autoscale_ray.config import RayConfig
 from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.devices import worker_device
 from autoscale_ray.errors import AutoScaleError, InputRejectedError
-from autoscale_ray.representation.training import GRAPH_CHUNK, embed, load
+from autoscale_ray.representation.training import GRAPH_CHUNK, embed_batch, load
 from autoscale_ray.scenes.pool import ScenePool, open_pool
 
 NO_PROGRESS_TIMEOUT_S = 300
@@ -64,11 +64,13 @@ class RangeEmbedder:
         if item["pool"] not in self._pools:
             # Of a read-only pool every node builds a cache, which takes minutes.
             self._pools[item["pool"]] = open_pool(item["pool"], on_file=self._deadline.renew)
-        pool, rows = self._pools[item["pool"]], np.arange(item["start"], item["stop"])
+        pool, start, stop = self._pools[item["pool"]], item["start"], item["stop"]
+        ids = pool.ids_between(start, stop)
         # A task whose embedder was killed is run again from its first range.
-        if not is_whole(item, pool):
-            write_part(pool.scene_ids[rows], embed(self._model, pool, rows), Path(item["part"]))
-        return len(rows)
+        if not is_whole(item, ids):
+            z_ND = embed_batch(self._model, pool.batch(np.arange(start, stop), ids)).cpu().numpy()
+            write_part(ids, z_ND, Path(item["part"]))
+        return stop - start
 
 
 def embed_pools(
@@ -94,18 +96,14 @@ def embed_pools(
         item
         for side, pool in pools.items()
         for item in row_ranges(side, pool, parts)
-        if not is_whole(item, pool)
+        if not is_whole(item, pool.scene_ids[item["start"] : item["stop"]])
     ]
     parts.mkdir(parents=True, exist_ok=True)
     if missing:
         run_ranges(encoder, missing, stacks, config)
     for side, pool in pools.items():
-        tables = [tasks.read_embeddings(Path(item["part"])) for item in row_ranges(side, pool, parts)]
-        ids_N = np.concatenate([ids for ids, _ in tables])
-        assert ids_N.tolist() == pool.scene_ids.tolist(), "every scene embedded once, in pool order"
-        tasks.write_embeddings(
-            ids_N, np.concatenate([z_ND for _, z_ND in tables]), folder / tasks.table_file(side)
-        )
+        embeddings = [_part_of(item, pool) for item in row_ranges(side, pool, parts)]
+        tasks.write_embeddings(pool.scene_ids, np.concatenate(embeddings), folder / tasks.table_file(side))
     return {}
 
 
@@ -148,7 +146,14 @@ def row_ranges(side: str, pool: ScenePool, parts: Path) -> Iterator[dict[str, An
         yield {"pool": str(pool.path), "start": start, "stop": stop, "part": str(part)}
 
 
-def is_whole(item: dict[str, Any], pool: ScenePool) -> bool:
+def _part_of(item: dict[str, Any], pool: ScenePool) -> np.ndarray:
+    """Return the embeddings of a range, float32 (rows, D)."""
+    ids, z_ND = tasks.read_embeddings(Path(item["part"]))
+    assert np.array_equal(ids, pool.scene_ids[item["start"] : item["stop"]]), "each once, in pool order"
+    return z_ND
+
+
+def is_whole(item: dict[str, Any], scene_ids: np.ndarray) -> bool:
     """Return whether a part holds exactly the scenes of its range."""
     path = Path(item["part"])
     if not path.is_file():
@@ -157,7 +162,7 @@ def is_whole(item: dict[str, Any], pool: ScenePool) -> bool:
         ids, _ = tasks.read_embeddings(path)
     except (InputRejectedError, pa.ArrowInvalid, OSError):
         return False
-    return ids.tolist() == pool.scene_ids[item["start"] : item["stop"]].tolist()
+    return np.array_equal(ids, scene_ids)
 
 
 def write_part(scene_ids: np.ndarray, embeddings_ND: np.ndarray, path: Path) -> None:

@@ -6,6 +6,7 @@ Identities and records stay with `RecordedStages`, so a run may go on in one pro
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -78,7 +79,8 @@ class RayWork:
         planner, pools = self._config.planner, self._inputs.pools
         rows = tasks.training_rows(len(pools["real"]), pools["synthetic"], selection)
         folders = tuple(str(features[side]) for side in ("real", "synthetic"))
-        what = [dataclasses.asdict(planner), rows.tolist(), seed, folders, str(start)]
+        chosen = hashlib.sha256(rows.tobytes()).hexdigest()
+        what = [dataclasses.asdict(planner), chosen, seed, folders, str(start)]
         begin = None if start is None else str(start)
         write_files(
             self._board.post(Task(fingerprint(what)[:16], planner, folders, rows, seed, begin)), folder

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from autoscale_ray.config import PlannerConfig
-from autoscale_ray.planning.features import PlannerFeatures
+from autoscale_ray.planning.features import Features
 from autoscale_ray.planning.objectives import Examples, make_examples, planning_loss
-from autoscale_ray.planning.order import NUM_SHARDS, shard_places
+from autoscale_ray.planning.order import NUM_SHARDS, drawn_places, shard_places
 from autoscale_ray.planning.planner import Planner, empty_planner, set_weights
 from autoscale_ray.planning.training import (
     OCCUPANCY_EVERY,
@@ -52,7 +52,7 @@ class Place:
 
 
 def train_shared(
-    features: PlannerFeatures,
+    features: Features,
     rows: np.ndarray,
     config: PlannerConfig,
     seed: int,
@@ -64,7 +64,7 @@ def train_shared(
     """Train a planner together with the other workers: `planning.training.train`, to the same bits on CPU.
 
     Args:
-        features: Scenes to choose from, the same on every worker.
+        features: Scenes to choose from, the same on every worker; each reads only what its own shards draw.
         rows: int64 rows to train on.
         config: The planner and its training; `deterministic` says which way steps are shared.
         seed: Training seed.
@@ -74,17 +74,20 @@ def train_shared(
     """
     check_trainable(config, len(rows))
     mine = shards_of(place.rank, place.num_workers)
-    examples = moved(make_examples(features, torch.as_tensor(rows), config), place.device)
     state = moved(new_state(config, seed) if start is None else start.copy(), place.device)
+    steps = range(state.step, config.num_steps)
+    drawn = drawn_places(seed, steps, config.batch_size, len(rows), mine)
+    examples = make_examples(features, torch.as_tensor(rows), config, torch.from_numpy(drawn))
+    examples = moved(examples, place.device)
     # One shard at a time on a GPU, whose libraries choose their kernels by the number of products in a batch.
     together = len(mine) if config.deterministic and place.device == "cpu" else 1
     planner = empty_planner(config, together)
     set_weights(planner, state.weights_W)
     share = _deterministic_step if config.deterministic else _plain_step(planner, place)
     with one_thread():
-        for step in range(state.step, config.num_steps):
-            places_VB = torch.from_numpy(worker_places(seed, step, config.batch_size, len(rows), place))
-            gradients_VW = share(planner, examples, places_VB.to(place.device), step, place)
+        for step in steps:
+            places_VB = np.searchsorted(drawn, worker_places(seed, step, config.batch_size, len(rows), place))
+            gradients_VW = share(planner, examples, torch.from_numpy(places_VB).to(place.device), step, place)
             apply_gradients(state, gradients_VW, config)
             on_step(state)
     return finished(config, moved(state, "cpu"))

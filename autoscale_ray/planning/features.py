@@ -1,7 +1,8 @@
 """Planner features: everything a training run reads, computed once per scene and kept as flat arrays.
 
 Inputs come from frames -1.5 ... 0 s and from the map at 0 s; targets from the ego's and the agents' recorded
-future. A training run only indexes rows of these arrays.
+future. A training run only indexes rows of these arrays, which stay in their files: neither writing nor reading
+them holds a whole pool.
 
 Shape legend: N scenes, F features, K slots, R route points, P plan frames (8), O occupancy channels, G grid
 cells.
@@ -10,9 +11,11 @@ cells.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -20,7 +23,7 @@ from torch import Tensor
 
 from autoscale_ray.config import PlannerConfig
 from autoscale_ray.errors import ArtifactError
-from autoscale_ray.files import save_array
+from autoscale_ray.files import begin_array
 from autoscale_ray.planning.agent_tokens import agent_tokens
 from autoscale_ray.planning.ego_tokens import ego_state_on_route, ego_tokens
 from autoscale_ray.planning.frenet import make_routes, project_poses
@@ -63,9 +66,61 @@ class PlannerFeatures:
         """Return copies of the given rows (int64), in that order."""
         return PlannerFeatures(*(getattr(self, field.name).index_select(0, rows) for field in fields(self)))
 
+    def most_filled(self, rows: Tensor) -> tuple[int, int]:
+        """Return the most agent slots and the most lane slots that one of the given rows fills."""
+        return _most_filled(self.agents_NKF, rows), _most_filled(self.lanes_NKF, rows)
+
     def to(self, device: torch.device | str) -> PlannerFeatures:
         """Return the features on `device`."""
         return PlannerFeatures(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedFeatures:
+    """The scenes of several features one after another, left where they are: only rows that are taken are read."""
+
+    parts: tuple[PlannerFeatures, ...]
+
+    def __len__(self) -> int:
+        """Return the number of scenes."""
+        return sum(map(len, self.parts))
+
+    def take(self, rows: Tensor) -> PlannerFeatures:
+        """Return copies of the given rows (int64), in that order."""
+        assert len(rows) == 0 or (rows.min() >= 0 and rows.max() < len(self)), "row out of range"
+        arrays = {field.name: getattr(self.parts[0], field.name) for field in fields(PlannerFeatures)}
+        taken = PlannerFeatures(*(array.new_empty(len(rows), *array.shape[1:]) for array in arrays.values()))
+        for part, places, part_rows in self._shares(rows):
+            for where, chosen in zip(places.split(CHUNK_SCENES), part_rows.split(CHUNK_SCENES), strict=True):
+                for name in arrays:
+                    getattr(taken, name)[where] = getattr(part, name).index_select(0, chosen)
+        return taken
+
+    def most_filled(self, rows: Tensor) -> tuple[int, int]:
+        """Return the most agent slots and the most lane slots that one of the given rows fills."""
+        counts = [part.most_filled(part_rows) for part, _, part_rows in self._shares(rows)]
+        return max(agents for agents, _ in counts), max(lanes for _, lanes in counts)
+
+    def _shares(self, rows: Tensor) -> Iterator[tuple[PlannerFeatures, Tensor, Tensor]]:
+        """Yield each part with the places in `rows` that ask for it, and with its own rows there."""
+        start = 0
+        for part in self.parts:
+            places = ((rows >= start) & (rows < start + len(part))).nonzero()[:, 0]
+            yield part, places, rows[places] - start
+            start += len(part)
+
+
+Features = PlannerFeatures | JoinedFeatures
+
+
+def _most_filled(tokens_NKF: Tensor, rows: Tensor) -> int:
+    most = 0
+    for chunk in rows.split(CHUNK_SCENES):
+        filled_N = tokens_NKF[..., 0].index_select(0, chunk).sum(1)
+        most = max(most, int(filled_N.amax()) if len(chunk) else 0)
+        if most == tokens_NKF.shape[1]:  # nearly always in the first chunk
+            break
+    return most
 
 
 def features_of_batch(batch: SceneBatch, config: PlannerConfig) -> PlannerFeatures:
@@ -96,7 +151,7 @@ def features_of_batch(batch: SceneBatch, config: PlannerConfig) -> PlannerFeatur
 def features_of_pool(
     pool: ScenePool, config: PlannerConfig, rows: np.ndarray | None = None
 ) -> PlannerFeatures:
-    """Compute the features of a pool, 512 scenes at a time.
+    """Compute the features of a pool in memory, 512 scenes at a time; of a large one use `write_features`.
 
     Args:
         pool: Scenes.
@@ -107,7 +162,10 @@ def features_of_pool(
         Features in the order of `rows`.
     """
     rows = np.arange(len(pool)) if rows is None else rows
-    return concatenate(list(_chunks(pool, config, rows)))
+    chunks = list(_chunks(pool, config, rows))
+    return PlannerFeatures(
+        *(torch.cat([getattr(chunk, field.name) for chunk in chunks]) for field in fields(PlannerFeatures))
+    )
 
 
 def _chunks(pool: ScenePool, config: PlannerConfig, rows: np.ndarray) -> Iterator[PlannerFeatures]:
@@ -115,26 +173,45 @@ def _chunks(pool: ScenePool, config: PlannerConfig, rows: np.ndarray) -> Iterato
         yield features_of_batch(pool.batch(rows[start : start + CHUNK_SCENES]), config)
 
 
-def concatenate(parts: Sequence[PlannerFeatures]) -> PlannerFeatures:
-    """Put the scenes of several features one after another, for example real before synthetic."""
-    assert parts, "nothing to concatenate"
-    return PlannerFeatures(
-        *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(parts[0]))
-    )
+def concatenate(parts: Sequence[PlannerFeatures]) -> JoinedFeatures:
+    """Put the scenes of several features one after another, for example real before synthetic; nothing is copied."""
+    return JoinedFeatures(tuple(parts))
 
 
-def save_features(features: PlannerFeatures, path: Path | str) -> None:
+def write_features(pool: ScenePool, path: Path | str, config: PlannerConfig) -> None:
+    """Compute the features of a pool and write them as `save_features` does, 512 scenes at a time.
+
+    Args:
+        pool: Scenes.
+        path: Folder, created if missing.
+        config: Number of agent and lane slots.
+    """
+    _write(_chunks(pool, config, np.arange(len(pool))), len(pool), Path(path))
+
+
+def save_features(features: Features, path: Path | str) -> None:
     """Write features as one .npy file per array; the description is written last.
 
     Args:
         features: What to write.
         path: Folder, created if missing.
     """
-    folder = Path(path)
+    chunks = (features.take(rows) for rows in torch.arange(len(features)).split(CHUNK_SCENES))
+    _write(chunks, len(features), Path(path))
+
+
+def _write(chunks: Iterable[PlannerFeatures], num_scenes: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for field in fields(features):
-        save_array(folder / f"{field.name}.npy", getattr(features, field.name).numpy())
-    description = {"version": FEATURES_VERSION, "num_scenes": len(features)}
+    with ExitStack() as stack:
+        files: dict[str, BinaryIO] = {}
+        for chunk in chunks:
+            for field in fields(chunk):
+                array = np.ascontiguousarray(getattr(chunk, field.name).numpy())
+                if field.name not in files:
+                    files[field.name] = stack.enter_context((folder / f"{field.name}.npy").open("wb"))
+                    begin_array(files[field.name], array, num_scenes)
+                files[field.name].write(array.data)
+    description = {"version": FEATURES_VERSION, "num_scenes": num_scenes}
     (folder / "features.json").write_text(json.dumps(description))
 
 

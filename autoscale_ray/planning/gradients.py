@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from autoscale_ray.planning.features import PlannerFeatures
+from autoscale_ray.planning.features import Features
 from autoscale_ray.planning.inference import load_planner
 from autoscale_ray.planning.objectives import make_examples, planning_loss
 from autoscale_ray.planning.training import PlannerWeights, one_thread
 
 
-def mean_gradient(weights: PlannerWeights, features: PlannerFeatures, rows: np.ndarray) -> np.ndarray:
+def mean_gradient(weights: PlannerWeights, features: Features, rows: np.ndarray) -> np.ndarray:
     """Compute the gradient of the mean planning loss (mode and imitation) at the weights that drive.
 
     Args:

@@ -12,7 +12,7 @@ import torch
 
 from autoscale_ray.errors import ConfigError
 from autoscale_ray.planning.anchors import anchor_trajectories
-from autoscale_ray.planning.features import PlannerFeatures
+from autoscale_ray.planning.features import Features, PlannerFeatures
 from autoscale_ray.planning.frenet import unproject_poses
 from autoscale_ray.planning.occupancy import mean_iou
 from autoscale_ray.planning.planner import (
@@ -23,6 +23,7 @@ from autoscale_ray.planning.planner import (
     set_weights,
 )
 from autoscale_ray.planning.training import PlannerWeights, one_thread
+from autoscale_ray.scenes.schema import NUM_PLAN_FRAMES
 
 CHUNK_SCENES = 256
 
@@ -34,7 +35,7 @@ def load_planner(weights: PlannerWeights) -> Planner:
     return planner
 
 
-def predict(weights: PlannerWeights, features: PlannerFeatures, rows: np.ndarray) -> np.ndarray:
+def predict(weights: PlannerWeights, features: Features, rows: np.ndarray) -> np.ndarray:
     """Plan for scenes: the trajectory of the most probable mode.
 
     Args:
@@ -49,7 +50,7 @@ def predict(weights: PlannerWeights, features: PlannerFeatures, rows: np.ndarray
         ConfigError: The training diverged, so that there is no plan.
     """
     planner = load_planner(weights)
-    poses = [np.empty((0, *features.target_NP3.shape[1:]), np.float32)]
+    poses = [np.empty((0, NUM_PLAN_FRAMES, 3), np.float32)]
     with one_thread(), torch.no_grad():
         for scenes, count in _chunks(features, rows):
             output = planner(scenes.ego_NF[None], scenes.agents_NKF[None], scenes.lanes_NKF[None], 0)
@@ -64,7 +65,7 @@ def predict(weights: PlannerWeights, features: PlannerFeatures, rows: np.ndarray
 
 
 def occupancy_miou(
-    weights: PlannerWeights, features: PlannerFeatures, rows: np.ndarray
+    weights: PlannerWeights, features: Features, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Score the auxiliary occupancy head.
 
@@ -90,7 +91,7 @@ def occupancy_miou(
     return np.concatenate(values) * trained, np.concatenate(valid) & trained
 
 
-def _chunks(features: PlannerFeatures, rows: np.ndarray) -> Iterator[tuple[PlannerFeatures, int]]:
+def _chunks(features: Features, rows: np.ndarray) -> Iterator[tuple[PlannerFeatures, int]]:
     """Yield chunks of one size: a shorter one could take other matrix kernels and move the last bits."""
     rows_N = torch.as_tensor(rows)
     for start in range(0, len(rows_N), CHUNK_SCENES):

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from autoscale_ray.config import PlannerConfig
 from autoscale_ray.planning.anchors import anchor_trajectories, num_modes
-from autoscale_ray.planning.features import PlannerFeatures
+from autoscale_ray.planning.features import CHUNK_SCENES, Features, PlannerFeatures
 from autoscale_ray.planning.planner import RESIDUAL_SCALE, PlannerOutput
 
 HEADING_WEIGHT_M_PER_RAD = 5.0
@@ -52,31 +52,42 @@ class Examples:
         )
 
 
-def make_examples(features: PlannerFeatures, rows: Tensor, config: PlannerConfig) -> Examples:
-    """Gather the scenes of a run and find the anchor nearest to each recorded trajectory.
+def make_examples(
+    features: Features, rows: Tensor, config: PlannerConfig, drawn: Tensor | None = None
+) -> Examples:
+    """Gather scenes of a run and find the anchor nearest to each recorded trajectory.
+
+    Slots that no scene of the run fills are dropped: they change no plan but cost time.
 
     Args:
         features: Scenes to choose from.
-        rows: int64 rows, each with a recorded plan frame.
+        rows: int64 rows of the run, each with a recorded plan frame.
         config: Anchors and weights.
+        drawn: int64 places in `rows` to gather; all by default.
 
     Returns:
-        The examples in the order of `rows`.
+        The examples in the order of `drawn`.
     """
-    scenes = features.take(rows)
+    num_agents, num_lanes = (max(count, 1) for count in features.most_filled(rows))
+    scenes = features.take(rows if drawn is None else rows[drawn])
+    targets = [
+        _targets(scenes.take(chunk), config) for chunk in torch.arange(len(scenes)).split(CHUNK_SCENES)
+    ]
+    mode_NM, residual_NP3, weight_NP3 = (torch.cat(parts) for parts in zip(*targets, strict=True))
+    agents_NKF = scenes.agents_NKF[:, :num_agents].contiguous()
+    lanes_NKF = scenes.lanes_NKF[:, :num_lanes].contiguous()
+    occupancy_NOGG = scenes.occupancy_NOGG
+    return Examples(scenes.ego_NF, agents_NKF, lanes_NKF, mode_NM, residual_NP3, weight_NP3, occupancy_NOGG)
+
+
+def _targets(scenes: PlannerFeatures, config: PlannerConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mode_NM, residual_NP3 and weight_NP3 of `Examples`."""
     weight_NP3 = _weights(scenes.target_valid_NP, config.lateral_weight)
     offset_NMP3 = scenes.target_NP3[:, None] - anchor_trajectories(scenes.state_N4, config)
     mode_N = (_smooth_distance(offset_NMP3) * weight_NP3[:, None]).sum((2, 3)).argmin(1)
-    residual_NP3 = offset_NMP3[torch.arange(len(rows), device=mode_N.device), mode_N]
-    tokens = (scenes.ego_NF, _filled_slots(scenes.agents_NKF), _filled_slots(scenes.lanes_NKF))
+    residual_NP3 = offset_NMP3[torch.arange(len(scenes), device=mode_N.device), mode_N]
     mode_NM = functional.one_hot(mode_N, num_modes(config)).to(residual_NP3.dtype)
-    return Examples(*tokens, mode_NM, residual_NP3, weight_NP3, scenes.occupancy_NOGG)
-
-
-def _filled_slots(tokens_NKF: Tensor) -> Tensor:
-    """Drop the slots that no scene of the run fills; empty slots change no plan but cost time."""
-    num_filled = int(tokens_NKF[..., 0].sum(1).max())
-    return tokens_NKF[:, : max(num_filled, 1)].contiguous()
+    return mode_NM, residual_NP3, weight_NP3
 
 
 def _weights(valid_NP: Tensor, lateral_weight: float) -> Tensor:

@@ -9,6 +9,7 @@ Shape legend: B places of a batch, V logical shards (4).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -51,6 +52,29 @@ def shard_places(seed: int, step: int, batch_size: int, num_scenes: int) -> np.n
         places_VB: int64 (4, batch_size / 4); row v is shard v, whoever computes it.
     """
     return batch_places(seed, step, batch_size, num_scenes).reshape(NUM_SHARDS, -1)
+
+
+def drawn_places(
+    seed: int, steps: range, batch_size: int, num_scenes: int, shards: Sequence[int] = range(NUM_SHARDS)
+) -> np.ndarray:
+    """Return the places in the scene list that some steps train on: what has to be read for them.
+
+    Args:
+        seed: Training seed, >= 0.
+        steps: Optimiser steps.
+        batch_size: A multiple of 4.
+        num_scenes: Length n of the scene list, >= 1.
+        shards: Logical shards that count.
+
+    Returns:
+        int64, sorted, each once; at most ``len(steps) * batch_size``.
+    """
+    is_drawn_N = np.zeros(num_scenes, dtype=bool)
+    for step in steps:
+        is_drawn_N[shard_places(seed, step, batch_size, num_scenes)[list(shards)]] = True
+        if is_drawn_N.all():
+            break
+    return np.flatnonzero(is_drawn_N)
 
 
 def num_epochs(num_steps: int, batch_size: int, num_scenes: int) -> float:

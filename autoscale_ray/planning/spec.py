@@ -14,7 +14,13 @@ import numpy as np
 from autoscale_ray.config import PlannerConfig
 from autoscale_ray.errors import AutoScaleError, ConfigError
 from autoscale_ray.planning.checkpoint import load_weights, save_weights
-from autoscale_ray.planning.features import concatenate, features_of_pool, load_features, save_features
+from autoscale_ray.planning.features import (
+    concatenate,
+    features_of_pool,
+    load_features,
+    save_features,
+    write_features,
+)
 from autoscale_ray.planning.gradients import mean_gradient
 from autoscale_ray.planning.inference import occupancy_miou, predict
 from autoscale_ray.planning.training import train
@@ -34,7 +40,8 @@ class PlannerSpec:
     features: Callable[[ScenePool], Any]
     """``features(pool) -> Features``: computed once per pool; row k belongs to row k of the pool."""
     concatenate: Callable[[Sequence[Any]], Any]
-    """``concatenate([real, synthetic]) -> Features``: rows of the first, then rows of the second."""
+    """``concatenate([real, synthetic]) -> Features``: rows of the first, then rows of the second; every trainer calls
+    it with features it has loaded, so one that copies nothing saves memory in each."""
     train: Callable[..., Any]
     """``train(features, rows, seed) -> Weights``: a fixed number of steps, a function of its arguments."""
     predict: Callable[[Any, Any, np.ndarray], np.ndarray]
@@ -49,6 +56,9 @@ class PlannerSpec:
     """``save_features(features, folder)``."""
     load_features: Callable[[Path], Any]
     """``load_features(folder) -> Features``."""
+    write_features: Callable[[ScenePool, Path], None] | None = None
+    """``write_features(pool, folder)``: what ``save_features(features(pool), folder)`` leaves there, without holding a
+    whole pool; used in its place where it is given."""
     gradient: Callable[[Any, Any, np.ndarray], np.ndarray] | None = None
     """``gradient(weights, features, rows)``: mean training gradient, flat float32; only methods that read gradient
     alignment ask for it. A very large planner may return a fixed random projection."""
@@ -67,6 +77,7 @@ def planner_spec(config: PlannerConfig) -> PlannerSpec:
         load_weights=load_weights,
         save_features=save_features,
         load_features=load_features,
+        write_features=partial(write_features, config=config),
         gradient=mean_gradient,
     )
 

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from autoscale_ray.config import PlannerConfig
 from autoscale_ray.errors import ConfigError
-from autoscale_ray.planning.features import PlannerFeatures
+from autoscale_ray.planning.features import Features
 from autoscale_ray.planning.layers import NUM_HEADS
 from autoscale_ray.planning.objectives import Examples, make_examples, planning_loss
-from autoscale_ray.planning.order import NUM_SHARDS, shard_places
+from autoscale_ray.planning.order import NUM_SHARDS, drawn_places, shard_places
 from autoscale_ray.planning.planner import (
     Planner,
     empty_planner,
@@ -78,7 +78,7 @@ class PlannerWeights:
 
 
 def train(
-    features: PlannerFeatures,
+    features: Features,
     rows: np.ndarray,
     config: PlannerConfig,
     seed: int,
@@ -89,7 +89,7 @@ def train(
     """Train a planner for `config.num_steps` steps, however many scenes there are.
 
     Args:
-        features: Scenes to choose from.
+        features: Scenes to choose from; only those that a step draws are read.
         rows: int64 rows of the scenes to train on, real and synthetic alike; at least one.
         config: The planner and its training.
         seed: Seed of initial weights and sample order, >= 0.
@@ -104,15 +104,17 @@ def train(
         ConfigError: Batch size or width do not fit the shards or heads, or there is nothing to train on.
     """
     check_trainable(config, len(rows))
-    examples = make_examples(features, torch.as_tensor(rows), config)
     planner = empty_planner(config, NUM_SHARDS)
     state = new_state(config, seed) if start is None else start.copy()
+    steps = range(state.step, config.num_steps)
+    drawn = drawn_places(seed, steps, config.batch_size, len(rows))
+    examples = make_examples(features, torch.as_tensor(rows), config, torch.from_numpy(drawn))
     set_weights(planner, state.weights_W)
     buffer_VW = state.weights_W.new_empty(NUM_SHARDS, len(state.weights_W))
     with one_thread():
-        for step in range(state.step, config.num_steps):
-            places_VB = torch.from_numpy(shard_places(seed, step, config.batch_size, len(rows)))
-            losses = train_step(planner, state, examples.shards(places_VB), buffer_VW)
+        for step in steps:
+            places_VB = np.searchsorted(drawn, shard_places(seed, step, config.batch_size, len(rows)))
+            losses = train_step(planner, state, examples.shards(torch.from_numpy(places_VB)), buffer_VW)
             if on_step is not None:
                 on_step(state, losses)
     return finished(config, state)

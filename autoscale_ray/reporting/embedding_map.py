@@ -19,7 +19,7 @@ from autoscale_ray.reporting.embedding_plots import (
     unit_rows,
 )
 from autoscale_ray.reporting.plots import save
-from autoscale_ray.scenes.parquet import read_parquet
+from autoscale_ray.scenes.parquet import read_groups, read_parquet
 from autoscale_ray.scenes.pool import ScenePool
 
 MAX_POINTS = 4000
@@ -90,8 +90,9 @@ def _points(clusters: Clusters) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
     """Return embeddings, cluster, side and pool row of an even sample of both training pools."""
     parts = []
     for side in SIDES:
-        column = read_parquet(clusters.files[f"embeddings_{side}"])["embedding"].combine_chunks()
-        z_ND = column.values.to_numpy().reshape(len(column), -1)
+        tables = read_groups(clusters.files[f"embeddings_{side}"], ["embedding"])
+        columns = (table["embedding"].combine_chunks() for table in tables)
+        z_ND = np.concatenate([column.values.to_numpy().reshape(len(column), -1) for column in columns])
         labels_N = np.array(read_parquet(clusters.files[f"labels_{side}"])["cluster"].to_pylist())
         rows = np.linspace(0, len(z_ND) - 1, min(len(z_ND), MAX_POINTS)).astype(np.int64)
         parts.append((z_ND[rows].astype(np.float64), labels_N[rows], np.full(len(rows), side), rows))

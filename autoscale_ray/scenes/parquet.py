@@ -45,6 +45,10 @@ def open_parquet(path: Path | str) -> pq.ParquetFile:
             groups that would unpack to more than the limits.
     """
     _check_sizes(_read_footer(Path(path)), str(path))
+    return _open(path)
+
+
+def _open(path: Path | str) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         schema = file.schema_arrow
@@ -124,6 +128,27 @@ def read_parquet(path: Path | str, columns: list[str] | None = None) -> pa.Table
         except (pa.ArrowException, OSError) as error:
             raise_storage_failure(error)
             raise InputRejectedError(str(path), "holds a damaged page", _line(error)) from None
+
+
+def read_groups(path: Path | str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the row groups of a file that this package wrote, one at a time: it may be of any size.
+
+    Args:
+        path: Local file.
+        columns: Names to read; all by default.
+
+    Raises:
+        InputRejectedError: As `open_parquet`, but for its limits, or a damaged page.
+    """
+    with _open(path) as file:
+        for group in range(file.num_row_groups):
+            try:
+                table = file.read_row_group(group, columns=columns)
+                table.validate(full=True)
+            except (pa.ArrowException, OSError) as error:
+                raise_storage_failure(error)
+                raise InputRejectedError(str(path), "holds a damaged page", _line(error)) from None
+            yield table
 
 
 def _unpacked_bytes(column: pa.ChunkedArray) -> int:

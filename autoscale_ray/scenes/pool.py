@@ -86,6 +86,16 @@ class ScenePool:
             return np.array(column.fill_null("").to_pylist(), dtype=np.str_)
         return column.to_numpy()
 
+    def ids_between(self, start: int, stop: int) -> np.ndarray:
+        """Return the scene ids of the rows ``start <= row < stop``; files without such rows are not read."""
+        assert 0 <= start < stop <= len(self), "row out of range"
+        first_rows = np.cumsum([0, *(file.num_scenes for file in self.manifest.files)])
+        first, last = (int(np.searchsorted(first_rows, row, "right")) for row in (start, stop - 1))
+        files = self.manifest.files[first - 1 : last]
+        tables = [read_parquet(self.path / file.name, ["scene_id"]) for file in files]
+        column = pa.concat_tables(tables)["scene_id"].slice(start - first_rows[first - 1], stop - start)
+        return np.array(column.to_pylist(), dtype=np.str_)
+
     def rows_of(self, ids: Iterable[str]) -> np.ndarray:
         """Return the row of each scene id, int64.
 
@@ -121,17 +131,19 @@ class ScenePool:
             self.on_file()
             yield self._file_table(file)
 
-    def batch(self, rows: np.ndarray) -> SceneBatch:
+    def batch(self, rows: np.ndarray, ids: np.ndarray | None = None) -> SceneBatch:
         """Return rows as flat tensors from the memory-mapped cache, in the order asked for.
 
         The cache is built on first use.
 
         Args:
             rows: Row numbers, int64.
+            ids: Their scene ids where they are known; by default the ids of the whole pool are read once.
         """
         wanted = np.asarray(rows, dtype=np.int64)
         assert len(wanted) == 0 or (wanted.min() >= 0 and wanted.max() < len(self)), "row out of range"
-        return read_rows(self.cached, wanted, tuple(self.scene_ids[wanted].tolist()))
+        scene_ids = self.scene_ids[wanted] if ids is None else ids
+        return read_rows(self.cached, wanted, tuple(scene_ids.tolist()))
 
     @cached_property
     def cached(self) -> SceneBatch:

@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoscale_ray.files import ABANDONED_S, in_one_step, link_or_copy, partial_folder, save_array
+from autoscale_ray.files import (
+    ABANDONED_S,
+    begin_array,
+    in_one_step,
+    link_or_copy,
+    partial_folder,
+    save_array,
+)
 
 
 def test_a_file_takes_its_place_whole_and_leaves_nothing_where_it_fails(tmp_path):
@@ -82,6 +89,16 @@ def test_a_file_gets_a_second_name_or_a_copy_and_a_taken_name_is_left(tmp_path, 
     link_or_copy(path, tmp_path / "copy")
     assert (tmp_path / "copy").read_text() == "content"
     assert not (tmp_path / "copy").samefile(path)
+
+
+@pytest.mark.parametrize("array", [np.arange(7.0), np.zeros((5, 3, 2), np.uint8), np.zeros((0, 4), bool)])
+def test_an_array_written_piece_by_piece_is_the_one_numpy_writes(array, tmp_path):
+    np.save(tmp_path / "numpy.npy", array)
+    with (tmp_path / "ours.npy").open("wb") as file:
+        begin_array(file, array[:2], len(array))
+        for start in range(0, len(array), 2):
+            file.write(array[start : start + 2].data)
+    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
 
 
 def test_a_full_disk_keeps_its_error_number():

@@ -112,6 +112,19 @@ def make_batch(num_scenes: int, seed: int = 0) -> SceneBatch:
     )
 
 
+class OnePool:
+    """Stands for a pool: the planner asks for its length and batches only."""
+
+    def __init__(self, num_scenes: int) -> None:
+        self._batch = make_batch(num_scenes)
+
+    def __len__(self) -> int:
+        return len(self._batch)
+
+    def batch(self, rows: np.ndarray):
+        return self._batch.select(rows)
+
+
 @pytest.fixture(scope="session")
 def scene_batch() -> Callable[[int, int], SceneBatch]:
     return make_batch

@@ -1,21 +1,26 @@
 from __future__ import annotations
 
+import errno
+import weakref
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import shapely
 import torch
-from conftest import make_batch
+from conftest import OnePool, make_batch
 
 from autoscale_ray.errors import ArtifactError
+from autoscale_ray.planning import features as planner_features
 from autoscale_ray.planning.agent_tokens import NUM_AGENT_FEATURES, nearest_elements, relevant_agents
 from autoscale_ray.planning.features import (
     PlannerFeatures,
     concatenate,
     features_of_batch,
+    features_of_pool,
     load_features,
     save_features,
+    write_features,
 )
 from autoscale_ray.planning.frenet import make_routes, unproject_poses
 from autoscale_ray.planning.map_tokens import lane_tokens, red_lanes, stop_line_distance
@@ -194,4 +199,52 @@ def test_saved_features_come_back_and_damage_is_refused(tmp_path, features):
 def test_concatenated_features_keep_their_order(features):
     first, second = features.take(torch.tensor([5, 1])), features.take(torch.tensor([9]))
     joined = concatenate([first, second])
-    assert torch.equal(joined.ego_NF, features.ego_NF[[5, 1, 9]])
+    assert len(joined) == 3
+    for rows in ([0, 1, 2], [2, 0, 2, 1], [1], []):
+        wanted = torch.tensor(rows, dtype=torch.int64)
+        assert_same(joined.take(wanted), features.take(torch.tensor([5, 1, 9])[wanted]))
+        if rows:
+            assert joined.most_filled(wanted) == features.most_filled(torch.tensor([5, 1, 9])[wanted])
+    with pytest.raises(AssertionError, match="out of range"):
+        joined.take(torch.tensor([3]))
+
+
+def assert_same(first: PlannerFeatures, second: PlannerFeatures) -> None:
+    for field in fields(PlannerFeatures):
+        assert torch.equal(getattr(first, field.name), getattr(second, field.name)), field.name
+
+
+def test_features_of_a_pool_are_written_a_chunk_at_a_time_and_to_the_same_bytes(
+    config, tmp_path, monkeypatch
+):
+    """Never more than two chunks are there at once: the one being written, and the next."""
+    monkeypatch.setattr(planner_features, "CHUNK_SCENES", 8)
+    whole = features_of_pool(OnePool(44), config)
+    made, sizes, alive = [], [], []
+    original = features_of_batch
+
+    def counted(batch, config):
+        chunk = original(batch, config)
+        made.append(weakref.ref(chunk.occupancy_NOGG))
+        sizes.append(len(chunk))
+        alive.append(sum(chunk() is not None for chunk in made))
+        return chunk
+
+    monkeypatch.setattr(planner_features, "features_of_batch", counted)
+    write_features(OnePool(44), tmp_path / "written", config)
+    assert sizes == [8, 8, 8, 8, 8, 4]
+    assert max(alive) <= 2
+    save_features(whole, tmp_path / "saved")
+    for field in fields(PlannerFeatures):
+        np.save(tmp_path / "numpy.npy", getattr(whole, field.name).numpy())
+        expected = (tmp_path / "numpy.npy").read_bytes()
+        for folder in ("written", "saved"):
+            assert (tmp_path / folder / f"{field.name}.npy").read_bytes() == expected, (folder, field.name)
+
+
+def test_a_full_disk_is_told_and_leaves_no_description(config, tmp_path):
+    (tmp_path / "route_NR3.npy").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as told:
+        write_features(OnePool(44), tmp_path, config)
+    assert told.value.errno == errno.ENOSPC
+    assert not (tmp_path / "features.json").exists()

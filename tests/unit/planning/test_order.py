@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoscale_ray.planning.order import batch_places, num_epochs, shard_places
+from autoscale_ray.planning.order import batch_places, drawn_places, num_epochs, shard_places
 
 
 @settings(derandomize=True, max_examples=50, deadline=None)
@@ -52,3 +52,11 @@ def test_seeds_and_epochs_differ():
 
 def test_epochs():
     assert num_epochs(800, 128, 1400) == pytest.approx(73.1, abs=0.1)
+
+
+@pytest.mark.parametrize("shards", [range(4), [0], [1, 3]])
+@pytest.mark.parametrize("steps", [range(3), range(2, 9), range(0), range(40)])
+def test_drawn_places_are_those_of_the_steps_each_once(shards, steps):
+    seen = [shard_places(7, step, 8, 37)[list(shards)].ravel() for step in steps]
+    drawn = drawn_places(7, steps, 8, 37, shards)
+    np.testing.assert_array_equal(drawn, np.unique(np.concatenate([np.empty(0, np.int64), *seen])))

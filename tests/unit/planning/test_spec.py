@@ -1,29 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_batch
+from conftest import OnePool, make_batch
 
+from autoscale_ray import tasks
 from autoscale_ray.config import PlannerConfig
 from autoscale_ray.errors import ConfigError
 from autoscale_ray.planning.spec import load_planner_spec
 
 OUTSIDE = Path(__file__).parents[2] / "fixtures" / "external_planner"
-
-
-class OnePool:
-    """Stands for a pool: the planner asks for its length and batches only."""
-
-    def __init__(self, num_scenes: int) -> None:
-        self._batch = make_batch(num_scenes)
-
-    def __len__(self) -> int:
-        return len(self._batch)
-
-    def batch(self, rows: np.ndarray):
-        return self._batch.select(rows)
 
 
 def drive(path: str, config: PlannerConfig, folder: Path) -> np.ndarray:
@@ -43,6 +32,21 @@ def test_built_in_planner_goes_through_its_spec(config, tmp_path):
     poses = drive(PlannerConfig().factory, config, tmp_path)
     assert poses.shape == (6, 8, 3)
     assert poses[..., 0].max() > 3.0
+
+
+@pytest.mark.parametrize("factory", [PlannerConfig().factory, "straight_planner:make_planner"])
+def test_features_of_a_pool_are_stored_with_and_without_a_way_to_write_them_in_pieces(
+    config, tmp_path, monkeypatch, factory
+):
+    monkeypatch.syspath_prepend(str(OUTSIDE))
+    spec = load_planner_spec(factory, config)
+    assert (spec.write_features is None) == (factory != PlannerConfig().factory)
+    (tmp_path / "stage").mkdir()
+    (tmp_path / "saved").mkdir()
+    tasks.pool_features(replace(config, factory=factory), OnePool(20), tmp_path / "stage")
+    spec.save_features(spec.features(OnePool(20)), tmp_path / "saved")
+    stored = {path.name: path.read_bytes() for path in (tmp_path / "stage").iterdir()}
+    assert stored == {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
 
 
 def test_a_planner_outside_the_tree_is_found_by_its_dotted_path(config, tmp_path, monkeypatch):

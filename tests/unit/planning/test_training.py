@@ -9,13 +9,21 @@ from conftest import make_batch
 
 from autoscale_ray.errors import ArtifactError, ConfigError
 from autoscale_ray.planning.checkpoint import load_state, load_weights, save_state, save_weights
-from autoscale_ray.planning.features import features_of_batch
+from autoscale_ray.planning.features import (
+    JoinedFeatures,
+    concatenate,
+    features_of_batch,
+    load_features,
+    save_features,
+)
 from autoscale_ray.planning.inference import load_planner, occupancy_miou, predict
 from autoscale_ray.planning.objectives import Examples, make_examples, planning_loss
 from autoscale_ray.planning.order import NUM_SHARDS, shard_places
 from autoscale_ray.planning.planner import empty_planner, set_weights
 from autoscale_ray.planning.training import (
+    TrainState,
     apply_gradients,
+    finished,
     learning_rate,
     new_state,
     shard_gradients,
@@ -62,6 +70,74 @@ def test_stop_and_resume_give_the_same_bits(features, config, trained, tmp_path,
         train(features, ROWS, config, 5, on_step=save_and_stop)
     resumed = train(features, ROWS, config, 5, start=load_state(tmp_path / "state.safetensors"))
     assert_same_bits(resumed, trained)
+
+
+@pytest.fixture
+def mapped(features, tmp_path) -> JoinedFeatures:
+    """Return the scenes in two mapped parts, as a trainer gets them."""
+    for name, rows in (("real", torch.arange(40)), ("synthetic", torch.arange(40, 64))):
+        save_features(features.take(rows), tmp_path / name)
+    parts = [load_features(tmp_path / name) for name in ("real", "synthetic")]
+    joined = concatenate(parts)
+    assert all(one is other for one, other in zip(joined.parts, parts, strict=True)), "nothing is copied"
+    return joined
+
+
+SELECTED = np.r_[np.arange(40), 41, 44, 45, 50, 63]
+
+
+def trained_with_all_in_memory(features, rows, config, seed) -> TrainState:
+    """Take the same steps with an example of every row of the run at hand."""
+    examples, state = make_examples(features, torch.from_numpy(rows), config), new_state(config, seed)
+    planner = empty_planner(config, NUM_SHARDS)
+    set_weights(planner, state.weights_W)
+    for step in range(config.num_steps):
+        places_VB = torch.from_numpy(shard_places(seed, step, config.batch_size, len(rows)))
+        train_step(planner, state, examples.shards(places_VB))
+    return state
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 7])
+def test_reading_only_what_is_drawn_from_mapped_files_gives_the_same_bits(
+    features, mapped, config, num_steps
+):
+    config = replace(config, num_steps=num_steps)
+    made = train(mapped, SELECTED, config, 5)
+    state = trained_with_all_in_memory(features, SELECTED, config, 5)
+    assert_same_bits(made, finished(config, state))
+    states = []
+    train(mapped, SELECTED, config, 5, on_step=lambda state, _: states.append(state.copy()))
+    for state in states:
+        assert_same_bits(train(mapped, SELECTED, config, 5, start=state), made)
+
+
+def test_slots_that_are_kept_are_those_of_the_run_whatever_is_drawn(features, mapped, config):
+    filled = features.agents_NKF[..., 0].sum(1)
+    assert filled.min() < filled.max()
+    everything, emptiest = torch.arange(64), filled.argmin()[None]
+    for source in (features, mapped):
+        one, whole = (make_examples(source, everything, config, drawn) for drawn in (emptiest, everything))
+        assert one.agents_NKF.shape[1] == int(filled.max())
+        for field in fields(Examples):
+            assert torch.equal(getattr(one, field.name), getattr(whole, field.name)[emptiest]), field.name
+    assert make_examples(features, emptiest, config).agents_NKF.shape[1] == int(filled.min())
+
+
+@pytest.mark.parametrize(("num_steps", "start"), [(2, 0), (7, 0), (7, 6)])
+def test_training_copies_only_the_rows_it_draws(mapped, config, monkeypatch, num_steps, start):
+    """At most ``batch_size`` rows a step, of the selection alone, whatever the size of the pools."""
+    config, asked, take = replace(config, num_steps=num_steps), [], JoinedFeatures.take
+
+    def counted(features, rows):
+        asked.append(rows)
+        return take(features, rows)
+
+    monkeypatch.setattr(JoinedFeatures, "take", counted)
+    train(mapped, SELECTED, config, 5, start=replace(new_state(config, 5), step=start))
+    (rows,) = asked
+    assert 0 < len(rows) <= config.batch_size * (num_steps - start)
+    assert len(rows.unique()) == len(rows)
+    assert set(rows.tolist()) <= set(SELECTED.tolist())
 
 
 @pytest.mark.parametrize("width", [16, 64])

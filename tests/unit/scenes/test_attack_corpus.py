@@ -23,7 +23,7 @@ from autoscale_ray.evaluation.score_file import read_trajectories
 from autoscale_ray.scenes import parquet
 from autoscale_ray.scenes.arrow_messages import unpacked_bytes
 from autoscale_ray.scenes.ingest import ingest
-from autoscale_ray.scenes.parquet import open_parquet, read_feather, read_parquet
+from autoscale_ray.scenes.parquet import open_parquet, read_feather, read_groups, read_parquet
 from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.scenes.safe_pickle import PickleReader
 from autoscale_ray.scenes.trust import member_names, read_member
@@ -208,6 +208,8 @@ def test_ray_s_extension_types_are_refused_before_a_row_is_read(tmp_path, name, 
     for read, path in ((open_parquet, "f.parquet"), (read_parquet, "f.parquet"), (read_feather, "f.feather")):
         with pytest.raises(InputRejectedError, match="extension type"):
             read(tmp_path / path)
+    with pytest.raises(InputRejectedError, match="extension type"):
+        next(read_groups(tmp_path / "f.parquet"))
     assert not (tmp_path / "run").exists()
 
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from autoscale_ray.errors import InputRejectedError, PoolError, SplitLeakError
+from autoscale_ray.scenes import pool as pools
 from autoscale_ray.scenes.batch import batch_from_table, tensors_of
 from autoscale_ray.scenes.graph import with_neighbours
 from autoscale_ray.scenes.parquet import open_parquet
@@ -45,6 +47,27 @@ def test_cached_batch_equals_the_batch_of_the_table(written):
             found = tensors_of(from_cache)[name]
             assert found.dtype == tensor.dtype, name
             assert torch.equal(torch.nan_to_num(found), torch.nan_to_num(tensor)), name
+
+
+def test_ids_of_a_range_are_read_from_its_files_alone(written, monkeypatch):
+    table, _ = written
+    pool, read, original = open_pool(written[1].path), [], pools.read_parquet
+
+    def counted(path, columns):
+        read.append(path.name)
+        return original(path, columns)
+
+    monkeypatch.setattr(pools, "read_parquet", counted)
+    names = [file.name for file in pool.manifest.files]
+    file_of = np.repeat(names, [file.num_scenes for file in pool.manifest.files])
+    for start, stop in itertools.combinations(range(13), 2):
+        read.clear()
+        ids = pool.ids_between(start, stop)
+        assert ids.tolist() == table["scene_id"].to_pylist()[start:stop]
+        assert read == sorted(set(file_of[start:stop]))
+    rows = np.arange(3, 7)
+    assert pool.batch(rows, pool.ids_between(3, 7)).scene_ids == written[1].batch(rows).scene_ids
+    assert "scene_ids" not in vars(pool), "the ids of the whole pool stay unread"
 
 
 def test_scalar_columns_and_ids(written):
