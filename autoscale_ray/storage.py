@@ -20,6 +20,7 @@ import hashlib
 import itertools
 import os
 import shutil
+import socket
 import time
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -29,7 +30,9 @@ from autoscale_ray.errors import ArtifactError
 NUM_ATTEMPTS = 8
 """Tries of one storage call before its outcome is given up as unknown."""
 LEASE_WAIT_S = 5.0
-"""How long an opener waits for a dying process to let go of the folder."""
+"""How long an opener waits for a process of this machine to let go of the folder: it may be dying."""
+LEASE_LOST_S = 120.0
+"""How long it waits for one that cannot be seen from here: an NFS server holds the lock of a dead node for 90 s."""
 LEFTOVERS = ("tmp", "scratch", "views")
 """Folders in which a run on disk holds what is not yet finished."""
 
@@ -156,7 +159,8 @@ class Disk:
     def lease(self, key: str) -> None:
         """Lock a file until this process ends; without effect where the file system has no locks.
 
-        The lease only spares two processes of one machine the work: what keeps them apart is the fence.
+        The lease only spares two processes the work: what keeps them apart is the fence. The file names its
+        holder, because the server of a shared folder goes on holding the lock of a node that died.
 
         Raises:
             ArtifactError: Another process holds it.
@@ -165,17 +169,21 @@ class Disk:
         if mine in _LEASES:
             return
         descriptor = os.open(self.path(key), os.O_RDWR | os.O_CREAT, 0o644)
-        give_up = time.monotonic() + LEASE_WAIT_S
+        started_s = time.monotonic()
         while not _lock(descriptor):
-            if time.monotonic() > give_up:
+            holder = os.pread(descriptor, 1000, 0).decode(errors="replace")
+            wait_s = LEASE_WAIT_S if is_running(holder) else LEASE_LOST_S
+            if time.monotonic() - started_s > wait_s:
                 os.close(descriptor)
-                raise ArtifactError(str(self.root), "another process is running in this folder")
+                raise ArtifactError(str(self.root), "another process is running in this folder", holder)
             time.sleep(0.05)
         _LEASES[mine] = descriptor
 
     def path(self, key: str) -> Path:
         """Return the path of a key."""
         return self.root / key
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, this_process().encode(), 0)
 
     def make_folder(self, key: str) -> None:
         """Make one folder; its parent must exist."""
@@ -364,6 +372,29 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+def this_process() -> str:
+    """Return the name of this process, which no other has: host, number, and its start in clock ticks since boot."""
+    return f"{socket.gethostname()}-{os.getpid()}-{_started(os.getpid())}"
+
+
+def is_running(process: str) -> bool | None:
+    """Return whether a process, named as by `this_process`, runs; None where this machine cannot tell."""
+    rest, _, start = process.rpartition("-")
+    host, _, number = rest.rpartition("-")
+    if host != socket.gethostname() or not _started(os.getpid()):
+        return None
+    return start != "" and start == _started(number)
+
+
+def _started(number: int | str) -> str:
+    """Return when a process of this machine started; an empty text where it has ended, or there is no /proc."""
+    try:
+        state, *fields = Path(f"/proc/{number}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return ""
+    return "" if state in (b"Z", b"X") else fields[18].decode()
+
+
     finally:
         os.close(descriptor)
 
