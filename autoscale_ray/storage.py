@@ -22,13 +22,14 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from autoscale_ray.errors import ArtifactError
+from autoscale_ray.errors import ArtifactError, StorageUnavailableError
 
 NUM_ATTEMPTS = 8
-"""Tries of one storage call before its outcome is given up as unknown."""
+"""Tries to take a name in a folder before the outcome is given up as unknown."""
 LEASE_WAIT_S = 5.0
 """How long an opener waits for a process of this machine to let go of the folder: it may be dying."""
 LEASE_LOST_S = 120.0
@@ -38,10 +39,6 @@ LEFTOVERS = ("tmp", "scratch", "views")
 
 _LEASES: dict[tuple[int, Path], int] = {}
 """Descriptors of the leases of this process: closing one, by whomever, would let go of the lock."""
-
-
-class StorageUnavailableError(ArtifactError):
-    """No usable answer within the budget of tries; nothing is assumed about what the storage holds."""
 
 
 class Outcome(enum.Enum):
@@ -69,6 +66,10 @@ class Storage(abc.ABC):
     @abc.abstractmethod
     def where(self, key: str) -> str:
         """Return the full name of a key, for messages."""
+
+    @abc.abstractmethod
+    def tries(self) -> Iterable[int]:
+        """Return a number for every try of one call: as many as this storage is worth, with its pauses between."""
 
     @abc.abstractmethod
     def create(self, key: str, data: bytes, writer: str) -> Outcome:
@@ -114,7 +115,11 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def append(self, key: str, line: bytes) -> None:
-        """Append a line to a log that has one writer."""
+        """Append whole lines to a log that has one writer, in a single try.
+
+        Raises:
+            StorageUnavailableError: No answer; the lines may be there.
+        """
 
     @abc.abstractmethod
     def leftovers(self) -> tuple[str, ...]:
@@ -132,15 +137,15 @@ def publish(storage: Storage, key: str, data: bytes, writer: str) -> bytes:
     so the name is read back until the answer is known (docs/reliability.md, publishing).
 
     Raises:
-        StorageUnavailableError: Still unknown after `NUM_ATTEMPTS`.
+        StorageUnavailableError: Still unknown after all tries of this storage.
     """
-    for _ in range(NUM_ATTEMPTS):
+    for _ in storage.tries():
         if storage.create(key, data, writer) is Outcome.CREATED:
             return data
         found = storage.read(key)
         if found is not None:
             return found
-    raise StorageUnavailableError(storage.where(key), f"outcome still unknown after {NUM_ATTEMPTS} attempts")
+    raise StorageUnavailableError(storage.where(key), "outcome still unknown after all tries")
 
 
 class Disk:
@@ -177,13 +182,13 @@ class Disk:
                 os.close(descriptor)
                 raise ArtifactError(str(self.root), "another process is running in this folder", holder)
             time.sleep(0.05)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, this_process().encode(), 0)
         _LEASES[mine] = descriptor
 
     def path(self, key: str) -> Path:
         """Return the path of a key."""
         return self.root / key
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, this_process().encode(), 0)
 
     def make_folder(self, key: str) -> None:
         """Make one folder; its parent must exist."""
@@ -216,9 +221,15 @@ class Disk:
         return self.path(key).read_bytes()
 
     def append(self, key: str, data: bytes) -> None:
-        """Append to a file, made when missing."""
-        with open(self.path(key), "ab") as file:
-            file.write(data)
+        """Append to a file, made when missing: all of it or, where the disk is full, nothing."""
+        path = self.path(key)
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with open(path, "ab") as file:
+                file.write(data)
+        except OSError:
+            os.truncate(path, size)
+            raise
 
     def names(self, key: str) -> tuple[str, ...]:
         """Return the sorted names in a folder; none where there is no folder."""
@@ -248,6 +259,10 @@ class FolderStorage(Storage):
     def where(self, key: str) -> str:
         """Return the path of a key."""
         return str(self._disk.path(key))
+
+    def tries(self) -> Iterable[int]:
+        """Return few tries: the outcome is unknown only where a later writer sweeps, and that happens once."""
+        return range(1, NUM_ATTEMPTS + 1)
 
     def create(self, key: str, data: bytes, writer: str) -> Outcome:
         """Create a file unless the name is taken."""
@@ -357,21 +372,6 @@ def is_intact(path: Path, sha256: str, size: int) -> bool:
     return path.stat().st_size == size and sha256_of(path) == sha256
 
 
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
-            raise
-    return True
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
 def this_process() -> str:
     """Return the name of this process, which no other has: host, number, and its start in clock ticks since boot."""
     return f"{socket.gethostname()}-{os.getpid()}-{_started(os.getpid())}"
@@ -395,6 +395,21 @@ def _started(number: int | str) -> str:
     return "" if state in (b"Z", b"X") else fields[18].decode()
 
 
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
