@@ -46,6 +46,7 @@ from autoscale_ray.canonical import (
     unseal,
 )
 from autoscale_ray.errors import ArtifactError, InvalidInputError
+from autoscale_ray.event_log import EventLog
 from autoscale_ray.files import link_or_copy
 from autoscale_ray.object_storage import SCHEMES, ObjectStorage, connect
 from autoscale_ray.storage import Disk, FolderStorage, Storage, publish, sha256_of
@@ -243,9 +244,11 @@ class RunStore:
         return self._rounds
 
     def log(self, event: str, **fields: JSON) -> None:
-        """Append an event with the wall clock to the events of this writer; never part of any identity."""
-        line = json.dumps({"time_s": self._clock(), "event": event, **fields}) + "\n"
-        self._storage.append(f"events/{self._epoch:06d}.jsonl", line.encode())
+        """Append an event with the wall clock to the events of this writer; never part of any identity.
+
+        A storage that does not take it ends nothing: the line waits for the next one.
+        """
+        self._events.write(event, **fields)
 
     def _take_epoch(self) -> None:
         for _ in range(MAX_CONTESTS):
@@ -260,6 +263,7 @@ class RunStore:
                 self._append({"kind": "claim"})
             except StaleWriterError:
                 continue
+            self._events = EventLog(self._storage, f"events/{self._epoch:06d}.jsonl", self._clock)
             for index, manifest in enumerate(manifests):  # one may be committed and not yet visible by name
                 self._publish_same(_round_key(index), manifest)
             self._storage.sweep(leftovers)

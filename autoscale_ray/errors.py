@@ -54,11 +54,11 @@ class InputRejectedError(InvalidInputError):
     """A file from outside was refused before its content was used (attack, damage or budget)."""
 
 
-class SourceReadError(AutoScaleError):
-    """The storage of a source failed while it was read; nothing is wrong with the data, so nothing is refused.
+class StorageError(AutoScaleError):
+    """A storage failed; nothing is wrong with what the user asked for, and the same call may go well later.
 
     Args:
-        where: File or folder.
+        where: File, folder or URL.
         problem: What happened, and what to do.
     """
 
@@ -69,6 +69,14 @@ class SourceReadError(AutoScaleError):
     def __str__(self) -> str:
         """Return ``where: problem`` on one line."""
         return f"{self.where}: {self.problem}".replace("\n", " ")
+
+
+class SourceReadError(StorageError):
+    """The storage of a source failed while it was read; nothing is wrong with the data, so nothing is refused."""
+
+
+class StorageUnavailableError(StorageError):
+    """No usable answer from the storage of a run in time; nothing is assumed about what it holds."""
 
 
 class ArtifactError(InvalidInputError):

@@ -51,7 +51,7 @@ def partial_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        _remove_abandoned(left)
+        remove_abandoned(left)
     folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     folder.mkdir()
     try:
@@ -60,9 +60,10 @@ def partial_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path) -> None:
+    """Remove a folder in which nothing has changed for a day."""
     with suppress(FileNotFoundError):  # its builder, or another one that came by, has removed it
-        changed_s = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+        changed_s = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
         if time.time() - changed_s > ABANDONED_S:
             shutil.rmtree(folder, ignore_errors=True)
 

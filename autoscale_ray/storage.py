@@ -20,25 +20,25 @@ import hashlib
 import itertools
 import os
 import shutil
+import socket
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from autoscale_ray.errors import ArtifactError
+from autoscale_ray.errors import ArtifactError, StorageUnavailableError
 
 NUM_ATTEMPTS = 8
-"""Tries of one storage call before its outcome is given up as unknown."""
+"""Tries to take a name in a folder before the outcome is given up as unknown."""
 LEASE_WAIT_S = 5.0
-"""How long an opener waits for a dying process to let go of the folder."""
+"""How long an opener waits for a process of this machine to let go of the folder: it may be dying."""
+LEASE_LOST_S = 120.0
+"""How long it waits for one that cannot be seen from here: an NFS server holds the lock of a dead node for 90 s."""
 LEFTOVERS = ("tmp", "scratch", "views")
 """Folders in which a run on disk holds what is not yet finished."""
 
 _LEASES: dict[tuple[int, Path], int] = {}
 """Descriptors of the leases of this process: closing one, by whomever, would let go of the lock."""
-
-
-class StorageUnavailableError(ArtifactError):
-    """No usable answer within the budget of tries; nothing is assumed about what the storage holds."""
 
 
 class Outcome(enum.Enum):
@@ -66,6 +66,10 @@ class Storage(abc.ABC):
     @abc.abstractmethod
     def where(self, key: str) -> str:
         """Return the full name of a key, for messages."""
+
+    @abc.abstractmethod
+    def tries(self) -> Iterable[int]:
+        """Return a number for every try of one call: as many as this storage is worth, with its pauses between."""
 
     @abc.abstractmethod
     def create(self, key: str, data: bytes, writer: str) -> Outcome:
@@ -111,7 +115,11 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def append(self, key: str, line: bytes) -> None:
-        """Append a line to a log that has one writer."""
+        """Append whole lines to a log that has one writer, in a single try.
+
+        Raises:
+            StorageUnavailableError: No answer; the lines may be there.
+        """
 
     @abc.abstractmethod
     def leftovers(self) -> tuple[str, ...]:
@@ -129,15 +137,15 @@ def publish(storage: Storage, key: str, data: bytes, writer: str) -> bytes:
     so the name is read back until the answer is known (docs/reliability.md, publishing).
 
     Raises:
-        StorageUnavailableError: Still unknown after `NUM_ATTEMPTS`.
+        StorageUnavailableError: Still unknown after all tries of this storage.
     """
-    for _ in range(NUM_ATTEMPTS):
+    for _ in storage.tries():
         if storage.create(key, data, writer) is Outcome.CREATED:
             return data
         found = storage.read(key)
         if found is not None:
             return found
-    raise StorageUnavailableError(storage.where(key), f"outcome still unknown after {NUM_ATTEMPTS} attempts")
+    raise StorageUnavailableError(storage.where(key), "outcome still unknown after all tries")
 
 
 class Disk:
@@ -156,7 +164,8 @@ class Disk:
     def lease(self, key: str) -> None:
         """Lock a file until this process ends; without effect where the file system has no locks.
 
-        The lease only spares two processes of one machine the work: what keeps them apart is the fence.
+        The lease only spares two processes the work: what keeps them apart is the fence. The file names its
+        holder, because the server of a shared folder goes on holding the lock of a node that died.
 
         Raises:
             ArtifactError: Another process holds it.
@@ -165,12 +174,16 @@ class Disk:
         if mine in _LEASES:
             return
         descriptor = os.open(self.path(key), os.O_RDWR | os.O_CREAT, 0o644)
-        give_up = time.monotonic() + LEASE_WAIT_S
+        started_s = time.monotonic()
         while not _lock(descriptor):
-            if time.monotonic() > give_up:
+            holder = os.pread(descriptor, 1000, 0).decode(errors="replace")
+            wait_s = LEASE_WAIT_S if is_running(holder) else LEASE_LOST_S
+            if time.monotonic() - started_s > wait_s:
                 os.close(descriptor)
-                raise ArtifactError(str(self.root), "another process is running in this folder")
+                raise ArtifactError(str(self.root), "another process is running in this folder", holder)
             time.sleep(0.05)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, this_process().encode(), 0)
         _LEASES[mine] = descriptor
 
     def path(self, key: str) -> Path:
@@ -208,9 +221,15 @@ class Disk:
         return self.path(key).read_bytes()
 
     def append(self, key: str, data: bytes) -> None:
-        """Append to a file, made when missing."""
-        with open(self.path(key), "ab") as file:
-            file.write(data)
+        """Append to a file, made when missing: all of it or, where the disk is full, nothing."""
+        path = self.path(key)
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with open(path, "ab") as file:
+                file.write(data)
+        except OSError:
+            os.truncate(path, size)
+            raise
 
     def names(self, key: str) -> tuple[str, ...]:
         """Return the sorted names in a folder; none where there is no folder."""
@@ -240,6 +259,10 @@ class FolderStorage(Storage):
     def where(self, key: str) -> str:
         """Return the path of a key."""
         return str(self._disk.path(key))
+
+    def tries(self) -> Iterable[int]:
+        """Return few tries: the outcome is unknown only where a later writer sweeps, and that happens once."""
+        return range(1, NUM_ATTEMPTS + 1)
 
     def create(self, key: str, data: bytes, writer: str) -> Outcome:
         """Create a file unless the name is taken."""
@@ -347,6 +370,29 @@ def sha256_of(path: Path) -> str:
 def is_intact(path: Path, sha256: str, size: int) -> bool:
     """Return whether a file has this size and content."""
     return path.stat().st_size == size and sha256_of(path) == sha256
+
+
+def this_process() -> str:
+    """Return the name of this process, which no other has: host, number, and its start in clock ticks since boot."""
+    return f"{socket.gethostname()}-{os.getpid()}-{_started(os.getpid())}"
+
+
+def is_running(process: str) -> bool | None:
+    """Return whether a process, named as by `this_process`, runs; None where this machine cannot tell."""
+    rest, _, start = process.rpartition("-")
+    host, _, number = rest.rpartition("-")
+    if host != socket.gethostname() or not _started(os.getpid()):
+        return None
+    return start != "" and start == _started(number)
+
+
+def _started(number: int | str) -> str:
+    """Return when a process of this machine started; an empty text where it has ended, or there is no /proc."""
+    try:
+        state, *fields = Path(f"/proc/{number}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return ""
+    return "" if state in (b"Z", b"X") else fields[18].decode()
 
 
 def _lock(descriptor: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,23 @@ def test_events_are_lines_of_json_with_a_clock(tmp_path: Path) -> None:
     event = json.loads(lines[-1])
     assert (event["event"], event["index"], event["seconds"]) == ("round", 1, 0.5)
     assert event["time_s"] > 1.7e9
+
+
+def test_a_full_disk_under_the_log_ends_nothing_and_loses_no_line(tmp_path: Path) -> None:
+    run, log = open_run(tmp_path), tmp_path / "run" / "events" / "000001.jsonl"
+    run.log("first")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 70, before[1]))  # one line and a half
+        for _ in range(3):
+            run.log("waits")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    run.log("last")
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    gap = events[2]
+    assert [event["event"] for event in events] == ["first", "waits", "log_failed", "waits", "waits", "last"]
+    assert (gap["times"], gap["lines_lost"], "File too large" in gap["reason"]) == (2, 0, True)
 
 
 def test_opening_sweeps_what_dead_writers_left(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from storage_shims import IDENTITY, HookedStore, MemoryDisk
 from autoscale_ray.artifacts import Artifact, RunStore, StaleWriterError, read_chain
 from autoscale_ray.errors import ArtifactError
 from autoscale_ray.object_storage import ObjectStorage
-from autoscale_ray.storage import Disk, FolderStorage
+from autoscale_ray.storage import Disk, FolderStorage, is_running, this_process
 
 NUM_ROUNDS = 3
 
@@ -186,6 +188,7 @@ def _hold(run_dir: str, ready, leave) -> None:
 
 
 def test_a_second_process_on_the_same_folder_is_refused(tmp_path: Path, monkeypatch) -> None:
+    """At once, and by name: a process of this machine is seen to run."""
     monkeypatch.setattr("autoscale_ray.storage.LEASE_WAIT_S", 0.1)
     context = multiprocessing.get_context("spawn")
     ready, leave = context.Event(), context.Event()
@@ -193,9 +196,52 @@ def test_a_second_process_on_the_same_folder_is_refused(tmp_path: Path, monkeypa
     holder.start()
     try:
         assert ready.wait(60)
-        with pytest.raises(ArtifactError, match="another process is running in this folder"):
+        started_s = time.monotonic()
+        with pytest.raises(
+            ArtifactError, match=f"another process is running in this folder .*-{holder.pid}-"
+        ):
             RunStore.open(str(tmp_path), IDENTITY)
+        assert time.monotonic() - started_s < 10
     finally:
         leave.set()
         holder.join(30)
     assert RunStore.open(str(tmp_path), IDENTITY).epoch == 2
+
+
+HOST, NUMBER, START = this_process().rsplit("-", 2)
+
+
+@pytest.mark.parametrize(
+    ("holder", "runs", "is_refused"),
+    [
+        (this_process(), True, True),
+        (f"{HOST}-{NUMBER}-{int(START) - 1}", False, False),  # the number belongs to another process by now
+        (f"elsewhere-{NUMBER}-{START}", None, False),
+        ("", None, False),  # made by an earlier version, or locked and not yet written
+        ("-\0/", None, False),
+    ],
+    ids=["running", "number taken over", "elsewhere", "empty", "damaged"],
+)
+def test_the_lock_of_a_node_that_died_is_waited_for(
+    holder: str, runs: bool | None, is_refused: bool, tmp_path: Path, monkeypatch
+) -> None:
+    """An NFS server holds it for a while; only a holder that is seen to run is refused before."""
+    waited = itertools.count()
+    monkeypatch.setattr("autoscale_ray.storage._lock", lambda descriptor: next(waited) >= 10)
+    monkeypatch.setattr("autoscale_ray.storage.LEASE_WAIT_S", 0.1)
+    (tmp_path / "lease").write_text(holder)
+    assert is_running(holder) is runs
+    if is_refused:
+        with pytest.raises(ArtifactError, match="another process is running in this folder"):
+            RunStore.open(str(tmp_path), IDENTITY)
+    else:
+        assert RunStore.open(str(tmp_path), IDENTITY).epoch == 1
+        assert (tmp_path / "lease").read_text() == this_process()
+
+
+def test_a_lock_that_is_never_given_back_is_refused_in_the_end(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("autoscale_ray.storage._lock", lambda descriptor: False)
+    monkeypatch.setattr("autoscale_ray.storage.LEASE_LOST_S", 0.2)
+    (tmp_path / "lease").write_text("elsewhere-1-2")
+    with pytest.raises(ArtifactError, match=r"another process is running in this folder .*elsewhere-1-2"):
+        RunStore.open(str(tmp_path), IDENTITY)

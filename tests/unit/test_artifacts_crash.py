@@ -176,4 +176,5 @@ def leftovers(world: World) -> None:
     """Refuse temporary files after a run that ended well."""
     storage = world.open()
     assert storage.names("tmp") == ()
-    assert not any((world.folder / "scratch").glob("*"))
+    assert not any(world.folder.glob("scratch/*"))  # on disk
+    assert not any(world.folder.glob("runs/*/scratch/*/*"))  # of a bucket
