@@ -289,7 +289,7 @@ def check_shared(folder: Path, shared: Path) -> None:
         for name in ("encoder", "embed", "cluster"):
             (record,) = (trial / "stages").glob(f"{name}-*.json")
             assert record.read_bytes() == (shared / "stages" / record.name).read_bytes()
-            for blob in json.loads(record.read_bytes())["blobs"].values():
+            for blob in json.loads(record.read_bytes())["body"]["blobs"].values():
                 key = f"objects/{blob['sha256'][:2]}/{blob['sha256']}"
                 assert (trial / key).samefile(shared / key)
     assert not any(event["event"] == "stage" for event in read_events(str(shared))), (
