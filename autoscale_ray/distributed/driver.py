@@ -113,9 +113,11 @@ class Driver:
             self._status |= {"state": "failed", "error": RunFailedError(traceback.format_exc())}
         finally:
             self._board.close()
-        self._asked_s = max(self._asked_s, time.monotonic())
+        self._asked_s = time.monotonic()
         while time.monotonic() - self._asked_s < self._linger_s:
-            time.sleep(min(1.0, self._linger_s))
+            time.sleep(
+                min(1.0, self._linger_s)
+            )  # whoever asks meanwhile puts it off; a second more or less is no matter
         ray.kill(ray.get_actor(self._name, namespace=NAMESPACE))  # nobody is left who would
 
     def _play(self) -> dict[str, Any] | None:
@@ -216,7 +218,7 @@ def end_driver(run_dir: str, driver: Any = None) -> None:
     if driver is not None:
         ray.kill(driver)
         while (found := find_driver(run_dir)) is not None and found._actor_id == driver._actor_id:
-            time.sleep(0.05)
+            time.sleep(0.05)  # Ray says of no actor that it has ended; its name is asked for
 
 
 def status_of(driver: Any) -> dict[str, Any]:

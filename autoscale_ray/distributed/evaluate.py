@@ -142,17 +142,16 @@ class ScorerPool:
             for scorer, rows in zip(self._scorers, dealt, strict=False)  # a pool of few logs needs fewer
         }
         parts, lost_since_s = [], dict[Any, float]()
+        problem = f"scoring was lost {MAX_RETRIES + 1} times or took over placement.ray.stall_timeout_s"
         while calls:
             done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=LOOK_S)
-            problem = f"scoring was lost {MAX_RETRIES + 1} times or took over placement.ray.stall_timeout_s"
             parts += _answers(done, problem)
             for call in done:
                 del calls[call]
             for call, (scorer, rows) in list(calls.items()):
-                since_s = lost_since_s.setdefault(scorer, time.monotonic()) if is_lost(scorer) else None
-                if since_s is None:
+                if not is_lost(scorer):
                     lost_since_s.pop(scorer, None)
-                elif time.monotonic() - since_s > self._timeout_s:
+                elif time.monotonic() - lost_since_s.setdefault(scorer, time.monotonic()) > self._timeout_s:
                     del calls[call]
                     other = self._without(scorer)
                     calls[other.score.remote(side, rows, weights)] = other, rows
@@ -164,10 +163,11 @@ class ScorerPool:
 
     def _without(self, scorer: Any) -> Any:
         """Give up a scorer that finds no place any more, until another comes; return one that takes its share."""
-        ray.kill(scorer)
-        self._scorers = [other for other in self._scorers if other is not scorer]
-        self._dealt.clear()
-        self._start(1)
+        if scorer in self._scorers:  # it may have had two shares
+            ray.kill(scorer)
+            self._scorers.remove(scorer)
+            self._dealt.clear()
+            self._start(1)
         if not self._scorers:
             self._fail()
         return self._scorers[0]
@@ -241,6 +241,7 @@ def prepare_rows(
     known = {
         version: np.load(references / f"{version}.npy", mmap_mode="r")[rows] for version in tasks.VERSIONS
     }
+    # `PoolRows` has of a pool what is asked for here, and no more.
     return prepare_pool(PoolRows(pool, rows, on_read), known)  # type: ignore[arg-type]
 
 

@@ -193,14 +193,7 @@ class Search:
 
         Less than asked for is chosen only where every cluster of a positive count has given what it has.
 
-        Args:
-            counts: Scenes wanted by cluster id, >= 0.
-
-        Returns:
-            Scenes by cluster id, best first.
-
-        Raises:
-            InvalidInputError: A negative count or an unknown cluster.
+        Arguments, result and errors are those of `choose`.
         """
         chosen: dict[str, tuple[str, ...]] = {}
         wanted = dict(counts)

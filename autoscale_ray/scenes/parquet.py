@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -117,17 +118,16 @@ def read_parquet(path: Path | str, columns: list[str] | None = None) -> pa.Table
             )
         texts = [field.name for field in schema if field.type in _TEXT_TYPES]
     # Texts are read as a dictionary first: one long text, named a million times, takes no room in the file.
-    with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=texts) as file:
-        try:
-            table = file.read(columns=columns)
-            # Arrow takes numbers of dictionary entries and bytes of texts from the file as they are.
-            table.validate(full=True)
-            if sum(map(_unpacked_bytes, table.columns)) > MAX_TABLE_BYTES:
-                raise InputRejectedError(str(path), f"must unpack to at most {MAX_TABLE_BYTES} bytes")
-            return table.cast(pa.schema([schema.field(name) for name in table.column_names], schema.metadata))
-        except (pa.ArrowException, OSError) as error:
-            raise_storage_failure(error)
-            raise InputRejectedError(str(path), "holds a damaged page", _line(error)) from None
+    with (
+        pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=texts) as file,
+        _damage_told(path),
+    ):
+        table = file.read(columns=columns)
+        # Arrow takes numbers of dictionary entries and bytes of texts from the file as they are.
+        table.validate(full=True)
+        if sum(map(_unpacked_bytes, table.columns)) > MAX_TABLE_BYTES:
+            raise InputRejectedError(str(path), f"must unpack to at most {MAX_TABLE_BYTES} bytes")
+        return table.cast(pa.schema([schema.field(name) for name in table.column_names], schema.metadata))
 
 
 def read_groups(path: Path | str, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -142,13 +142,20 @@ def read_groups(path: Path | str, columns: list[str] | None = None) -> Iterator[
     """
     with _open(path) as file:
         for group in range(file.num_row_groups):
-            try:
+            with _damage_told(path):
                 table = file.read_row_group(group, columns=columns)
                 table.validate(full=True)
-            except (pa.ArrowException, OSError) as error:
-                raise_storage_failure(error)
-                raise InputRejectedError(str(path), "holds a damaged page", _line(error)) from None
             yield table
+
+
+@contextmanager
+def _damage_told(path: Path | str) -> Iterator[None]:
+    """Name the file in which a page is damaged."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise_storage_failure(error)
+        raise InputRejectedError(str(path), "holds a damaged page", _line(error)) from None
 
 
 def _unpacked_bytes(column: pa.ChunkedArray) -> int:
