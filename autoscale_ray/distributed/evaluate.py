@@ -5,6 +5,7 @@ A scene needs the one half a second earlier, which lies in the same log, so whol
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -212,9 +213,10 @@ class ScorerPool:
 
 def is_lost(actor: Any) -> bool:
     """Tell whether an actor has no process at present: it waits for a place on the cluster, again or still."""
+    address = ray.get_runtime_context().gcs_address  # there may be other clusters on this machine
     try:
-        found: Any = get_actor(actor._actor_id.hex(), timeout=int(LOOK_S))
-    except (RayStateApiException, RuntimeError, ValueError):
+        found: Any = get_actor(actor._actor_id.hex(), address, timeout=math.ceil(LOOK_S))
+    except (RayStateApiException, OSError, RuntimeError, ValueError):
         return False  # nobody can say, in a cluster without a dashboard for example
     return found is not None and found.state != "ALIVE"
 

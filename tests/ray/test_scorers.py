@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import ray
+from ray.util.state.exception import RayStateApiException
 
 from autoscale_ray import tasks
 from autoscale_ray.config import RayConfig
@@ -71,6 +74,27 @@ def test_the_share_of_a_scorer_that_finds_no_place_again_goes_to_the_others(
     wait_for(lambda: scorers.score(side, weights).equals(expected) and len(scorers._scorers) == 2)
     scorers.close()
     ray.kill(holder)
+
+
+@pytest.mark.timeout(60)
+def test_an_actor_is_looked_for_on_its_own_cluster_and_where_nobody_can_say_it_is_there(
+    cluster, monkeypatch
+) -> None:
+    holder = hold(1)
+    monkeypatch.delenv("RAY_ADDRESS")  # as in a driver; there may be other clusters on this machine
+    asked = Mock(side_effect=evaluate.get_actor)
+    monkeypatch.setattr(evaluate, "get_actor", asked)
+    assert not evaluate.is_lost(holder)
+    assert asked.call_args.args[1] == cluster["address"]
+    ray.kill(holder)
+    wait_for(lambda: evaluate.is_lost(holder))
+    for error in (
+        ConnectionError("two clusters"),
+        RuntimeError("no dashboard"),
+        RayStateApiException("busy"),
+    ):
+        monkeypatch.setattr(evaluate, "get_actor", Mock(side_effect=error))
+        assert not evaluate.is_lost(holder)
 
 
 @pytest.mark.timeout(150)
