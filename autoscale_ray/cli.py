@@ -461,7 +461,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "simulate": {"sumo": simulate_sumo},
 }
 """Commands of two words."""
-ON_RUNS = ("run", "embed", "sweep", "report", "status")
+ON_RUNS = ("run", "embed", "sweep", "report", "status", "stop")
 """Commands that read what they are given as a run folder, which may be a URL."""
 
 

@@ -1,6 +1,7 @@
 """What the command line itself answers, whatever the command: help, version, refused paths, Ctrl-C."""
 
 import errno
+import inspect
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 import pytest
 
 import autoscale_ray
-from autoscale_ray.cli import COMMANDS, _config, main
+from autoscale_ray.cli import COMMANDS, ON_RUNS, _config, main
 from autoscale_ray.config import WorldConfig
 from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.scenes.readers import READERS
@@ -74,6 +75,16 @@ def test_a_url_where_only_a_local_path_is_known_is_one_line(command, tmp_path, m
 
 
 @pytest.mark.parametrize("command", ["run --backend local", "embed"])
+def test_every_command_on_a_run_takes_the_url_of_one():
+    """A run folder is text where it may be a URL: a path would turn s3:// into s3:/."""
+    on_runs = {
+        name
+        for name, command in COMMANDS.items()
+        if {"run_dir", "arguments"} & inspect.signature(command).parameters.keys()
+    }
+    assert on_runs == set(ON_RUNS)
+
+
 def test_out_of_a_run_may_be_a_url(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code, told = ended([*command.split(), "--out", "ftp://bucket/run"], capsys)
