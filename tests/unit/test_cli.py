@@ -74,7 +74,6 @@ def test_a_url_where_only_a_local_path_is_known_is_one_line(command, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["run --backend local", "embed"])
 def test_every_command_on_a_run_takes_the_url_of_one():
     """A run folder is text where it may be a URL: a path would turn s3:// into s3:/."""
     on_runs = {
@@ -85,6 +84,7 @@ def test_every_command_on_a_run_takes_the_url_of_one():
     assert on_runs == set(ON_RUNS)
 
 
+@pytest.mark.parametrize("command", ["run --backend local", "embed"])
 def test_out_of_a_run_may_be_a_url(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code, told = ended([*command.split(), "--out", "ftp://bucket/run"], capsys)
