@@ -1,4 +1,4 @@
-"""Retrieval: lazy greedy against brute force, nesting, caps, duplicates, spill, streaming."""
+"""Retrieval: lazy greedy against brute force, nesting, caps, duplicates, what goes to others, shortlists."""
 
 from __future__ import annotations
 
@@ -461,63 +461,3 @@ def test_query_weights_are_the_lacks():
 def test_query_weights_without_lack_or_knowledge():
     assert module.query_weights(np.array([1.0, 1.0, np.nan])) == pytest.approx([0.5, 0.5, 0.0])
     assert module.query_weights(np.full(3, np.nan)) == pytest.approx([0.0] * 3)
-
-
-def test_stream_neighbours_equal_a_full_sort():
-    pytest.importorskip("faiss", reason="candidates are found by faiss")
-    rng = np.random.default_rng(0)
-    scenes, queries = _unit(rng, 500), _unit(rng, 9)
-    full = queries @ scenes.T
-    batches = (scenes[start : start + 70] for start in range(0, 500, 70))
-    cosines, rows = similarity.nearest_in_stream(batches, queries, 12)
-    assert np.array_equal(rows, np.argsort(-full, axis=1, kind="stable")[:, :12])
-    assert np.allclose(cosines, -np.sort(-full, axis=1)[:, :12], atol=1e-6)
-    few = similarity.nearest_in_stream(iter([scenes[:3]]), queries, 5)[1]
-    assert (few[:, 3:] == -1).all()
-
-
-def test_index_search_equals_brute_force():
-    pytest.importorskip("faiss", reason="the index needs faiss")
-    rng = np.random.default_rng(0)
-    scenes, queries = _unit(rng, 400, 16), _unit(rng, 20, 16)
-    _, rows = similarity.nearest(similarity.build_index(scenes), queries, 5)
-    assert np.array_equal(rows, np.argsort(-(queries @ scenes.T), axis=1)[:, :5])
-
-
-def _domains(shift: float, num_real: int, num_synthetic: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    step = np.zeros(5)
-    step[0] = shift
-    return rng.standard_normal((num_real, 5)), rng.standard_normal((num_synthetic, 5)) + step
-
-
-def test_domain_probe_recovers_the_log_odds_of_two_gaussians():
-    real, synthetic = _domains(1.5, 4000, 12_000)
-    probe = similarity.fit_domain_probe(real, synthetic)
-    points = np.random.default_rng(1).standard_normal((200, 5))
-    truth = 1.5 * points[:, 0] - 1.5**2 / 2  # log N(x; shift, 1) - log N(x; 0, 1): free of the pool sizes
-    assert np.abs(probe.log_odds(points) - truth).max() < 0.35
-    assert np.corrcoef(probe.log_odds(points), truth)[0, 1] > 0.995
-
-
-def test_domain_gap_is_zero_for_nearly_all_real_scenes():
-    real, synthetic = _domains(2.0, 3000, 3000)
-    probe = similarity.fit_domain_probe(real, synthetic)
-    fresh, _ = _domains(2.0, 3000, 1, seed=7)
-    assert 0.03 < (probe.gap(fresh) > 0).mean() < 0.07
-    assert (probe.log_odds(fresh) > probe.real_q995).mean() < 0.015
-
-
-def test_domain_probe_on_equal_domains_finds_nothing():
-    real, synthetic = _domains(0.0, 2000, 2000)
-    probe = similarity.fit_domain_probe(real, synthetic)
-    assert np.abs(probe.log_odds(synthetic)).mean() < 0.15
-
-
-def test_domain_probe_survives_separable_domains_and_refuses_empty_ones():
-    real, synthetic = _domains(50.0, 100, 100)
-    probe = similarity.fit_domain_probe(real, synthetic)
-    assert np.isfinite(probe.log_odds(synthetic)).all()
-    assert (probe.log_odds(synthetic) > probe.real_q995).all()
-    with pytest.raises(InvalidInputError, match="two scenes"):
-        similarity.fit_domain_probe(real[:1], synthetic)
