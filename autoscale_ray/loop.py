@@ -35,7 +35,9 @@ def run(config: RunConfig, stages: Stages) -> tuple[Clusters, tuple[Round, ...],
     method, ascent = METHODS[config.ascent.method], seeded_ascent(config)
     history = (play(config, stages, clusters, {}, ()),)
     while not is_over(config, info, history):
-        weights = method.propose(observations(history), info, ascent)
+        weights = stages.published_weights(clusters, len(history))
+        if weights is None:
+            weights = method.propose(observations(history), info, ascent)
         history = (*history, play(config, stages, clusters, weights, history))
     final = method.final(observations(history), info, ascent)
     return clusters, history, allocate(final, info)

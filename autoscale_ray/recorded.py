@@ -206,6 +206,15 @@ class RecordedStages:
             name: (features["dev" if name is None else "synthetic"], chosen) for name, chosen in rows.items()
         }
 
+    def published_weights(self, clusters: Clusters, index: int) -> dict[str, float] | None:
+        """Return the cluster weights of a round that was published before, or None for a new round."""
+        published = self.store.rounds()
+        if index >= len(published):
+            return None
+        payload: Mapping[str, Any] = published[index].payload
+        weights = payload["weights"]  # sorted by name there
+        return {name: weights[name] for name in clusters.cluster_ids if name in weights}
+
     def publish(self, clusters: Clusters, history: tuple[Round, ...]) -> None:
         """Make the newest round durable and visible."""
         self.store.commit_round(history[-1].index, round_payload(history[-1]))

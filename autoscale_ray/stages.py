@@ -63,6 +63,13 @@ class Stages(Protocol):
         """
         ...
 
+    def published_weights(self, clusters: Clusters, index: int) -> dict[str, float] | None:
+        """Return the cluster weights of a round that was published before, or None for a new round.
+
+        What was published stands: another processor, or another release, may propose other last digits.
+        """
+        ...
+
     def publish(self, clusters: Clusters, history: tuple[Round, ...]) -> None:
         """Make the newest round durable and visible; afterwards no reader ever misses it."""
         ...

@@ -69,6 +69,9 @@ class FormulaStages:
             file=Path(),
         )
 
+    def published_weights(self, clusters: Clusters, index: int) -> dict[str, float] | None:
+        return None
+
     def publish(self, clusters: Clusters, history: tuple[Round, ...]) -> None:
         self.published.append(history[-1].index)
 

@@ -1,6 +1,7 @@
 """Whole runs on a tiny world: same seed same numbers, killed and resumed same numbers, bad input one line."""
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from autoscale_ray.artifacts import read_rounds, share_with
 from autoscale_ray.cli import main
 from autoscale_ray.config import load_config
 from autoscale_ray.inputs import open_inputs
+from autoscale_ray.mixture import METHODS
 from autoscale_ray.reporting.tables import round_table
 from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.session import run_local
@@ -211,6 +213,27 @@ def test_a_killed_run_ends_with_the_same_numbers(finished, pools, tmp_path):
     assert last.returncode == 0, output
     assert numbers(run_dir) == numbers(finished)
     assert read_rounds(str(run_dir)) == read_rounds(str(finished))
+
+
+def test_published_rounds_stand_where_their_mixtures_would_now_come_out_otherwise(
+    finished, pools, tmp_path, monkeypatch
+):
+    """A run goes on on a processor whose last digits differ, and fits no mixture that was published."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    method, asked = METHODS["response"], []
+
+    def otherwise(history, info, config):
+        asked.append(len(history))
+        return {name: weight * (1 - 1e-12) for name, weight in method.propose(history, info, config).items()}
+
+    monkeypatch.setitem(METHODS, "response", dataclasses.replace(method, propose=otherwise))
+    longer = load_config(None, arguments(pools, run_dir, "loop.num_rounds=3"))
+    told = run_local(longer, Console(quiet=True))
+    assert asked == [3]
+    assert read_rounds(str(run_dir))[:3] == read_rounds(str(finished))
+    assert numbers(run_dir)["rounds"][:3] == numbers(finished)["rounds"]
+    assert [list(done["weights"]) for done in told["rounds"][1:]] == [list(told["rounds"][3]["weights"])] * 3
 
 
 def start(given: list[str]) -> subprocess.Popen:
