@@ -39,8 +39,3 @@ def worker_device() -> str:
     # Else every new tensor costs a kernel that fills it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     return str(device)
-
-
-def collective_backend(gpus_per_worker: float) -> str:
-    """Return what workers exchange tensors through: NCCL takes GPU tensors alone and refuses two workers on one GPU."""
-    return "cpu:gloo,cuda:nccl" if gpus_per_worker >= 1 else "gloo"

@@ -16,7 +16,6 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autoscale_ray.artifacts import fingerprint
 from autoscale_ray.config import RunConfig, identity
@@ -25,6 +24,10 @@ from autoscale_ray.distributed.resources import NAMESPACE, set_environment, trai
 from autoscale_ray.errors import AutoScaleError, ConfigError
 from autoscale_ray.run_folder import is_url
 
+HEAD = "node:__internal_head__"
+"""What Ray lets the head of a cluster offer; asking for a little of it leads there, softly wanted affinity does not."""
+LEAST = 0.0001
+"""The least amount of a resource that can be asked for; there is 1 of it."""
 ENDED = ("finished", "stopped", "failed")
 MAX_RESTARTS = 100
 """Times Ray starts a driver again; one that is killed by what it does itself must come to an end."""
@@ -174,8 +177,6 @@ def start_driver(
             end_driver(run_dir, found)
         elif status["identity"] != fingerprint(identity(config)):
             raise ConfigError(run_dir, "a driver is running another configuration in this folder")
-    # By itself Ray puts an actor without CPU on any node; DEFAULT since a trial's placement group has no CPUs.
-    place = on_head() if lifetime == "detached" else "DEFAULT"
     return (
         ray.remote(Driver)
         .options(
@@ -184,19 +185,15 @@ def start_driver(
             lifetime=lifetime,
             get_if_exists=True,
             num_cpus=0,
+            # By itself Ray puts an actor without CPU on any node. The head is the one that is not taken away.
+            resources={HEAD: LEAST} if lifetime == "detached" and HEAD in ray.cluster_resources() else None,
             max_restarts=MAX_RESTARTS,
             max_task_retries=-1,
             max_concurrency=16,
-            scheduling_strategy=place,
+            scheduling_strategy="DEFAULT",  # a trial's placement group has no CPUs
         )
         .remote(config, name, embed_only, **more)
     )
-
-
-def on_head() -> Any:
-    """Return the wish to be placed on the head, the one node that is not taken away; another will do."""
-    heads = [node["NodeID"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"]]
-    return NodeAffinitySchedulingStrategy(heads[0], soft=True) if heads else "DEFAULT"
 
 
 def find_driver(run_dir: str) -> Any | None:

@@ -18,14 +18,15 @@ import ray
 import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
 
 from autoscale_ray import tasks
 from autoscale_ray.config import PlannerConfig, RayConfig
 from autoscale_ray.distributed.board import AnyTask, EncoderTask, Task
+from autoscale_ray.distributed.collective import CollectiveConfig, collective_backend
 from autoscale_ray.distributed.deadline import Deadline
-from autoscale_ray.distributed.devices import collective_backend, worker_device
+from autoscale_ray.distributed.devices import worker_device
 from autoscale_ray.distributed.memory import release
 from autoscale_ray.distributed.resources import bundle, elastic_limit
 from autoscale_ray.distributed.steps import Place, gather_shards, shards_of, train_shared
@@ -59,7 +60,7 @@ def make_trainer(config: RayConfig, driver: str, namespace: str, storage: Path) 
             "stall_timeout_s": config.stall_timeout_s,
             "stacks": str(storage.absolute().parent / "stacks"),
         },
-        torch_config=TorchConfig(backend=collective_backend(gpus), timeout_s=COLLECTIVE_TIMEOUT_S),
+        torch_config=CollectiveConfig(backend=collective_backend(gpus), timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
             num_workers=(config.min_trainers, most) if 0 < config.min_trainers < most else most,
             use_gpu=gpus > 0,

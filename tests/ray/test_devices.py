@@ -8,7 +8,8 @@ import pytest
 import ray
 import torch
 
-from autoscale_ray.distributed.devices import collective_backend, worker_device
+from autoscale_ray.distributed.collective import collective_backend, interface_of
+from autoscale_ray.distributed.devices import worker_device
 
 
 def device_of_a_worker(num_gpus: int) -> tuple[str, str | None]:
@@ -47,3 +48,8 @@ def test_a_worker_with_a_reserved_gpu_computes_there_or_says_why_not(cluster) ->
 @pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (0.5, "gloo"), (1, "cpu:gloo,cuda:nccl")])
 def test_tensors_of_whole_gpus_go_through_nccl(gpus: float, backend: str) -> None:
     assert collective_backend(gpus) == backend
+
+
+def test_the_network_of_an_address_is_found() -> None:
+    assert interface_of("127.0.0.1") in ("lo", "lo0")
+    assert interface_of("192.0.2.1") is None, "an address for documentation, which no machine has"
