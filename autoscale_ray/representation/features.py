@@ -25,6 +25,7 @@ from autoscale_ray.representation.kinematics import (
 )
 from autoscale_ray.representation.segments import Segments
 from autoscale_ray.scenes.batch import SceneBatch
+from autoscale_ray.scenes.graph import RADIUS_M
 from autoscale_ray.scenes.ragged import ragged_index, row_of
 from autoscale_ray.scenes.schema import (
     AGENT_TYPES,
@@ -35,8 +36,6 @@ from autoscale_ray.scenes.schema import (
     POLYGON_LAYERS,
 )
 
-RADIUS_M = 60.0
-"""Objects farther from the ego at t = 0 are no nodes."""
 HISTORY = slice(1, CURRENT_FRAME + 1)
 """Frames -1.5 ... 0 s; the optional frame at -2.0 s is not used, so that every source has the same input."""
 PLAN = slice(CURRENT_FRAME + 1, CURRENT_FRAME + 1 + NUM_PLAN_FRAMES)

@@ -15,6 +15,8 @@ from autoscale_ray.scenes.ragged import offsets_of, ragged_index, row_of
 from autoscale_ray.scenes.schema import LINK_KINDS
 
 SEGMENT_LENGTH_M = 20.0
+ROUNDING = 1e-4
+"""Pieces by which a lane may be longer than a whole number of them; its vertices are float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ def cut_lanes(batch: SceneBatch) -> Segments:
     """
     offsets = batch.lane_point_offsets
     length_L, measure_V, lane_gap = _arclength(batch)
-    count_L = (length_L / SEGMENT_LENGTH_M).ceil().long().clamp(min=1) * (offsets.diff() > 0)
+    count_L = (length_L / SEGMENT_LENGTH_M - ROUNDING).ceil().long().clamp(min=1) * (offsets.diff() > 0)
     segment_offsets = offsets_of(count_L)
     lane_G = row_of(segment_offsets)
     piece_G = torch.arange(len(lane_G), device=lane_G.device) - segment_offsets[lane_G]

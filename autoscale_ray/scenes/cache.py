@@ -26,7 +26,7 @@ from autoscale_ray.scenes.batch import SceneBatch, batch_from_table, group_of, s
 from autoscale_ray.scenes.graph import with_neighbours
 from autoscale_ray.scenes.manifest import ContentHash
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 # Stored narrow, read wide: the values fit and these columns would otherwise take most of the disk and page
 # cache.
 _NARROW = {

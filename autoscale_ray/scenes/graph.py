@@ -1,7 +1,9 @@
 """Neighbour tables of a batch at t = 0: nearest agents of each agent, and the lanes it drives on or beside.
 
 They cost as much as the encoder that uses them, so they are computed once, when the cache is built. Tables
-have a fixed width and scene-local numbers, with -1 where there are fewer neighbours.
+have a fixed width and scene-local numbers, with -1 where there are fewer neighbours. Distances are compared in steps of
+a millimetre and equal ones by where things are, never by their numbers: lanes that part share their geometry up to
+there, and the order of a file must not choose between them.
 
 Shape legend: as in `batch`, and B scenes of a chunk, M agents of its largest scene, P agent-lane pairs, S
 segments.
@@ -20,11 +22,16 @@ from autoscale_ray.scenes.batch import SceneBatch
 from autoscale_ray.scenes.ragged import offsets_of, ragged_index, row_of
 from autoscale_ray.scenes.schema import CURRENT_FRAME
 
+RADIUS_M = 60.0
+"""Objects farther from the ego at t = 0 are no nodes of a scene's graph."""
 NUM_AGENT_NEIGHBOURS = 8
 NUM_AGENT_LANES = 3
 MAX_LANE_DISTANCE_M = 5.0
 MAX_LANE_ANGLE_RAD = math.radians(60.0)
 _MAX_CELLS = 1 << 22
+_STEPS_PER_M = 1000
+_MAX_RANK = 1 << 24
+"""Ranks below a step of distance: above the number of agents or lanes of any scene, below what float64 holds exactly."""
 
 
 def with_neighbours(batch: SceneBatch) -> SceneBatch:
@@ -33,18 +40,19 @@ def with_neighbours(batch: SceneBatch) -> SceneBatch:
 
 
 def agent_neighbours(batch: SceneBatch, num_neighbours: int = NUM_AGENT_NEIGHBOURS) -> Tensor:
-    """Find the nearest other agents of every agent present at t = 0.
+    """Find the nearest other agents of every agent near the ego at t = 0.
 
     Args:
         batch: Scenes.
         num_neighbours: Width k of the table, >= 1.
 
     Returns:
-        Int64 (A, k), scene-local agent numbers by growing centre distance, -1 where there are fewer; rows of
-        agents absent at t = 0 are -1 throughout.
+        Int64 (A, k), scene-local agent numbers by growing centre distance, -1 where there are fewer; agents that are
+        absent at t = 0 or `RADIUS_M` away from the ego are no neighbours, and their rows are -1 throughout.
     """
-    present_A = batch.agent_valid_AT[:, CURRENT_FRAME]
     points_A2 = batch.agent_states_AT5[:, CURRENT_FRAME, :2]
+    near_A = batch.agent_valid_AT[:, CURRENT_FRAME] & (points_A2.norm(dim=1) < RADIUS_M)
+    rank_A = _rank_by_place(points_A2, batch.agent_offsets, batch.agent_row_A)
     table_Ak = batch.agent_row_A.new_full((len(points_A2), num_neighbours), -1)
     counts_N = batch.agent_offsets.diff()
     for first, last in _chunks(counts_N):
@@ -55,22 +63,44 @@ def agent_neighbours(batch: SceneBatch, num_neighbours: int = NUM_AGENT_NEIGHBOU
         starts_B1 = offsets_of(counts_B)
         row = row_of(starts_B1)
         slot = torch.arange(high - low, device=row.device) - starts_B1[row]
-        near_BMk = _nearest(points_A2[low:high], present_A[low:high], row, slot, counts_B, num_neighbours)
+        chunk = slice(low, high)
+        places = (points_A2[chunk], near_A[chunk], rank_A[chunk])
+        near_BMk = _nearest(*places, row, slot, counts_B, num_neighbours)
         table_Ak[low:high, : near_BMk.shape[2]] = near_BMk[row, slot]
     return table_Ak
 
 
 def _nearest(
-    points_A2: Tensor, present_A: Tensor, row: Tensor, slot: Tensor, counts_B: Tensor, num_neighbours: int
+    points_A2: Tensor,
+    near_A: Tensor,
+    rank_A: Tensor,
+    row: Tensor,
+    slot: Tensor,
+    counts_B: Tensor,
+    num_neighbours: int,
 ) -> Tensor:
     largest = int(counts_B.max())
     padded_BM2 = points_A2.new_full((len(counts_B), largest, 2), math.nan)
-    padded_BM2[row, slot] = torch.where(present_A[:, None], points_A2, math.nan)
+    padded_BM2[row, slot] = torch.where(near_A[:, None], points_A2, math.nan)
+    rank_BM = rank_A.new_zeros(len(counts_B), largest)
+    rank_BM[row, slot] = rank_A
     offsets_BMM2 = padded_BM2[:, :, None] - padded_BM2[:, None, :]
-    squared_BMM = offsets_BMM2.square().sum(-1).nan_to_num_(nan=math.inf)
-    squared_BMM.diagonal(dim1=1, dim2=2).fill_(math.inf)
-    nearest = squared_BMM.topk(min(num_neighbours, largest), dim=2, largest=False)
+    steps_BMM = (offsets_BMM2.square().sum(-1).sqrt() * _STEPS_PER_M).round().double()
+    keys_BMM = (steps_BMM * _MAX_RANK + rank_BM[:, None, :]).nan_to_num_(nan=math.inf)
+    keys_BMM.diagonal(dim1=1, dim2=2).fill_(math.inf)
+    nearest = keys_BMM.topk(min(num_neighbours, largest), dim=2, largest=False)
     return torch.where(nearest.values.isfinite(), nearest.indices, -1)
+
+
+def _rank_by_place(points_M2: Tensor, offsets: Tensor, row_M: Tensor) -> Tensor:
+    """Return the number of each thing in its scene by x, then y, in steps of a millimetre (int64, M)."""
+    steps_M2 = (points_M2.nan_to_num(0.0) * _STEPS_PER_M).round()
+    order_M = steps_M2[:, 1].argsort(stable=True)
+    order_M = order_M[steps_M2[order_M, 0].argsort(stable=True)]
+    order_M = order_M[row_M[order_M].argsort(stable=True)]
+    rank_M = torch.empty_like(order_M)
+    rank_M[order_M] = torch.arange(len(order_M), device=order_M.device)
+    return rank_M - offsets[row_M]
 
 
 def _chunks(counts_N: Tensor) -> Iterator[tuple[int, int]]:
@@ -105,6 +135,7 @@ def agent_lanes(batch: SceneBatch, num_lanes: int = NUM_AGENT_LANES) -> Tensor:
     lane_counts_A = batch.lane_offsets.diff()[batch.agent_row_A] * present_A
     starts_A = batch.lane_offsets[batch.agent_row_A]
     boxes_L4 = _lane_boxes(batch)
+    rank_L = _rank_by_place(_lane_middles(batch), batch.lane_offsets, batch.lane_row_L)
     for low, high in _runs_below(lane_counts_A, _MAX_CELLS):
         lane_P, pair_offsets = ragged_index(starts_A[low:high], lane_counts_A[low:high])
         agent_P = low + row_of(pair_offsets)
@@ -113,7 +144,8 @@ def agent_lanes(batch: SceneBatch, num_lanes: int = NUM_AGENT_LANES) -> Tensor:
         distance_P = _lane_distance(batch, poses_A3, agent_P, lane_P)
         keep_P = distance_P <= MAX_LANE_DISTANCE_M
         agent_P, lane_P, distance_P = agent_P[keep_P], lane_P[keep_P], distance_P[keep_P]
-        order_P = distance_P.argsort(stable=True)
+        steps_P = (distance_P * _STEPS_PER_M).round().double()
+        order_P = (steps_P * _MAX_RANK + rank_L[lane_P]).argsort()
         order_P = order_P[agent_P[order_P].argsort(stable=True)]
         agent_P, lane_P = agent_P[order_P], lane_P[order_P]
         rank_P = torch.arange(len(agent_P), device=agent_P.device) - torch.searchsorted(agent_P, agent_P)
@@ -135,6 +167,14 @@ def _lane_boxes(batch: SceneBatch) -> Tensor:
         0, index_V2, batch.lane_points_V2, "amax"
     )
     return torch.cat([low, high], dim=1)
+
+
+def _lane_middles(batch: SceneBatch) -> Tensor:
+    """Return the mean vertex of every lane (L, 2), which differs for lanes that part or merge."""
+    counts_L = batch.lane_point_offsets.diff()
+    owner_V = row_of(batch.lane_point_offsets)
+    total_L2 = batch.lane_points_V2.new_zeros(len(counts_L), 2).double()
+    return total_L2.index_add(0, owner_V, batch.lane_points_V2.double()) / counts_L.clamp(min=1)[:, None]
 
 
 def _box_distance(points_P2: Tensor, boxes_P4: Tensor) -> Tensor:

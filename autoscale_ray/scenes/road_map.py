@@ -18,6 +18,8 @@ from scipy.sparse.csgraph import connected_components
 from autoscale_ray.errors import InputRejectedError
 
 MAX_SPACING_M = 10.0
+ROUNDING = 1e-6
+"""Steps by which a lane may be longer than a whole number of them: where a map lies must not add a vertex."""
 MAX_LANE_LENGTH_M = 200_000.0
 MIN_CROSSING_AREA_M2 = 1.0
 MIN_CROSSING_ANGLE_RAD = math.radians(30.0)
@@ -158,7 +160,7 @@ def pair_borders(
     longest = max(_arc_length(left)[-1], _arc_length(right)[-1])
     if not longest <= MAX_LANE_LENGTH_M:
         raise InputRejectedError("border", f"must be at most {MAX_LANE_LENGTH_M:.0f} m long", longest)
-    shares = np.linspace(0.0, 1.0, max(2, math.ceil(longest / spacing_m) + 1))
+    shares = np.linspace(0.0, 1.0, max(2, math.ceil(longest / spacing_m - ROUNDING) + 1))
     return _at_shares(left, shares), _at_shares(right, shares)
 
 
@@ -349,7 +351,7 @@ def _densified(lanes: Sequence[Lane]) -> tuple[np.ndarray, np.ndarray, np.ndarra
     if len(long):
         rule = f"must be at most {MAX_LANE_LENGTH_M:.0f} m long"
         raise InputRejectedError(f"lane {lanes[long[0]].key}", rule, lengths[long[0]])
-    parts_U = np.maximum(1, np.ceil(step_U / MAX_SPACING_M)).astype(np.int64)
+    parts_U = np.maximum(1, np.ceil(step_U / MAX_SPACING_M - ROUNDING)).astype(np.int64)
     parts_U[offsets[1:] - 1] = 1
     if (parts_U == 1).all():
         return offsets, left_U2, center_U2, right_U2
