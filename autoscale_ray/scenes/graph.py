@@ -31,7 +31,7 @@ MAX_LANE_ANGLE_RAD = math.radians(60.0)
 _MAX_CELLS = 1 << 22
 _STEPS_PER_M = 1000
 _MAX_RANK = 1 << 24
-"""Ranks below a step of distance: above the number of agents or lanes of any scene, below what float64 holds exactly."""
+"""Ranks below a step of distance: more than any scene has agents or lanes, few enough for float64 to be exact."""
 
 
 def with_neighbours(batch: SceneBatch) -> SceneBatch:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from scenes import small_world
 
 from autoscale_ray.config import RepresentationConfig, WorldConfig
 from autoscale_ray.representation import fused
@@ -20,7 +21,6 @@ from autoscale_ray.scenes.ragged import offsets_of, row_of
 from autoscale_ray.scenes.schema import CURRENT_FRAME
 from autoscale_ray.scenes.windows import WindowOptions, cut_windows
 from autoscale_ray.world.pools import make_pool
-from scenes import small_world
 from tests.unit.representation.random_scenes import random_batch
 
 TOLERANCE = 1e-5
