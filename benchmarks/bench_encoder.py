@@ -23,7 +23,6 @@ from pathlib import Path as FilePath
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from torch import nn
 
 from autoscale_ray.config import RepresentationConfig, WorldConfig
 from autoscale_ray.representation.encoder import GraphEncoder, Path
@@ -41,12 +40,12 @@ from autoscale_ray.scenes.ragged import offsets_of
 from autoscale_ray.scenes.schema import CURRENT_FRAME, NUM_FRAMES, SCENE_SCHEMA
 from autoscale_ray.world.pools import make_pool
 from benchmarks import encoder_scaling
+from benchmarks.representation_baselines import transformer_rival
 from benchmarks.surroundings import surroundings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from torch_geometric.data import Batch, Data
-    from torch_geometric.nn import TransformerConv
 
 NUM_AGENTS = 79
 NUM_LANES = 1
@@ -103,24 +102,6 @@ def crowded_scenes(num_scenes: int, seed: int) -> SceneBatch:
         polygon_on_route_Q=empty.bool(), polygon_red_QT=torch.zeros(0, NUM_FRAMES, dtype=torch.bool),
         centerline_offsets=offsets_of(torch.full((num_scenes,), 50)), centerline_C3=line.repeat(num_scenes, 1),
     )  # fmt: skip
-
-
-class TransformerLayer(nn.Module):
-    """The rival's relation layer; has the call of SAGEConv."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.layer = TransformerConv((size, size), size // 4, heads=4, root_weight=False)
-
-    def forward(self, states: tuple[torch.Tensor, torch.Tensor], edges: torch.Tensor) -> torch.Tensor:
-        return self.layer(states, edges)
-
-
-def transformer_rival(encoder: GraphEncoder, size: int) -> GraphEncoder:
-    """Put TransformerConv in place of every mean aggregation of an encoder."""
-    for layer in encoder.layers:
-        layer.relations = nn.ModuleDict({name: TransformerLayer(size) for name in layer.relations})
-    return encoder
 
 
 def turns(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

@@ -5,6 +5,7 @@ Shape legend: N scenes, M agents, D embedding size, F descriptor size, R raster 
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from autoscale_ray.config import RepresentationConfig
 from autoscale_ray.representation import features, objectives
 from autoscale_ray.representation.decoder import NUM_CELLS
+from autoscale_ray.representation.distance import fit_scenario_distance
 from autoscale_ray.representation.encoder import GraphEncoder
 from autoscale_ray.representation.kinematics import relative_motion, route_ahead, route_coordinates, route_of
 from autoscale_ray.representation.rasters import bev_rasters
@@ -27,6 +29,18 @@ from autoscale_ray.representation.scene_graph import (
     select_scenes,
 )
 from autoscale_ray.representation.segments import cut_lanes
+from autoscale_ray.representation.training import (
+    MAX_GRADIENT_NORM,
+    WEIGHT_DECAY,
+    TrainingSet,
+    batch_terms,
+    draw_batches,
+    feature_sizes_of,
+    learning_rate_factor,
+    new_model,
+    take_scenes,
+    weighted_sum,
+)
 from autoscale_ray.representation.views import semantic_view
 from autoscale_ray.scenes.batch import SceneBatch
 from autoscale_ray.scenes.ragged import row_of
@@ -34,11 +48,13 @@ from autoscale_ray.scenes.schema import AGENT_TYPES, CURRENT_FRAME, DRIVING_COMM
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
-    from torch_geometric.nn import VGAE, SAGEConv
+    from torch_geometric.nn import VGAE, SAGEConv, TransformerConv
 
 Float64 = NDArray[np.float64]
-Pair = tuple[Float64, Float64]
-"""Embeddings of the training and of the test scenes."""
+Embedded = tuple[Float64, ...]
+"""Embeddings of the training, the test and the held scenes."""
+Encode = Callable[[SceneGraph], Tensor]
+"""A trained embedding."""
 SIDES_M = ((-1.75, 1.75), (1.75, 6.0), (-6.0, -1.75), (6.0, 25.0), (-25.0, -6.0))
 """Corridors beside the route: own, left, right, far left, far right."""
 VULNERABLE = ("pedestrian", "bicycle")
@@ -145,7 +161,15 @@ def fit_principal_components(train_NF: Float64, size: int) -> tuple[Float64, Flo
     return mean, scale, directions[:size].T
 
 
-def raster_autoencoder(train: SceneGraph, test: SceneGraph, config: RepresentationConfig, seed: int) -> Pair:
+def classical_scaling(distance_NN: Float64, size: int) -> Float64:
+    """Return points (N, size) whose distances are those given, as far as that many axes allow."""
+    squared = np.asarray(distance_NN, dtype=np.float64) ** 2
+    centred = squared - squared.mean(0) - squared.mean(1, keepdims=True) + squared.mean()
+    values, vectors = np.linalg.eigh(-centred / 2)
+    return vectors[:, -size:] * np.sqrt(values[-size:].clip(min=0))
+
+
+def raster_autoencoder(train: SceneGraph, config: RepresentationConfig, seed: int) -> Encode:
     """Train a convolutional autoencoder on the bird's-eye rasters and return its bottleneck."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -169,7 +193,7 @@ def raster_autoencoder(train: SceneGraph, test: SceneGraph, config: Representati
         return filled + lanes + (found[:, 1:3] - raster[:, 1:3]).square().mean() * 10
 
     _optimise(nn.ModuleList([encoder, decoder]), cost, train, config, seed)
-    return embedded(lambda graph: encoder(images(graph)), train), embedded(lambda g: encoder(images(g)), test)
+    return lambda graph: encoder(images(graph))
 
 
 class _HomogeneousEncoder(nn.Module):
@@ -214,7 +238,7 @@ def homogeneous(graph: SceneGraph, tables: dict[str, Tensor]) -> tuple[Tensor, T
     )
 
 
-def graph_vgae(train: SceneGraph, test: SceneGraph, config: RepresentationConfig, seed: int) -> Pair:
+def graph_vgae(train: SceneGraph, config: RepresentationConfig, seed: int) -> Encode:
     """Train PyG's variational graph autoencoder on the edges and return the mean over the nodes of a scene."""
     sizes = {name: table.shape[1] for name, table in train.features.items()}
     with torch.random.fork_rng(devices=[]):
@@ -236,10 +260,10 @@ def graph_vgae(train: SceneGraph, test: SceneGraph, config: RepresentationConfig
         return total / torch.bincount(owner, minlength=len(graph))[:, None]
 
     _optimise(model, cost, train, config, seed)
-    return embedded(pooled, train), embedded(pooled, test)
+    return pooled
 
 
-def vicreg(train: SceneGraph, test: SceneGraph, config: RepresentationConfig, seed: int) -> Pair:
+def vicreg(train: SceneGraph, config: RepresentationConfig, seed: int) -> Encode:
     """Train our encoder with VICReg alone: 25 invariance + 25 variance + 1 covariance over two views."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -252,9 +276,49 @@ def vicreg(train: SceneGraph, test: SceneGraph, config: RepresentationConfig, se
         return 25 * (first - second).square().mean() + 25 * spread
 
     _optimise(encoder, cost, train, config, seed)
-    return embedded(lambda graph: encoder(graph).z_ND, train), embedded(
-        lambda graph: encoder(graph).z_ND, test
-    )
+    return lambda graph: encoder(graph).z_ND
+
+
+class TransformerLayer(nn.Module):
+    """Attention in place of the mean over a relation; has the call of SAGEConv."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.layer = TransformerConv((size, size), size // 4, heads=4, root_weight=False)
+
+    def forward(self, states: tuple[Tensor, Tensor], edges: Tensor) -> Tensor:
+        return self.layer(states, edges)
+
+
+def transformer_rival(encoder: GraphEncoder, size: int) -> GraphEncoder:
+    """Put TransformerConv in place of every mean aggregation of an encoder."""
+    for layer in encoder.layers:
+        layer.relations = nn.ModuleDict({name: TransformerLayer(size) for name in layer.relations})
+    return encoder
+
+
+def with_attention(scenes: TrainingSet, config: RepresentationConfig, seed: int) -> Encode:
+    """Train Graph-RAE with attention in place of mean aggregation: objective, draws and schedule of `training.fit`."""
+    model = new_model(config, feature_sizes_of(scenes.graph), seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer_rival(model.encoder, config.hidden_size)
+    distance = fit_scenario_distance(scenes.signature, dataclasses.asdict(config.distance), seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
+    draws = draw_batches(scenes.source_N, config.batch_size, torch.Generator().manual_seed(seed + 1))
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(config.num_steps):
+        optimizer.param_groups[0]["lr"] = config.learning_rate * learning_rate_factor(step, config.num_steps)
+        rows, copies = next(draws)
+        batch = take_scenes(scenes, rows)
+        terms = batch_terms(
+            model, batch, copies, distance, generator, encoding=model.encoder(batch.graph, "pyg")
+        )
+        optimizer.zero_grad()
+        weighted_sum(terms, config).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+        optimizer.step()
+    return lambda graph: model.encoder(graph, "pyg").z_ND
 
 
 def _optimise(
@@ -278,6 +342,7 @@ def _optimise(
 
 
 @torch.no_grad()
-def embedded(encode: Callable[[SceneGraph], Tensor], graph: SceneGraph, size: int = 1024) -> Float64:
+def embedded(encode: Encode, graph: SceneGraph, size: int = 1024) -> Float64:
+    """Return the embeddings of all scenes."""
     rows = torch.arange(len(graph)).split(size)
     return torch.cat([encode(select_scenes(graph, part)) for part in rows]).double().numpy()

@@ -8,32 +8,39 @@ Shape legend: N scenes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from autoscale_ray.config import PlannerConfig, WorldConfig
-from autoscale_ray.evaluation.from_pool import prepare_pool, score_pool
-from autoscale_ray.planning.features import concatenate, features_of_pool
+from autoscale_ray.evaluation.from_pool import PreparedPool, prepare_pool, score_pool
+from autoscale_ray.planning.features import PlannerFeatures, concatenate, features_of_pool
 from autoscale_ray.planning.inference import predict
+from autoscale_ray.planning.training import PlannerWeights
 from autoscale_ray.planning.training import train as train_planner
 from autoscale_ray.representation.kinematics import route_coordinates, route_of
 from autoscale_ray.representation.training import GRAPH_CHUNK
 from autoscale_ray.scenes.batch import SceneBatch
+from autoscale_ray.scenes.ingest import ingest
 from autoscale_ray.scenes.pool import ScenePool, open_pool
+from autoscale_ray.scenes.pool_writer import write_pool
 from autoscale_ray.scenes.schema import AGENT_TYPES, CURRENT_FRAME
 from autoscale_ray.world.pools import make_pool
+from jobs.demo_real import GROUPS, RECORDED, SIMULATED, known_groups
 
 PLAN_END = CURRENT_FRAME + 8
 MIN_CLASS_SCENES = 8
 NUM_PLANNERS = 3
 """Training seeds that scores are averaged over: one pair of planners differs by chance more than by its data."""
+NUM_LESSONS = 1500
 TEST_LOG_SHARE = 0.3
+HELD_SEED = 3_000_017
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,10 @@ class DataSet:
     """Per-scene scores of the test scenes, NaN where missing; empty without planners."""
     tag_N: np.ndarray
     """Tag of motion and map of every test scene, see `motion_tags`."""
+    held: Side
+    """Real and synthetic scenes that no training saw, for the recall of sources and the domain probe."""
+    lessons: Callable[[], np.ndarray] | None = None
+    """Makes sub-scores (N, R) of the training scenes by a planner that saw real ones alone; NaN where unknown."""
 
 
 def whole(pools: Sequence[ScenePool]) -> Side:
@@ -81,25 +92,40 @@ def built_in_world(folder: Path, seed: int, *, quick: bool) -> DataSet:
 
     Args:
         folder: Receives the pools; pools that are there are used again.
-        seed: World seed; the test scenes have their own.
+        seed: World seed; the test scenes and the held pools have their own.
         quick: A small pool.
     """
+    size = "quick" if quick else "full"
     per_family = 12 if quick else 60
     config = WorldConfig(seed=seed, num_real=200 if quick else 700, num_synthetic=800 if quick else 5000,
                          num_dev_per_family=per_family, num_test_per_family=per_family,
                          test_seed=2_000_003 + seed)  # fmt: skip
-    pools = {}
-    for side in ("real", "synthetic", "test"):
-        path = folder / f"world-{seed}-{'quick' if quick else 'full'}" / side
-        if not (path / "manifest.json").is_file():
-            make_pool(config, side, path)  # type: ignore[arg-type]
-        pools[side] = open_pool(path)
+    pools = _drawn(config, ("real", "synthetic", "test"), folder / f"world-{seed}-{size}")
+    other = dataclasses.replace(config, seed=HELD_SEED + seed, num_synthetic=800 if quick else 2500)
+    held = _drawn(other, ("real", "synthetic"), folder / f"world-{seed}-{size}-held")
     family_N = truth_column(pools["test"], "family")
-    responses = _cached_responses(pools, path.parent / "responses.npz", seed, quick=quick)
+    file = pools["test"].path.parent / "responses.npz"
+    responses = _cached_responses(
+        [pools["real"], pools["synthetic"]], [pools["test"]], file, seed, quick=quick
+    )
     test = whole([pools["test"]])
     return DataSet(
-        "world", whole([pools["real"], pools["synthetic"]]), test, family_N, responses, tags_of(test)
+        "world",
+        whole([pools["real"], pools["synthetic"]]),
+        test,
+        family_N,
+        responses,
+        tags_of(test),
+        whole([held["real"], held["synthetic"]]),
+        lambda: _lessons(pools, seed, quick=quick),
     )
+
+
+def _drawn(config: WorldConfig, sides: Sequence[str], folder: Path) -> dict[str, ScenePool]:
+    for side in sides:
+        if not (folder / side / "manifest.json").is_file():
+            make_pool(config, side, folder / side)  # type: ignore[arg-type]
+    return {side: open_pool(folder / side) for side in sides}
 
 
 def truth_column(pool: ScenePool, name: str) -> np.ndarray:
@@ -109,54 +135,107 @@ def truth_column(pool: ScenePool, name: str) -> np.ndarray:
 
 
 def _cached_responses(
-    pools: dict[str, ScenePool], file: Path, seed: int, *, quick: bool
+    train: Sequence[ScenePool], test: Sequence[ScenePool], file: Path, seed: int, *, quick: bool
 ) -> dict[str, np.ndarray]:
-    """Score planners trained on real scenes, and on these and a family-blind draw of 700, on the test scenes."""
+    """Score planners on the test scenes: trained on real scenes, and on these and a blind draw of 700 others.
+
+    Args:
+        train: Real and synthetic pools.
+        test: Test pools.
+        file: Keeps the scores.
+        seed: Root of training seeds and draws.
+        quick: One short training each.
+    """
     if not file.is_file():
-        config = PlannerConfig(num_steps=60) if quick else PlannerConfig()
-        features = {name: features_of_pool(pool, config) for name, pool in pools.items()}
-        num_real, num_pool = len(pools["real"]), len(pools["synthetic"])
-        data, prepared = concatenate([features["real"], features["synthetic"]]), prepare_pool(pools["test"])
-        everything = np.arange(len(pools["test"]))
+        config = _planner(quick=quick)
+        data = concatenate([features_of_pool(pool, config) for pool in train])
+        domain_N = np.concatenate([pool.column("domain") for pool in train])
+        real, others = np.flatnonzero(domain_N == "real"), np.flatnonzero(domain_N == "synthetic")
         scores: dict[str, list[np.ndarray]] = {"real_only": [], "vanilla": []}
+        judged = [(prepare_pool(pool), features_of_pool(pool, config)) for pool in test]
         for turn in range(1 if quick else NUM_PLANNERS):
-            drawn = np.random.default_rng([seed, turn]).choice(num_pool, min(700, num_pool), replace=False)
-            for arm, added in {"real_only": drawn[:0], "vanilla": num_real + drawn}.items():
-                rows = np.concatenate([np.arange(num_real), added])
+            drawn = np.random.default_rng([seed, turn]).choice(others, min(700, len(others)), replace=False)
+            for arm, added in {"real_only": drawn[:0], "vanilla": drawn}.items():
+                rows = np.concatenate([real, added])
                 weights = train_planner(data, rows, config, NUM_PLANNERS * seed + turn)
-                table = score_pool(prepared, predict(weights, features["test"], everything))
-                scores[arm].append(table["epdms"].to_numpy().astype(float))
+                tables = [_scored(prepared, weights, features) for prepared, features in judged]
+                scores[arm].append(
+                    np.concatenate([table["epdms"].to_numpy().astype(float) for table in tables])
+                )
         np.savez(file, **{arm: np.mean(columns, axis=0) for arm, columns in scores.items()})  # type: ignore[arg-type]
     loaded = dict(np.load(file))
     return {"score": loaded["vanilla"], "difference": loaded["vanilla"] - loaded["real_only"]}
 
 
-def recordings(folder: Path, seed: int, *, quick: bool) -> DataSet:
+def _planner(*, quick: bool) -> PlannerConfig:
+    return PlannerConfig(num_steps=60) if quick else PlannerConfig()
+
+
+def _scored(prepared: PreparedPool, weights: PlannerWeights, features: PlannerFeatures) -> pa.Table:
+    return score_pool(prepared, predict(weights, features, np.arange(len(features))))
+
+
+def _lessons(pools: dict[str, ScenePool], seed: int, *, quick: bool) -> np.ndarray:
+    """Return the sub-scores of a real-only planner on the first synthetic scenes, NaN on all others."""
+    config, num_scored = _planner(quick=quick), 200 if quick else NUM_LESSONS
+    features = features_of_pool(pools["real"], config)
+    weights = train_planner(features, np.arange(len(features)), config, seed)
+    rows = np.arange(num_scored)
+    part = subset(pools["synthetic"], rows, pools["synthetic"].path.parent / "lessons")
+    table = _scored(prepare_pool(part), weights, features_of_pool(part, config))
+    names = [name for name in table.column_names if name not in ("scene_id", "pdms", "pdms_comfort")]
+    scores = np.stack([table[name].to_numpy().astype(float) for name in names], axis=1)
+    unknown = np.full((len(pools["real"]) + len(pools["synthetic"]), len(names)), np.nan)
+    unknown[len(pools["real"]) + rows] = scores
+    return unknown
+
+
+def subset(pool: ScenePool, rows: NDArray[np.int64], path: Path) -> ScenePool:
+    """Write some rows of a pool as a pool of their own, unless it is there."""
+    if not (path / "manifest.json").is_file():
+        write_pool(path, (pool.table(part) for part in np.array_split(rows, max(1, len(rows) // 256))))
+    return open_pool(path)
+
+
+def recordings(folder: Path, out: Path, seed: int, *, quick: bool) -> DataSet:
     """Split recorded and simulated traffic by log and judge by tags of motion and map.
 
     Args:
-        folder: Holds one pool in each sub-folder; made by `autoscale ingest`.
+        folder: Holds one pool in each sub-folder; made by `ingest_recordings`.
+        out: Receives the pools of the split; those that are there are used again.
         seed: Seed of the split.
         quick: At most 600 training scenes of each pool.
     """
-    pools = [open_pool(path.parent) for path in sorted(folder.glob("*/manifest.json"))]
-    train_rows, test_rows = [], []
-    for pool in pools:
+    train, test = [], []
+    for path in sorted(folder.glob("*/manifest.json")):
+        pool = open_pool(path.parent)
         logs = np.unique(pool.log_ids)
         order = np.random.default_rng(seed).permutation(len(logs))
         held = logs[order[: max(1, round(TEST_LOG_SHARE * len(logs)))]]
         in_test = np.isin(pool.log_ids, held)
-        train_rows.append(_thinned(np.flatnonzero(~in_test), 600 if quick else 8000, seed))
-        test_rows.append(_thinned(np.flatnonzero(in_test), 200 if quick else 600, seed))
-    test = Side(tuple(pools), tuple(test_rows))
+        split = out / f"recordings-{seed}-{'quick' if quick else 'full'}"
+        for side, parts, rows, limit in (
+            ("train", train, np.flatnonzero(~in_test), 600 if quick else 8000),
+            ("test", test, np.flatnonzero(in_test), 200 if quick else 600),
+        ):
+            parts.append(subset(pool, _thinned(rows, limit, seed), split / f"{path.parent.name}-{side}"))
+    responses = _cached_responses(train, test, split / "responses.npz", seed, quick=quick)
+    tag_N = tags_of(whole(test))
     return DataSet(
-        "recordings",
-        Side(tuple(pools), tuple(train_rows)),
-        test,
-        _class_of_tags(tags_of(test)),
-        {},
-        tags_of(test),
+        "recordings", whole(train), whole(test), _class_of_tags(tag_N), responses, tag_N, whole(test)
     )
+
+
+def ingest_recordings(data: Path, out: Path) -> None:
+    """Make the pools of `recordings` from CommonRoad archives: NGSIM (real) and SUMO scenarios (synthetic).
+
+    Args:
+        data: Folder with the archives and their index, which tells what was cut from one recording.
+        out: Receives one pool in each sub-folder.
+    """
+    groups = known_groups(data / GROUPS)
+    for name, (archive, domain) in {"ngsim": (RECORDED, "real"), "sumo": (SIMULATED, "synthetic")}.items():
+        ingest("commonroad", data / archive, out / name, domain, known_groups=groups, num_processes=2)
 
 
 def _thinned(rows: NDArray[np.int64], limit: int, seed: int) -> NDArray[np.int64]:

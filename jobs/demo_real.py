@@ -50,7 +50,7 @@ def main(
     console = Console()
     pools = out / "pools"
     if not (pools / "test" / "manifest.json").is_file():
-        groups = _known_groups(data / GROUPS)
+        groups = known_groups(data / GROUPS)
         _ingest(console, data / RECORDED, pools / "recorded", "real", groups)
         _ingest(console, data / SIMULATED, pools / "synthetic", "synthetic", groups)
         recorded = open_pool(pools / "recorded")
@@ -91,7 +91,7 @@ def _ingest(console: Console, source: Path, out: Path, domain: str, groups: dict
     console.print(f"{source}: {manifest.num_scenes} scenes")
 
 
-def _known_groups(index: Path) -> dict[str, str]:
+def known_groups(index: Path) -> dict[str, str]:
     """Return which files were cut from one recording, where the data folder tells."""
     if not index.is_file():
         return {}

@@ -30,22 +30,22 @@ def unit_rows(vectors_ND: Array) -> Array:
     return vectors_ND / np.where(length_N1 > 0, length_N1, 1.0)
 
 
-def cosine_ranking(query_QD: Array, base_BD: Array, *, same: bool = False) -> NDArray[np.int64]:
+def cosine_ranking(query_QD: Array, base_BD: Array, *, groups_N: Array | None = None) -> NDArray[np.int64]:
     """Order the base scenes by falling cosine similarity to each query; ties by row number.
 
     Args:
         query_QD: Queries.
         base_BD: Scenes to find.
-        same: Queries are the base scenes themselves, and none may find itself.
+        groups_N: Where the queries are the base scenes themselves: the group of each, such as its log. Its own group,
+            itself included, comes last in the order of a query.
 
     Returns:
-        Int64 (Q, B), or (Q, B - 1) with `same`.
+        Int64 (Q, B).
     """
     similarity_QB = unit_rows(query_QD) @ unit_rows(base_BD).T
-    if same:
-        np.fill_diagonal(similarity_QB, -np.inf)
-    order_QB = np.argsort(-similarity_QB, axis=1, kind="stable")
-    return order_QB[:, :-1] if same else order_QB
+    if groups_N is not None:
+        similarity_QB[groups_N[:, None] == groups_N] = -np.inf
+    return np.argsort(-similarity_QB, axis=1, kind="stable")
 
 
 def recall_at(relevant_QR: Array, k: int) -> float:

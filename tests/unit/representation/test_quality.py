@@ -13,13 +13,19 @@ A = np.array([0, 0, 1, 1, 2, 2])
 B = np.array(["x", "x", "x", "y", "y", "y"])
 
 
-def test_ranking_leaves_the_query_out_and_breaks_ties_by_row():
+def test_ranking_puts_the_querys_group_last_and_breaks_ties_by_row():
     vectors = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.5, 0.0]])
-    assert quality.cosine_ranking(vectors, vectors, same=True).tolist() == [
-        [1, 3, 2],
-        [0, 3, 2],
-        [0, 1, 3],
-        [0, 1, 2],
+    assert quality.cosine_ranking(vectors, vectors, groups_N=np.arange(4)).tolist() == [
+        [1, 3, 2, 0],
+        [0, 3, 2, 1],
+        [0, 1, 3, 2],
+        [0, 1, 2, 3],
+    ]
+    assert quality.cosine_ranking(vectors, vectors, groups_N=np.array(["a", "a", "b", "b"])).tolist() == [
+        [3, 2, 0, 1],
+        [3, 2, 0, 1],
+        [0, 1, 2, 3],
+        [0, 1, 2, 3],
     ]
     assert quality.cosine_ranking(vectors[2:3], vectors).tolist() == [[2, 0, 1, 3]]
 
