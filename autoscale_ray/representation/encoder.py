@@ -50,9 +50,9 @@ class Wiring:
     """Edges and owners of a batch, computed once and used by every layer."""
 
     sources: dict[str, Tensor]
-    """Source nodes of each relation ordered by target, int64 (E); the fast path's."""
+    """Source nodes of each relation ordered by target, int32 (E); the fast path's."""
     source_offsets: dict[str, Tensor]
-    """First edge of each target node, int64 (M + 1); the fast path's."""
+    """First edge of each target node, int32 (M + 1); the fast path's."""
     edge_index: dict[str, Tensor]
     """The same edges as PyG wants them, int64 (2, E); the pyg path's."""
     owner: dict[str, Tensor]
@@ -73,7 +73,7 @@ def wiring_of(graph: SceneGraph, path: Path) -> Wiring:
             edge_index[relation] = global_edges(graph, relation).T
         else:
             sources[relation] = global_sources(graph, relation)
-            source_offsets[relation] = offsets_of(graph.degrees[relation])
+            source_offsets[relation] = offsets_of(graph.degrees[relation]).to(torch.int32)
     owner = {name: row_of(offsets) for name, offsets in graph.offsets.items()}
     return Wiring(sources, source_offsets, edge_index, owner, graph.offsets)
 
@@ -83,8 +83,8 @@ def bag_mean(states_MH: Tensor, index_E: Tensor, offsets: Tensor, mode: str = "m
 
     Args:
         states_MH: Table.
-        index_E: Rows to take, int64.
-        offsets: First index of each run, int64, R + 1.
+        index_E: Rows to take, int32 or int64.
+        offsets: First index of each run, R + 1, of the same type.
         mode: `mean` or `sum`.
 
     Returns:

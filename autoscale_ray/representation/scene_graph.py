@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -202,10 +203,14 @@ def drop_nodes(graph: SceneGraph, keep: dict[str, Tensor]) -> SceneGraph:
 
 
 def global_sources(graph: SceneGraph, relation: str) -> Tensor:
-    """Return the batch-wide source node of every edge of a relation, int64 (E)."""
-    starts_N, counts_N = graph.offsets[RELATIONS[relation][0]][:-1], graph.edge_offsets[relation].diff()
-    local_E = graph.sources[relation]
-    return starts_N.repeat_interleave(counts_N, output_size=len(local_E)).add_(local_E)
+    """Return the batch-wide source node of every edge of a relation, int32 (E)."""
+    starts_N = graph.offsets[RELATIONS[relation][0]][:-1].to(torch.int32)
+    counts_N, local_E = graph.edge_offsets[relation].diff(), graph.sources[relation]
+    if local_E.device.type == "cpu":  # NumPy repeats seven times as fast
+        start_E = torch.from_numpy(np.repeat(starts_N.numpy(), counts_N.numpy()))
+    else:
+        start_E = starts_N.repeat_interleave(counts_N, output_size=len(local_E))
+    return start_E.add_(local_E)
 
 
 def global_edges(graph: SceneGraph, relation: str) -> Tensor:
@@ -218,4 +223,5 @@ def global_edges(graph: SceneGraph, relation: str) -> Tensor:
     Returns:
         Int64 (E, 2): source and target.
     """
-    return torch.stack([global_sources(graph, relation), row_of(offsets_of(graph.degrees[relation]))], dim=1)
+    target_E = row_of(offsets_of(graph.degrees[relation]))
+    return torch.stack([global_sources(graph, relation).long(), target_E], dim=1)
