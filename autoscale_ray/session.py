@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow.csv import write_csv
@@ -19,6 +20,7 @@ from autoscale_ray.errors import ArtifactError
 from autoscale_ray.files import in_one_step
 from autoscale_ray.inputs import Inputs, open_inputs
 from autoscale_ray.local import LocalStages
+from autoscale_ray.mixture.clusters import ClusterModel
 from autoscale_ray.preflight import check_ready
 from autoscale_ray.recorded import RecordedStages
 from autoscale_ray.records import Clusters, Round, Selection
@@ -66,9 +68,16 @@ def embed_local(config: RunConfig, console: Console, plot: bool = False) -> Clus
     console.print(cluster_table(clusters))
     if plot:
         folder, pools = work_dir(config) / "plots", stages.inputs.pools
-        console.print(f"drawn: {write_embedding_map(clusters, pools, folder / 'embedding_map.png')}")
-        console.print(f"drawn: {write_retrieval_sheet(clusters, pools, folder / 'retrieval_sheet.png')}")
+        whiten = _whitening(clusters)
+        console.print(f"drawn: {write_embedding_map(clusters, whiten, pools, folder / 'embedding_map.png')}")
+        console.print(
+            f"drawn: {write_retrieval_sheet(clusters, whiten, pools, folder / 'retrieval_sheet.png')}"
+        )
     return clusters
+
+
+def _whitening(clusters: Clusters) -> Callable[[np.ndarray], np.ndarray]:
+    return ClusterModel.load(clusters.files["model"]).whitening.apply
 
 
 def _open_local(config: RunConfig, console: Console) -> LocalStages:
@@ -126,7 +135,7 @@ def play(stages: RecordedStages, show: Callable[[Mapping[str, Any]], None]) -> d
     gains = tasks.paired_gains(arms, inputs.pools["test"])
     finished = summary(clusters, history, final_counts=final_counts, arms=arms, gains=gains)
     write_selection(arms[-1].selection, inputs.pools["synthetic"], run_dir / SELECTION_FILE)
-    write_embedding_map(clusters, inputs.pools, run_dir / "plots" / "embedding_map.png")
+    write_embedding_map(clusters, _whitening(clusters), inputs.pools, run_dir / "plots" / "embedding_map.png")
     render(run_dir)
     return finished
 

@@ -1,11 +1,13 @@
 """Pictures of the embedding of a run: the map of real and synthetic scenes, and a sheet of nearest scenes.
 
+Both show the whitened embedding, which clusters and retrieval compare.
+
 Shape legend: N scenes, D embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,6 @@ from autoscale_ray.records import Clusters
 from autoscale_ray.reporting.embedding_plots import (
     embedding_figure,
     medoid_rows,
-    nearest_rows,
     retrieval_figure,
     unit_rows,
 )
@@ -27,20 +28,24 @@ MAX_POINTS = 4000
 SIDES = ("synthetic", "real")
 NUM_QUERIES = 8
 NUM_NEAREST = 5
+Whiten = Callable[[np.ndarray], np.ndarray]
 
 
-def write_embedding_map(clusters: Clusters, pools: Mapping[str, ScenePool], path: Path) -> Path:
+def write_embedding_map(
+    clusters: Clusters, whiten: Whiten, pools: Mapping[str, ScenePool], path: Path
+) -> Path:
     """Draw real and synthetic scenes on two components, with each cluster's medoid.
 
     One map by cluster, one by domain and, for a generated world, one by its hidden family.
 
     Args:
         clusters: Clusters with their label and embedding files.
+        whiten: Turns stored embeddings into those that are compared.
         pools: Pool by side.
         path: PNG file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    z_ND, cluster_N, side_N, row_N = _points(clusters)
+    z_ND, cluster_N, side_N, row_N = _points(clusters, whiten)
     medoids = {
         name: pools[str(side_N[place])].batch(row_N[place : place + 1])
         for name, place in medoid_rows(z_ND, cluster_N).items()
@@ -49,27 +54,41 @@ def write_embedding_map(clusters: Clusters, pools: Mapping[str, ScenePool], path
     return save(embedding_figure(z_ND, labels, medoids), path)
 
 
-def write_retrieval_sheet(clusters: Clusters, pools: Mapping[str, ScenePool], path: Path) -> Path:
-    """Draw real scenes, one of each of the largest clusters, beside their nearest synthetic scenes.
+def write_retrieval_sheet(
+    clusters: Clusters, whiten: Whiten, pools: Mapping[str, ScenePool], path: Path
+) -> Path:
+    """Draw real scenes beside their nearest synthetic scenes.
+
+    The scenes are drawn at random, one from each of as many clusters, from the largest to the smallest at even steps: a
+    medoid would be the easiest scene of its cluster.
 
     Args:
         clusters: Clusters with their label and embedding files.
+        whiten: Turns stored embeddings into those that are compared.
         pools: Pool by side.
         path: PNG file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    z_ND, cluster_N, side_N, row_N = _points(clusters)
+    z_ND, cluster_N, side_N, row_N = _points(clusters, whiten)
     synthetic = np.flatnonzero(side_N == "synthetic")
-    medoids = medoid_rows(z_ND[side_N == "real"], cluster_N[side_N == "real"])
-    queries = np.flatnonzero(side_N == "real")[list(medoids.values())[:NUM_QUERIES]]
+    queries = _queries(np.where(side_N == "real", cluster_N, ""))
     sheet, cosines, unit_ND = [], [], unit_rows(z_ND)
     for place in queries:
-        candidates = np.concatenate([[place], synthetic])
-        found = candidates[nearest_rows(z_ND[candidates], np.array([0]), NUM_NEAREST)[0]]
-        cosines.append(unit_ND[found] @ unit_ND[place])
-        sheet.append([pools["synthetic"].batch(row_N[other : other + 1]) for other in found])
+        cosine_S = unit_ND[synthetic] @ unit_ND[place]
+        nearest = np.argsort(-cosine_S, kind="stable")[:NUM_NEAREST]
+        cosines.append(cosine_S[nearest])
+        sheet.append([pools["synthetic"].batch(row_N[other : other + 1]) for other in synthetic[nearest]])
     shown = [pools["real"].batch(row_N[place : place + 1]) for place in queries]
     return save(retrieval_figure(shown, sheet, cluster_N[queries].tolist(), np.array(cosines)), path)
+
+
+def _queries(cluster_N: np.ndarray) -> np.ndarray:
+    """Return a random scene of each of some clusters, from the largest to the smallest; "" belongs to none."""
+    names, counts = np.unique(cluster_N[cluster_N != ""], return_counts=True)
+    by_size = names[np.argsort(-counts, kind="stable")]
+    chosen = by_size[np.linspace(0, len(by_size) - 1, min(NUM_QUERIES, len(by_size))).astype(int)]
+    rng = np.random.default_rng(0)
+    return np.array([rng.choice(np.flatnonzero(cluster_N == name)) for name in chosen])
 
 
 def _families(pools: Mapping[str, ScenePool], side_N: np.ndarray, row_N: np.ndarray) -> dict[str, np.ndarray]:
@@ -86,8 +105,8 @@ def _families(pools: Mapping[str, ScenePool], side_N: np.ndarray, row_N: np.ndar
     return {"family": family_N.astype(str)}
 
 
-def _points(clusters: Clusters) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return embeddings, cluster, side and pool row of an even sample of both training pools."""
+def _points(clusters: Clusters, whiten: Whiten) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return whitened embeddings, cluster, side and pool row of an even sample of both training pools."""
     parts = []
     for side in SIDES:
         tables = read_groups(clusters.files[f"embeddings_{side}"], ["embedding"])
@@ -95,6 +114,6 @@ def _points(clusters: Clusters) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
         z_ND = np.concatenate([column.values.to_numpy().reshape(len(column), -1) for column in columns])
         labels_N = np.array(read_parquet(clusters.files[f"labels_{side}"])["cluster"].to_pylist())
         rows = np.linspace(0, len(z_ND) - 1, min(len(z_ND), MAX_POINTS)).astype(np.int64)
-        parts.append((z_ND[rows].astype(np.float64), labels_N[rows], np.full(len(rows), side), rows))
+        parts.append((whiten(z_ND[rows].astype(np.float64)), labels_N[rows], np.full(len(rows), side), rows))
     z_ND, cluster_N, side_N, row_N = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     return z_ND, cluster_N, side_N, row_N

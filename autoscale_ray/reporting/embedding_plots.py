@@ -56,20 +56,6 @@ def medoid_rows(embeddings_ND: np.ndarray, label_N: np.ndarray) -> dict[str, int
     return found
 
 
-def nearest_rows(embeddings_ND: np.ndarray, query_Q: np.ndarray, num_neighbours: int) -> np.ndarray:
-    """Return the nearest other scenes of each query by cosine (Q, M); ties go to the lower row.
-
-    Args:
-        embeddings_ND: Embeddings.
-        query_Q: Rows of the queries.
-        num_neighbours: M, below N.
-    """
-    unit_ND = unit_rows(embeddings_ND)
-    similarity_QN = unit_ND[query_Q] @ unit_ND.T
-    similarity_QN[np.arange(len(query_Q)), query_Q] = -np.inf
-    return np.argsort(-similarity_QN, axis=1, kind="stable")[:, :num_neighbours]
-
-
 def embedding_figure(
     embeddings_ND: np.ndarray, labels: Mapping[str, np.ndarray], medoids: Mapping[str, SceneBatch]
 ) -> Figure:

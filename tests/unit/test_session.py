@@ -13,6 +13,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import matplotlib.image
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,9 +26,10 @@ from autoscale_ray.cli import main
 from autoscale_ray.config import load_config
 from autoscale_ray.inputs import open_inputs
 from autoscale_ray.mixture import METHODS
+from autoscale_ray.reporting.embedding_plots import retrieval_figure
 from autoscale_ray.reporting.tables import round_table
 from autoscale_ray.scenes.pool import open_pool
-from autoscale_ray.session import run_local
+from autoscale_ray.session import embed_local, run_local
 
 SIDES = ("real", "synthetic", "dev", "test")
 TINY = (
@@ -101,6 +104,27 @@ def test_a_run_reports_every_arm_and_round(finished):
     assert "<td>-0.0" not in report
     assert report.count('<svg role="img" aria-label=') == report.count("<svg") == 3
     assert re.findall(r"""(?:src|href)\s*=\s*["']?https?:|url\(\s*["']?https?:|@import""", report) == []
+
+
+def test_the_embedding_of_a_run_is_drawn_as_a_map_and_a_sheet(finished, pools, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    drawn = []
+
+    def seen(queries, neighbours, names, cosine_QM):
+        drawn.append((queries, neighbours, names, cosine_QM))
+        return retrieval_figure(queries, neighbours, names, cosine_QM)
+
+    monkeypatch.setattr("autoscale_ray.reporting.embedding_map.retrieval_figure", seen)
+    embed_local(load_config(None, arguments(pools, run_dir)), Console(quiet=True), plot=True)
+    for name in ("embedding_map.png", "retrieval_sheet.png"):
+        assert matplotlib.image.imread(run_dir / "plots" / name).std() > 0.05
+    ((queries, neighbours, names, cosine_QM),) = drawn
+    assert len(queries) == len(neighbours) == len(set(names)) > 1, "one query of each of several clusters"
+    assert all(scene.domain_N.tolist() == [0] for scene in queries), "queries are real"
+    assert all(scene.domain_N.tolist() == [1] for row in neighbours for scene in row)
+    assert (np.diff(cosine_QM, axis=1) <= 0).all(), "nearest first"
+    assert cosine_QM.max() <= 1
 
 
 def test_every_round_says_how_long_its_stages_took(finished):

@@ -5,7 +5,6 @@ import numpy as np
 from autoscale_ray.reporting.embedding_plots import (
     embedding_figure,
     medoid_rows,
-    nearest_rows,
     retrieval_figure,
 )
 from tests.unit.representation.random_scenes import random_batch
@@ -19,11 +18,6 @@ def test_medoid_points_most_like_the_mean_of_its_cluster():
         rows = np.flatnonzero(label == name)
         cosines = [np.mean([unit[i] @ unit[j] for j in rows]) for i in rows]
         assert row == rows[int(np.argmax(cosines))]
-
-
-def test_nearest_scenes_leave_the_query_out():
-    vectors = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.0]])
-    assert nearest_rows(vectors, np.array([0, 2]), 2).tolist() == [[1, 2], [1, 0]]
 
 
 def test_map_shows_every_label_and_medoid():
