@@ -170,6 +170,7 @@ def prepare(data: DataSet, config: RepresentationConfig) -> Prepared:
     train = training_set(
         data.train.batches(),
         source_rows(data.train),
+        data.train.column("log_id"),
         None if lessons is None else lessons(),
         use_future=config.use_future,
         with_later=config.loss.time_shift > 0,

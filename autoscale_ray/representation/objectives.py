@@ -123,23 +123,28 @@ def metric_loss(z_ND: Tensor, delta_NN: Tensor) -> Tensor:
     return 2 * ratio.var(dim=1, correction=0).mean()
 
 
-def neighbour_loss(z_ND: Tensor, delta_NN: Tensor) -> Tensor:
+def neighbour_loss(z_ND: Tensor, delta_NN: Tensor, log_N: Tensor) -> Tensor:
     """Make the scenes of a batch that look nearest be those that are nearest: mean_a KL(P_a || Q_a).
 
-    P_ai ~ exp(-delta_ai / 0.05), Q_ai ~ exp(cos(z_a, z_i) / 0.05), i != a: stochastic neighbour embedding (Hinton and
-    Roweis 2002, eqs. 1-3) with the scenario distance as the given one. Where the log-ratio loss weighs all distances
-    alike, this one sees the near ones, which are what retrieval and clusters use.
+    P_ai ~ exp(-delta_ai / 0.05), Q_ai ~ exp(cos(z_a, z_i) / 0.05): stochastic neighbour embedding (Hinton and Roweis
+    2002, eqs. 1-3) with the scenario distance as the given one. Where the log-ratio loss weighs all distances alike,
+    this one sees the near ones, which are what retrieval and clusters use. The scenes i are those of other logs:
+    windows of one recording overlap, are nearest for that alone, and would teach places, not situations. A scene
+    without any in the batch is compared with all others.
 
     Args:
         z_ND: Embeddings, at least two.
         delta_NN: Scenario distances in [0, 1].
+        log_N: Number of the log of each scene, int64.
     """
     own = torch.eye(len(z_ND), dtype=torch.bool, device=z_ND.device)
+    same_log = log_N[:, None] == log_N
+    left_out = torch.where(same_log.all(dim=1, keepdim=True), own, same_log)
     unit = normalize(z_ND, dim=1)
-    wanted = (-delta_NN / NEIGHBOUR_SCALE).masked_fill(own, -torch.inf).log_softmax(1).masked_fill(own, 0.0)
-    found = (unit @ unit.T / NEIGHBOUR_TEMPERATURE).masked_fill(own, -torch.inf).log_softmax(1)
-    share = wanted.exp().masked_fill(own, 0.0)
-    return (share * (wanted - found.masked_fill(own, 0.0))).sum(dim=1).mean()
+    wanted = (-delta_NN / NEIGHBOUR_SCALE).masked_fill(left_out, -torch.inf).log_softmax(1)
+    found = (unit @ unit.T / NEIGHBOUR_TEMPERATURE).masked_fill(left_out, -torch.inf).log_softmax(1)
+    share = wanted.exp()
+    return (share * (wanted - found).masked_fill(left_out, 0.0)).sum(dim=1).mean()
 
 
 def pair_loss(z_ND: Tensor, source_P: Tensor, copy_P: Tensor, delta_P: Tensor) -> Tensor:

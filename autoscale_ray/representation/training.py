@@ -89,6 +89,8 @@ class TrainingSet:
     signature: Signature
     source_N: Tensor
     """Row of the real source of a perturbed scene, -1 without one (int64)."""
+    log_N: Tensor
+    """Number of the log of each scene (int64)."""
     responses_NR: Tensor | None = None
     """Sub-scores of a frozen planner, NaN where unknown."""
     later: SceneGraph | None = None
@@ -100,6 +102,7 @@ class TrainingSet:
             self.graph.to(device),
             {name: table.to(device) for name, table in self.signature.items()},
             self.source_N.to(device),
+            self.log_N.to(device),
             None if self.responses_NR is None else self.responses_NR.to(device),
             None if self.later is None else self.later.to(device),
         )
@@ -108,6 +111,7 @@ class TrainingSet:
 def training_set(
     batches: Sequence[SceneBatch] | Iterator[SceneBatch],
     source_N: np.ndarray | None = None,
+    log_N: np.ndarray | None = None,
     responses_NR: np.ndarray | None = None,
     *,
     use_future: bool = True,
@@ -118,6 +122,7 @@ def training_set(
     Args:
         batches: Scenes, at least one.
         source_N: Row of each scene's source, -1 without one; None for no pairs.
+        log_N: Log of each scene; None where every scene has one of its own.
         responses_NR: Sub-scores of a frozen planner, NaN where unknown.
         use_future: See `scene_graph.graph_from_batch`.
         with_later: Also build the graphs half a second later.
@@ -129,11 +134,13 @@ def training_set(
             later.append(graph_from_batch(half_a_second_later(batch), use_future=use_future))
     graph = join_graphs(graphs)
     source = np.full(len(graph), -1, np.int64) if source_N is None else np.asarray(source_N, np.int64)
+    _, log = np.unique(np.arange(len(graph)) if log_N is None else log_N, return_inverse=True)
     responses = None if responses_NR is None else torch.as_tensor(responses_NR, dtype=torch.float32)
     return TrainingSet(
         graph,
         scenario_signature(graph),
         torch.from_numpy(source),
+        torch.from_numpy(log),
         responses,
         join_graphs(later) if with_later else None,
     )
@@ -174,11 +181,12 @@ def pools_training_set(pools: Sequence[ScenePool], config: RepresentationConfig,
         raise PoolError("representation", "training needs at least one scene", 0)
     rows = _sampled_rows([len(pool) for pool in pools], config.max_training_scenes, seed)
     source_N = _source_rows(pools, rows)
+    log_N = np.concatenate([pool.log_ids[chosen] for pool, chosen in zip(pools, rows, strict=True)])
     batches = (
         batch for pool, chosen in zip(pools, rows, strict=True) for batch in _pool_batches(pool, chosen)
     )
     with_later = config.loss.time_shift > 0
-    return training_set(batches, source_N, use_future=config.use_future, with_later=with_later)
+    return training_set(batches, source_N, log_N, use_future=config.use_future, with_later=with_later)
 
 
 def _sampled_rows(sizes: Sequence[int], limit: int, seed: int) -> list[np.ndarray]:
@@ -298,6 +306,7 @@ def take_scenes(scenes: TrainingSet, rows: Tensor) -> TrainingSet:
         select_scenes(scenes.graph, rows),
         select_signature(scenes.signature, rows),
         scenes.source_N[rows],
+        scenes.log_N[rows],
         responses,
         None if scenes.later is None else select_scenes(scenes.later, rows),
     )
@@ -345,7 +354,7 @@ def batch_terms(
             z_ND, model.encoder(semantic_view(scenes.graph, generator)).z_ND
         ),
         "metric": lambda: objectives.metric_loss(z_ND, delta_NN),
-        "neighbours": lambda: objectives.neighbour_loss(z_ND, delta_NN),
+        "neighbours": lambda: objectives.neighbour_loss(z_ND, delta_NN, scenes.log_N),
         "pairs": lambda: objectives.pair_loss(
             z_ND, copies + num_copies, copies, delta_NN[copies, copies + num_copies]
         ),

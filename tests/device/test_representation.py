@@ -54,7 +54,7 @@ def model(graph):
 def scenes(batch):
     source_N = np.where(np.arange(200) % 5 == 1, np.arange(200) - 1, -1)
     responses_NR = np.random.default_rng(0).random((200, 3))
-    return training_set([batch], source_N, responses_NR, with_later=True)
+    return training_set([batch], source_N, None, responses_NR, with_later=True)
 
 
 @pytest.mark.parametrize("use_future", [False, True])
@@ -91,7 +91,9 @@ def test_gradients_equal_the_cpu(graph, model, device):
     delta = torch.rand(200, 200, generator=torch.Generator().manual_seed(0))
     for place in ("cpu", device):
         encoder = copy.deepcopy(model.encoder).to(place)
-        objectives.neighbour_loss(encoder(graph.to(place)).z_ND, delta.to(place)).backward()
+        objectives.neighbour_loss(
+            encoder(graph.to(place)).z_ND, delta.to(place), torch.arange(len(delta)).to(place)
+        ).backward()
         gradients.append({name: value.grad.cpu() for name, value in encoder.named_parameters()
                           if value.grad is not None})  # fmt: skip
     assert gradients[0].keys() == gradients[1].keys()

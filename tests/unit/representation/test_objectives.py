@@ -40,26 +40,37 @@ def test_metric_loss_is_zero_for_proportional_distances():
     assert float(objectives.metric_loss(z, delta)) == pytest.approx(0, abs=1e-9)
 
 
-def test_neighbour_loss_against_plain_sums():
-    z = vectors(6, 4, 13)
+@pytest.mark.parametrize(
+    ("logs", "others_of"),
+    [
+        ([0, 1, 2, 3, 4, 5], lambda a, logs: [i for i in range(6) if i != a]),
+        ([0, 0, 1, 1, 1, 2], lambda a, logs: [i for i in range(6) if logs[i] != logs[a]]),
+        ([7] * 6, lambda a, logs: [i for i in range(6) if i != a]),
+    ],
+    ids=["a log each", "of other logs", "no other log"],
+)
+def test_neighbour_loss_against_plain_sums(logs, others_of):
+    z = vectors(6, 4, 13).requires_grad_()
     delta = np.random.default_rng(14).uniform(0.01, 0.3, (6, 6))
-    unit = (z / z.norm(dim=1, keepdim=True)).numpy()
+    unit = (z / z.norm(dim=1, keepdim=True)).detach().numpy()
     total = 0.0
     for a in range(6):
-        others = [i for i in range(6) if i != a]
+        others = others_of(a, logs)
         wanted = np.exp(-delta[a, others] / objectives.NEIGHBOUR_SCALE)
         found = np.exp(unit[others] @ unit[a] / objectives.NEIGHBOUR_TEMPERATURE)
         wanted, found = wanted / wanted.sum(), found / found.sum()
         total += (wanted * np.log(wanted / found)).sum() / 6
-    value = objectives.neighbour_loss(z, torch.from_numpy(delta))
-    assert float(value) == pytest.approx(total, rel=1e-6)
+    value = objectives.neighbour_loss(z, torch.from_numpy(delta), torch.tensor(logs))
+    assert float(value.detach()) == pytest.approx(total, rel=1e-6)
+    value.backward()
+    assert z.grad.isfinite().all()
 
 
 def test_neighbour_loss_is_zero_where_the_neighbours_are_the_wanted_ones():
     z = vectors(5, 3, 15).requires_grad_()
     unit = torch.nn.functional.normalize(z.detach(), dim=1)
     scale = objectives.NEIGHBOUR_SCALE / objectives.NEIGHBOUR_TEMPERATURE
-    value = objectives.neighbour_loss(z, (1 - unit @ unit.T) * scale)
+    value = objectives.neighbour_loss(z, (1 - unit @ unit.T) * scale, torch.arange(5))
     value.backward()
     assert float(value.detach()) == pytest.approx(0, abs=1e-9)
     assert z.grad.isfinite().all()

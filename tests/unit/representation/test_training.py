@@ -26,7 +26,7 @@ def scenes():
     responses = np.random.default_rng(0).random((120, 3))
     responses[::7, 1] = np.nan
     batches = [random_batch(60, 0), random_batch(60, 1)]
-    return training.training_set(batches, source_N, responses, with_later=True)
+    return training.training_set(batches, source_N, None, responses, with_later=True)
 
 
 def test_every_term_falls(scenes):
