@@ -344,7 +344,7 @@ def score(
         trajectories: .npz or .parquet with scene_id and poses in the scene frame, P x 8 x 3 (2 Hz) or
             P x 40 x 3 (10 Hz), or a NAVSIM submission .pkl; with NAVSIM's files scene_id is the token.
         pool: Folder of the pool.
-        out: Parquet file to write.
+        out: Parquet file to write; a summary goes beside it as .json.
         metric_cache: Folder of NAVSIM metric caches; each gives the version it was made for.
         navhard: Folder navhard_two_stage with its logs and synthetic scenes (EPDMS), with --maps.
         maps: Folder with nuPlan maps.
@@ -362,36 +362,34 @@ def score(
         raise ConfigError("--out", "must be a file in an existing folder that ends in .parquet", str(out))
     if out.resolve() == trajectories.resolve():
         raise ConfigError("--out", "must not be the file of trajectories", str(out))
+    from autoscale_ray.evaluation.score_file import score_file
+
     console = Console()
     with console.status("scoring"):
-        counts = _score(trajectories, pool, metric_cache or navhard, maps, two_stage, out, num_processes)
+        scorer = _scorer(pool, metric_cache, navhard, maps, num_processes)
+        counts = score_file(trajectories, scorer, out, two_stage)
     scored, invalid = counts.pop("scored"), counts.pop("invalid")
     console.print(f"{out}: {scored} trajectories scored, {invalid} reported invalid with a reason")
     for title, values in counts.items():
         console.print(_tree(title, values))
 
 
-def _score(
-    trajectories: Path,
-    pool: Path | None,
-    navsim: Path | None,
-    maps: Path | None,
-    two_stage: Path | None,
-    out: Path,
-    num_processes: int,
-) -> dict[str, Any]:
-    if maps is not None and navsim is not None:
-        from autoscale_ray.evaluation.score_navhard import score_navhard_file
+def _scorer(
+    pool: Path | None, metric_cache: Path | None, navhard: Path | None, maps: Path | None, num_processes: int
+) -> Callable[..., Any]:
+    """Return what scores trajectories on the one kind of scenes that is given."""
+    if navhard is not None and maps is not None:
+        from autoscale_ray.evaluation.score_navhard import score_navhard
 
-        return score_navhard_file(trajectories, navsim, maps, out, two_stage)
-    if navsim is not None:
-        from autoscale_ray.evaluation.score_cache import score_cache_file
+        return partial(score_navhard, root=navhard, maps=maps)
+    if metric_cache is not None:
+        from autoscale_ray.evaluation.score_cache import score_caches
 
-        return score_cache_file(trajectories, navsim, out, two_stage, num_processes=num_processes)
-    from autoscale_ray.evaluation.score_pool import score_trajectory_file
+        return partial(score_caches, path=metric_cache, num_processes=num_processes)
+    from autoscale_ray.evaluation.score_rows import score_rows
 
     assert pool is not None
-    return dict(score_trajectory_file(trajectories, pool, out))
+    return partial(score_rows, pool=pool)
 
 
 def _config(arguments: Sequence[str], out: str | None) -> RunConfig:

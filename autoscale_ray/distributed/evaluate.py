@@ -36,6 +36,7 @@ class PoolRows:
 
     def __init__(self, pool: ScenePool, rows: np.ndarray, on_read: Callable[[], None]) -> None:
         self._pool, self._rows, self._on_read = pool, rows, on_read
+        self.path = pool.path
 
     def __len__(self) -> int:
         return len(self._rows)

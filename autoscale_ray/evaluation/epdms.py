@@ -24,7 +24,6 @@ STEP_S = 0.1
 def epdms(
     scenes: Sequence[ScoringScene | PreparedScene],
     trajectories: Floats,
-    references: Floats | None = None,
     *,
     backend: str = "auto",
     device: str = "cpu",
@@ -38,7 +37,6 @@ def epdms(
         scenes: S scenes with 9 or 11 frames, or results of `prepare` with RULES_V2.
         trajectories: (S, P, 8, 3) every 0.5 s or (S, P, 40, 3) every 0.1 s: x, y in m, yaw in rad relative to the
             rear axle at t = 0.
-        references: (S, 41, 3) PDM-Closed poses in the scenes' frames; None runs PDM-Closed.
         backend: "auto", "torch" or "numba".
         device: Device of the torch backend.
         keep_states: Also return the driven states, which extended comfort needs.
@@ -50,7 +48,7 @@ def epdms(
         InvalidSceneError: Naming the scene, field and rule.
         MissingExtraError: If backend "numba" is not installed.
     """
-    return score_trajectories(scenes, trajectories, RULES_V2, references, backend, device, keep_states)
+    return score_trajectories(scenes, trajectories, RULES_V2, backend, device, keep_states)
 
 
 def two_frame_extended_comfort(

@@ -30,12 +30,11 @@ RULES = {"v1": RULES_V1, "v2": RULES_V2}
 _FRAME_US = 500_000
 
 
-def prepared_from_cache(cache: MetricCache, backend: str = "auto") -> PreparedScene:
+def prepared_from_cache(cache: MetricCache) -> PreparedScene:
     """Prepare a scene for the version of the score that its metric cache was made for.
 
     Args:
         cache: A checked metric cache.
-        backend: "auto", "torch" or "numba".
 
     Returns:
         The prepared scene, in map coordinates, named by its token.
@@ -54,7 +53,7 @@ def prepared_from_cache(cache: MetricCache, backend: str = "auto") -> PreparedSc
         red_rings=np.flatnonzero(~is_map_G),
         red_steps=cache.red_steps,
     )
-    return prepare_arena(scene, arena, rules, _reference(cache), backend)
+    return prepare_arena(scene, arena, rules, _reference(cache))
 
 
 def _scene(cache: MetricCache) -> ScoringScene:

@@ -15,8 +15,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from autoscale_ray.errors import InvalidSceneError
-from autoscale_ray.evaluation.epdms import epdms, two_frame_extended_comfort, with_extended_comfort
+from autoscale_ray.errors import InvalidSceneError, PoolError
+from autoscale_ray.evaluation.epdms import (
+    MAX_INTERVAL_S,
+    epdms,
+    two_frame_extended_comfort,
+    with_extended_comfort,
+)
 from autoscale_ray.evaluation.metrics import RULES_V1, RULES_V2, Rules
 from autoscale_ray.evaluation.pdms import pdms
 from autoscale_ray.evaluation.prepare import PreparedScene, prepare
@@ -70,6 +75,7 @@ def prepare_pool(pool: ScenePool, references: Mapping[str, np.ndarray] | None = 
     Returns:
         The prepared pool. A scene that breaks a rule of the scorer is listed with its reason, never scored 0.
     """
+    previous_N, interval_N = previous_rows(pool)
     scenes: dict[str, list[PreparedScene | None]] = {version: [] for version in RULES}
     reasons: dict[str, dict[str, str]] = {version: {} for version in RULES}
     for row, (scene_id, scene) in enumerate(scoring_scenes(pool)):
@@ -79,7 +85,6 @@ def prepare_pool(pool: ScenePool, references: Mapping[str, np.ndarray] | None = 
             scenes[version].append(prepared if isinstance(prepared, PreparedScene) else None)
             if isinstance(prepared, str):
                 reasons[version][scene_id] = prepared
-    previous_N, interval_N = _previous_rows(pool)
     return PreparedPool(
         scene_ids=tuple(pool.scene_ids.tolist()),
         scenes={version: tuple(items) for version, items in scenes.items()},
@@ -147,24 +152,42 @@ def scoring_scene(row: Mapping[str, object]) -> ScoringScene:
     )
 
 
-def scoring_scenes(
-    pool: ScenePool, rows: np.ndarray | None = None
-) -> Iterator[tuple[str, ScoringScene | str]]:
-    """Yield scenes of a pool by id; for a scene that breaks a rule of the scorer the reason in its place.
+def scoring_scenes(pool: ScenePool) -> Iterator[tuple[str, ScoringScene | str]]:
+    """Yield the scenes of a pool by id; for a scene that breaks a rule of the scorer the reason in its place."""
+    for row in pool_rows(pool, np.arange(len(pool))):
+        try:
+            yield str(row["scene_id"]), scoring_scene(row)
+        except InvalidSceneError as error:
+            yield str(row["scene_id"]), str(error)
 
-    Args:
-        pool: Any pool.
-        rows: Pool rows, int64; all by default.
-    """
-    rows = np.arange(len(pool)) if rows is None else rows
+
+def pool_rows(pool: ScenePool, rows: np.ndarray) -> Iterator[dict[str, object]]:
+    """Yield rows of a pool (row numbers, int64) as `scoring_scene` takes them."""
     for start in range(0, len(rows), CHUNK):
         table = pool.table(rows[start : start + CHUNK])
         for index in range(len(table)):
-            row = row_values(table, index)
-            try:
-                yield str(row["scene_id"]), scoring_scene(row)
-            except InvalidSceneError as error:
-                yield str(row["scene_id"]), str(error)
+            yield row_values(table, index)
+
+
+def previous_rows(pool: ScenePool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row of the scene half a second earlier, -1 where the pool has none, and the seconds since, or NaN.
+
+    Raises:
+        PoolError: A scene's `prev_scene_id` is too far away for extended comfort.
+    """
+    row_of = {scene: row for row, scene in enumerate(pool.scene_ids.tolist())}
+    previous_N = np.array(
+        [row_of.get(scene, -1) for scene in pool.column("prev_scene_id").tolist()], dtype=np.int64
+    )
+    times_N = pool.column("timestamp_us")
+    interval_N = np.where(previous_N >= 0, (times_N - times_N[previous_N]) / 1e6, np.nan)
+    for row in np.flatnonzero((previous_N >= 0) & ~((interval_N > 0) & (interval_N < MAX_INTERVAL_S))):
+        raise PoolError(
+            f"{pool.path}: {pool.scene_ids[row]}: prev_scene_id",
+            f"must name a scene less than {MAX_INTERVAL_S} s earlier",
+            float(interval_N[row]),
+        )
+    return previous_N, interval_N
 
 
 def row_values(table: pa.Table, index: int) -> dict[str, object]:
@@ -233,16 +256,6 @@ def _polygons(row: Mapping[str, object], frames: slice) -> dict[str, np.ndarray]
         "polygon_offsets": np.concatenate([[0], np.cumsum(lengths_Q[used_Q])]),
         "polygon_xy": points[np.repeat(used_Q, lengths_Q)],
     }
-
-
-def _previous_rows(pool: ScenePool) -> tuple[np.ndarray, np.ndarray]:
-    row_of = {scene: row for row, scene in enumerate(pool.scene_ids.tolist())}
-    previous_N = np.array(
-        [row_of.get(scene, -1) for scene in pool.column("prev_scene_id").tolist()], dtype=np.int64
-    )
-    times_N = pool.column("timestamp_us")
-    interval_N = np.where(previous_N >= 0, (times_N - times_N[previous_N]) / 1e6, np.nan)
-    return previous_N, interval_N
 
 
 def _scorable(scenes: Sequence[PreparedScene | None]) -> Iterator[tuple[np.ndarray, list[PreparedScene]]]:

@@ -13,7 +13,6 @@ from autoscale_ray.evaluation.scoring import ScoreResult, score_trajectories
 def pdms(
     scenes: Sequence[ScoringScene | PreparedScene],
     trajectories: Floats,
-    references: Floats | None = None,
     *,
     backend: str = "auto",
     device: str = "cpu",
@@ -27,7 +26,6 @@ def pdms(
         scenes: S scenes with 11 frames, or results of `prepare` with RULES_V1.
         trajectories: (S, P, 8, 3) every 0.5 s or (S, P, 40, 3) every 0.1 s: x, y in m, yaw in rad relative to the
             rear axle at t = 0.
-        references: (S, 41, 3) PDM-Closed poses in the scenes' frames; None runs PDM-Closed.
         backend: "auto", "torch" or "numba".
         device: Device of the torch backend.
         keep_states: Also return the driven states.
@@ -39,4 +37,4 @@ def pdms(
         InvalidSceneError: Naming the scene, field and rule.
         MissingExtraError: If backend "numba" is not installed.
     """
-    return score_trajectories(scenes, trajectories, RULES_V1, references, backend, device, keep_states)
+    return score_trajectories(scenes, trajectories, RULES_V1, backend, device, keep_states)

@@ -1,28 +1,46 @@
-"""Score a file of trajectories: every sub-score of every trajectory, and a reason where none can be given.
+"""Score a file of trajectories: what `autoscale score` does, whatever the scenes come from.
 
 Shape legend: P trajectories of one scene, n waypoints (8 or 40).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from autoscale_ray.errors import InvalidInputError, InvalidSceneError
-from autoscale_ray.evaluation.combine import COLUMNS_V1, COLUMNS_V2
-from autoscale_ray.evaluation.epdms import epdms
-from autoscale_ray.evaluation.pdms import pdms
-from autoscale_ray.evaluation.scene import Floats, ScoringScene
-from autoscale_ray.evaluation.scoring import TRAFFIC, ScoreResult
+from autoscale_ray.evaluation.scene import Floats
+from autoscale_ray.evaluation.scene_score import SceneScore, Unscored
+from autoscale_ray.evaluation.score_table import write_scores
+from autoscale_ray.evaluation.two_stages import read_mapping
 
-if TYPE_CHECKING:
-    import pyarrow as pa
 
-SCORERS = {"v1": pdms, "v2": epdms}
-SUB_SCORES = {"v1": COLUMNS_V1, "v2": COLUMNS_V2}
+def score_file(
+    trajectories: Path,
+    score: Callable[[Mapping[str, np.ndarray]], tuple[list[SceneScore], list[Unscored]]],
+    out: Path,
+    two_stage: Path | None = None,
+) -> dict[str, Any]:
+    """Score every trajectory of a file, whatever the scenes come from; what cannot be scored is reported.
+
+    Args:
+        trajectories: npz, Parquet or submission pickle; see `read_trajectories`.
+        score: What scores trajectories by scene: `score_rows`, `score_caches` or `score_navhard` with its files.
+        out: Parquet file; see `write_scores`.
+        two_stage: Split YAML of NAVSIM whose mapping gives the two-stage score; see `score_two_stages`.
+
+    Returns:
+        See `write_scores`.
+
+    Raises:
+        InvalidInputError: The trajectories, the scenes as a whole or the mapping break a rule.
+    """
+    wanted = read_trajectories(trajectories)
+    mapping = None if two_stage is None else read_mapping(two_stage)
+    return write_scores(wanted, *score(wanted), out, mapping)
 
 
 def read_trajectories(path: Path | str) -> dict[str, np.ndarray]:
@@ -84,90 +102,6 @@ def check_waypoints(scene_id: str, waypoints: np.ndarray) -> Floats:
     if array.ndim != 3 or not len(array) or array.shape[1] not in (8, 40) or array.shape[2] != 3:
         raise InvalidSceneError(where, rule, array.shape)
     return array
-
-
-def score_file(
-    scenes: Iterable[ScoringScene],
-    trajectories: Mapping[str, np.ndarray],
-    version: str = "v2",
-    backend: str = "auto",
-    refused: Mapping[str, str] | None = None,
-) -> pa.Table:
-    """Score trajectories against scenes; a scene that breaks a rule is reported and the rest is scored.
-
-    Args:
-        scenes: Scenes, valid or not; those without a trajectory are left out.
-        trajectories: Relative waypoints by scene id; see `read_trajectories`.
-        version: "v1" or "v2".
-        backend: "auto", "torch" or "numba".
-        refused: Reasons by scene id for scenes that could not even be built.
-
-    Returns:
-        One row for each trajectory, and one for a scene that was given none: scene_id, trajectory, valid, reason,
-        traffic, raw_* and filtered_* sub-scores, raw_score, score; scores are null where valid is false.
-    """
-    import pyarrow as pa
-
-    rows: list[dict[str, object]] = []
-    seen: set[str] = set()
-    for scene in scenes:
-        if scene.scene_id in trajectories and scene.scene_id not in seen:
-            rows += _score_scene(scene, trajectories[scene.scene_id], version, backend)
-            seen.add(scene.scene_id)
-    for scene_id, value in trajectories.items():
-        if scene_id not in seen:
-            reason = (refused or {}).get(scene_id, f"{scene_id}: trajectory: must have a scene")
-            rows += refused_rows(scene_id, len(value), reason)
-    return pa.Table.from_pylist(rows, schema=score_schema(version))
-
-
-def score_schema(version: str) -> pa.Schema:
-    """Return the columns of `score_file`."""
-    import pyarrow as pa
-
-    numbers = [f"{kind}_{name}" for name in SUB_SCORES[version] for kind in ("raw", "filtered")]
-    fields = [
-        ("scene_id", pa.string()),
-        ("trajectory", pa.int32()),
-        ("valid", pa.bool_()),
-        ("reason", pa.string()),
-    ]
-    fields += [("traffic", pa.string()), *((name, pa.float64()) for name in numbers)]
-    return pa.schema([*fields, ("raw_score", pa.float64()), ("score", pa.float64())])
-
-
-def _score_scene(
-    scene: ScoringScene, waypoints: np.ndarray, version: str, backend: str
-) -> list[dict[str, object]]:
-    try:
-        result = SCORERS[version]([scene], check_waypoints(scene.scene_id, waypoints)[None], backend=backend)
-    except InvalidSceneError as error:
-        return refused_rows(scene.scene_id, len(waypoints), str(error))
-    return [result_row(scene.scene_id, index, result) for index in range(len(waypoints))]
-
-
-def result_row(scene_id: str, index: int, result: ScoreResult) -> dict[str, object]:
-    """Return the row of `score_file` of one trajectory of a result of one scene."""
-    row: dict[str, object] = {
-        "scene_id": scene_id,
-        "trajectory": index,
-        "valid": True,
-        "traffic": result.traffic,
-    }
-    for name in result.raw:
-        row[f"raw_{name}"] = float(result.raw[name].value[0, index])
-        row[f"filtered_{name}"] = float(result.filtered[name].value[0, index])
-    return {
-        **row,
-        "raw_score": float(result.raw_score.value[0, index]),
-        "score": float(result.score.value[0, index]),
-    }
-
-
-def refused_rows(scene_id: str, num_trajectories: int, reason: str) -> list[dict[str, object]]:
-    """Return the rows of `score_file` of trajectories that cannot be scored, at least one."""
-    row = {"scene_id": scene_id, "valid": False, "reason": reason, "traffic": TRAFFIC}
-    return [{**row, "trajectory": index} for index in range(max(1, num_trajectories))]
 
 
 def _as_array(value: object) -> np.ndarray:

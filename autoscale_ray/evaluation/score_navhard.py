@@ -1,4 +1,4 @@
-"""Score a file of trajectories on navhard's own files: logs for stage one, synthetic scenes for stage two, and maps.
+"""Score trajectories on navhard's own files: logs for stage one, synthetic scenes for stage two, and maps.
 
 Nothing of NAVSIM need be installed and no metric cache made; PDM-Closed is driven here.
 """
@@ -12,11 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from autoscale_ray.errors import InputRejectedError, InvalidInputError, InvalidSceneError
-from autoscale_ray.evaluation.epdms import epdms
-from autoscale_ray.evaluation.from_pool import row_values, scoring_scene
-from autoscale_ray.evaluation.scene import Floats
-from autoscale_ray.evaluation.score_cache import CacheScore, endpoint, read_mapping, slimmed, write_scores
-from autoscale_ray.evaluation.score_file import check_waypoints, read_trajectories
+from autoscale_ray.evaluation.from_pool import row_values
+from autoscale_ray.evaluation.scene_score import SceneScore, Unscored, pairs_in_time, with_comfort
+from autoscale_ray.evaluation.score_file import check_waypoints
+from autoscale_ray.evaluation.score_rows import score_row
 from autoscale_ray.scenes.readers.navhard import LOG_FOLDER, scoring_tables
 from autoscale_ray.scenes.readers.navsim_scenes import Source, cut_scenes
 from autoscale_ray.scenes.readers.nuplan_map import map_files, open_map
@@ -28,48 +27,24 @@ SCENE_FOLDER = "synthetic_scene_pickles"
 _HISTORY, _FUTURE = 4, 8
 
 
-def score_navhard_file(
-    trajectories: Path,
-    root: Path,
-    maps: Path,
-    out: Path,
-    two_stage: Path | None = None,
-    backend: str = "auto",
-) -> dict[str, object]:
-    """Score a file of trajectories by EPDMS; see `score_navhard` and `write_scores`.
-
-    Args:
-        trajectories: npz, Parquet or submission pickle; scene_id is the token.
-        root: Folder with `openscene_meta_datas` and `synthetic_scene_pickles`, or either of the two.
-        maps: Folder with nuPlan maps.
-        out: Parquet file.
-        two_stage: Split YAML of NAVSIM whose mapping gives the two-stage score.
-        backend: "auto", "torch" or "numba".
-    """
-    wanted = read_trajectories(trajectories)
-    mapping = None if two_stage is None else read_mapping(two_stage)
-    map_files(maps)
-    return write_scores(wanted, *score_navhard(wanted, root, maps, backend), out, mapping)
-
-
 def score_navhard(
-    wanted: Mapping[str, np.ndarray], root: Path, maps: Path, backend: str = "auto"
-) -> tuple[list[CacheScore], dict[str, str]]:
-    """Score trajectories by token on original scenes (logs) and synthetic ones.
+    wanted: Mapping[str, np.ndarray], root: Path, maps: Path
+) -> tuple[list[SceneScore], list[Unscored]]:
+    """Score trajectories by token on original scenes (logs) and synthetic ones, by EPDMS.
 
     Args:
         wanted: Relative waypoints by token; see `read_trajectories`.
         root: Folder with `openscene_meta_datas` and `synthetic_scene_pickles`, or either of the two.
         maps: Folder with nuPlan maps.
-        backend: "auto", "torch" or "numba".
 
     Returns:
-        What was scored, and reasons by token for the rest.
+        What was scored, and the rest.
 
     Raises:
-        InvalidInputError: Neither folder is there.
+        InvalidInputError: Neither folder is there, or there are no maps.
     """
-    scored: dict[str, CacheScore] = {}
+    map_files(maps)
+    scored: dict[str, SceneScore] = {}
     reasons: dict[str, str] = {}
     lost: list[str] = []
     for token, found in _tables(wanted, root, maps):
@@ -80,14 +55,19 @@ def score_navhard(
                 lost.append(found)
             continue
         try:
-            scored[token] = _score(found, check_waypoints(token, wanted[token]), backend)
+            scored[token] = score_row(row_values(found, 0), check_waypoints(token, wanted[token]), "v2")
         except InvalidSceneError as error:
             reasons[token] = str(error)
     for token in wanted:
         if token not in scored and token not in reasons:
             hint = f"; {len(lost)} files were refused, first: {lost[0]}" if lost else ""
             reasons[token] = f"{token}: trajectory: must have a scene{hint}"
-    return list(scored.values()), {token: reason for token, reason in reasons.items() if token not in scored}
+    frames = list(scored.values())
+    return with_comfort(frames, pairs_in_time(frames)), [
+        Unscored(token=token, reason=reason, version="v2")
+        for token, reason in reasons.items()
+        if token not in scored
+    ]
 
 
 def _tables(wanted: Mapping[str, np.ndarray], root: Path, maps: Path) -> Iterator[tuple[str, pa.Table | str]]:
@@ -115,19 +95,3 @@ def _log_tables(
                     yield table["scene_id"][number].as_py(), table.slice(number, 1)
         except InputRejectedError as error:
             yield unit, str(error) if unit in error.where else f"{unit}: {error}"
-
-
-def _score(table: pa.Table, waypoints: Floats, backend: str) -> CacheScore:
-    row = row_values(table, 0)
-    scene = scoring_scene(row)
-    result = epdms([scene], np.asarray(waypoints)[None], backend=backend, keep_states=True)
-    pose = np.array([row[f"origin_{name}"] for name in ("x_m", "y_m", "yaw_rad")], dtype=np.float64)
-    return CacheScore(
-        token=scene.scene_id,
-        log_name=str(row["log_id"]),
-        is_synthetic=scene.is_synthetic,
-        start_us=int(str(row["timestamp_us"])),
-        start_point=pose[:2],
-        endpoint=endpoint(pose, waypoints),
-        result=slimmed(result),
-    )

@@ -66,7 +66,6 @@ def score_trajectories(
     scenes: Sequence[ScoringScene | PreparedScene],
     trajectories: Floats,
     rules: Rules,
-    references: Floats | None = None,
     backend: str = "auto",
     device: str = "cpu",
     keep_states: bool = False,
@@ -76,7 +75,7 @@ def score_trajectories(
         scene.arena.scene_id if isinstance(scene, PreparedScene) else scene.scene_id for scene in scenes
     )
     trajectories = check_trajectories(ids, trajectories)
-    prepared = _prepare_missing(scenes, rules, references, choose_backend(backend, device))
+    prepared = _prepare_missing(scenes, rules, choose_backend(backend, device))
     drives = drive(prepared, trajectories, backend, device)
     shape = trajectories.shape[:2]
     raw = _columns(prepared, drives.measures, shape, rules)
@@ -98,12 +97,11 @@ def score_trajectories(
 
 
 def _prepare_missing(
-    scenes: Sequence[ScoringScene | PreparedScene], rules: Rules, references: Floats | None, backend: str
+    scenes: Sequence[ScoringScene | PreparedScene], rules: Rules, backend: str
 ) -> list[PreparedScene]:
-    poses = [None] * len(scenes) if references is None else list(references)
     prepared = [
-        scene if isinstance(scene, PreparedScene) else prepare(scene, rules, reference, backend)
-        for scene, reference in zip(scenes, poses, strict=True)
+        scene if isinstance(scene, PreparedScene) else prepare(scene, rules, backend=backend)
+        for scene in scenes
     ]
     if not prepared:
         raise InvalidSceneError("scenes", "must not be empty")

@@ -255,7 +255,7 @@ class _Cutter:
 
     def _previous(self, frame: int) -> str | None:
         """Return the token half a second earlier; the ingest drops it where that scene is not in the pool."""
-        near = frame > 0 and self._log.times_us[frame] - self._log.times_us[frame - 1] <= MAX_PREVIOUS_S * 1e6
+        near = frame > 0 and self._log.times_us[frame] - self._log.times_us[frame - 1] < MAX_PREVIOUS_S * 1e6
         return self._log.tokens[frame - 1] if near else None
 
     def _ego(self, frames_MT: np.ndarray, valid_MT: np.ndarray, origins_M3: np.ndarray) -> dict[str, Flat]:

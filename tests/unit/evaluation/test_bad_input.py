@@ -18,7 +18,7 @@ from autoscale_ray.evaluation import (
     two_frame_extended_comfort,
     validate_scene,
 )
-from autoscale_ray.evaluation.score_file import read_trajectories, score_file, score_schema
+from autoscale_ray.evaluation.score_file import check_waypoints, read_trajectories
 
 from .straight_road import constant_speed, straight_road
 
@@ -110,49 +110,6 @@ def test_frames_too_far_apart_have_no_extended_comfort():
     assert comfort.valid.tolist() == [True, False]
 
 
-def test_a_file_job_reports_bad_scenes_and_scores_the_rest():
-    broken = dataclasses.replace(ROAD, scene_id="broken", speed_limit_mps=-1.0)
-    poses = np.stack([constant_speed(8.0), constant_speed(5.0)])
-    with_nan = np.full((1, 8, 3), np.nan)
-    other = dataclasses.replace(ROAD, scene_id="nan")
-    waypoints = {
-        "straight": poses,
-        "broken": poses[:1],
-        "nan": with_nan,
-        "nowhere": poses[:1],
-        "unbuilt": poses[:1],
-        "short": poses[:, :7],
-        "ragged": np.array([[[0.0, 0.0, 0.0]], [[1.0]]], dtype=object),
-        "none": poses[:0],
-    }
-    wrong = [dataclasses.replace(ROAD, scene_id=name) for name in ("short", "ragged", "none")]
-    table = score_file([broken, *wrong, ROAD, other], waypoints, refused={"unbuilt": "unbuilt: no route"})
-    assert table.schema == score_schema("v2")
-    rows = {(row["scene_id"], row["trajectory"]): row for row in table.to_pylist()}
-    assert len(rows) == 11
-    expected = epdms([ROAD], poses[None]).score.value[0].tolist()
-    assert [rows["straight", index]["score"] for index in (0, 1)] == expected
-    assert rows["straight", 0]["valid"]
-    for name, reason in (
-        ("broken", "broken: speed_limit_mps"),
-        ("nan", "nan: trajectory: must be finite"),
-        ("nowhere", "nowhere: trajectory: must have a scene"),
-        ("unbuilt", "unbuilt: no route"),
-        ("short", "short: trajectory: must be an array P x 8 x 3 or P x 40 x 3 (found (2, 7, 3))"),
-        ("ragged", "ragged: trajectory: must be an array P x 8 x 3 or P x 40 x 3"),
-        ("none", "none: trajectory: must be an array"),
-    ):
-        assert not rows[name, 0]["valid"]
-        assert rows[name, 0]["score"] is None
-        assert reason in rows[name, 0]["reason"]
-
-
-def test_v1_of_a_file_has_its_own_columns():
-    table = score_file([ROAD], {"straight": constant_speed(8.0)[None]}, version="v1")
-    assert "raw_comfort" in table.column_names
-    assert "raw_lane_keeping" not in table.column_names
-
-
 def test_trajectories_are_read_from_npz_and_parquet(tmp_path):
     poses = np.stack([constant_speed(8.0), constant_speed(5.0)])[None]
     np.savez(tmp_path / "t.npz", scene_id=np.array(["straight"]), trajectories=poses)
@@ -184,11 +141,16 @@ def test_one_irregular_row_of_a_file_does_not_refuse_the_others(tmp_path):
         "missing": None,
         "empty": [],
         "hole": [[[None, 0.0, 0.0]] * 8],
+        "short": [poses[0][:7]],
     }
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"scene_id": list(rows), "trajectories": list(rows.values())}), path)
-    scenes = [dataclasses.replace(ROAD, scene_id=name) for name in rows]
-    found = score_file(scenes, read_trajectories(path)).to_pylist()
-    assert {row["scene_id"] for row in found if row["valid"]} == {"good"}
-    assert {row["scene_id"] for row in found} == set(rows)
-    assert all(row["reason"].startswith(f"{row['scene_id']}: trajectory: must be") for row in found[1:])
+    found = read_trajectories(path)
+    assert list(found) == list(rows)
+    np.testing.assert_array_equal(check_waypoints("good", found["good"]), poses)
+    assert np.isnan(check_waypoints("hole", found["hole"])).any(), "refused by the scorer"
+    for name in ("ragged", "missing", "empty", "short"):
+        with pytest.raises(
+            InvalidSceneError, match=f"^{name}: trajectory: must be an array P x 8 x 3 or P x 40"
+        ):
+            check_waypoints(name, found[name])

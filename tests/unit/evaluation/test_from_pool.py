@@ -1,14 +1,14 @@
 """Pools as scoring scenes: planned poses through the pool path equal the scorer called directly."""
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 import pytest
 
 from autoscale_ray.config import WorldConfig
+from autoscale_ray.errors import PoolError
 from autoscale_ray.evaluation import epdms, pdms
 from autoscale_ray.evaluation.from_pool import prepare_pool, score_pool, scoring_scenes
-from autoscale_ray.evaluation.score_pool import score_trajectory_file
-from autoscale_ray.scenes.pool import open_pool
+from autoscale_ray.scenes.pool import open_pool, write_pool
 from autoscale_ray.world.pools import make_pool
 
 
@@ -49,17 +49,16 @@ def test_stored_references_give_the_same_scores(pool, poses):
         np.testing.assert_allclose(after[name].to_numpy(), before[name].to_numpy(), atol=1e-9)
 
 
-def test_command_reports_unknown_scenes_and_scores_the_rest(pool, poses, tmp_path):
-    names = [*pool.scene_ids.tolist()[:3], "nowhere"]
-    np.savez(tmp_path / "plans.npz", scene_id=np.array(names), trajectories=poses[:4, None])
-    counts = score_trajectory_file(tmp_path / "plans.npz", pool.path, tmp_path / "out.parquet")
-    assert counts == {"scored": 6, "invalid": 2}
-    table = pq.read_table(tmp_path / "out.parquet")
-    bad = table.filter(~np.array(table["valid"].to_pylist()))
-    assert set(bad["scene_id"].to_pylist()) == {"nowhere"}
-    assert bad["score"].null_count == 2
-    expected = score_pool(prepare_pool(pool), poses)["epdms"].to_numpy()[:3]
-    newer = table.filter(np.array(table["version"].to_pylist()) == "v2")["score"].to_numpy(
-        zero_copy_only=False
-    )
-    np.testing.assert_allclose(newer[:3], expected, atol=1e-9)
+def test_a_previous_scene_too_far_away_is_refused_before_anything_is_scored(pool, tmp_path):
+    table = pool.table(np.arange(2))
+    ids = table["scene_id"].to_pylist()
+    for name, values in (("prev_scene_id", [None, ids[0]]), ("timestamp_us", [0, 550_000])):
+        place = table.schema.get_field_index(name)
+        table = table.set_column(
+            place, table.schema.field(name), pa.array(values, table.schema.field(name).type)
+        )
+    write_pool(tmp_path / "far", [table])
+    line = f"{tmp_path / 'far'}: {ids[1]}: prev_scene_id: must name a scene less than 0.55 s earlier (found 0.55)"
+    with pytest.raises(PoolError) as refused:
+        prepare_pool(open_pool(tmp_path / "far"))
+    assert str(refused.value) == line

@@ -21,7 +21,7 @@ from autoscale_ray.errors import InputRejectedError, InvalidInputError
 from autoscale_ray.evaluation import epdms
 from autoscale_ray.evaluation.combine import COLUMNS_V2
 from autoscale_ray.evaluation.from_pool import scoring_scenes
-from autoscale_ray.evaluation.score_cache import CacheScore
+from autoscale_ray.evaluation.scene_score import SceneScore
 from autoscale_ray.evaluation.score_navhard import score_navhard
 from autoscale_ray.scenes.ingest import ingest
 from autoscale_ray.scenes.pool import open_pool
@@ -157,9 +157,9 @@ def plans(world):
 
 
 @pytest.fixture(scope="module")
-def scored(world, plans) -> dict[str, CacheScore]:
-    found, reasons = score_navhard(plans, world.folder / "navhard_two_stage", world.folder / "maps")
-    assert reasons == {}
+def scored(world, plans) -> dict[str, SceneScore]:
+    found, unscored = score_navhard(plans, world.folder / "navhard_two_stage", world.folder / "maps")
+    assert unscored == []
     return {frame.token: frame for frame in found}
 
 
@@ -172,7 +172,7 @@ def test_a_synthetic_scene_scores_as_the_same_scene_of_a_log_does(world, plans, 
     for token, current in list(world.tokens.items())[:2]:
         expected = epdms([scenes[world.drive.tokens[current]]], plans[token][None])
         for name in COLUMNS_V2:
-            found = float(scored[token].result.filtered[name].value[0, 0])
+            found = scored[token].columns[f"filtered_{name}"][0]
             assert found == pytest.approx(float(expected.filtered[name].value[0, 0]), abs=1e-6)
             values.add(round(found, 3))
         assert scored[token].is_synthetic
@@ -276,11 +276,11 @@ def test_wrong_scenes_are_refused_with_one_line_and_the_rest_is_scored(world, pl
             WRONG[name](content)
         (tmp_path / "synthetic_scene_pickles" / f"{token}.pkl").write_bytes(metric_cache_files.dumps(content))
     wanted = {token: plans[token] for token in tokens}
-    scored, reasons = score_navhard(wanted, tmp_path, world.folder / "maps")
+    scored, (unscored,) = score_navhard(wanted, tmp_path, world.folder / "maps")
     assert [frame.token for frame in scored] == tokens[1:]
-    assert set(reasons) == {tokens[0]}
-    assert tokens[0] in reasons[tokens[0]]
-    assert "\n" not in reasons[tokens[0]]
+    assert (unscored.token, unscored.version) == (tokens[0], "v2")
+    assert tokens[0] in unscored.reason
+    assert "\n" not in unscored.reason
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,20 @@ import yaml
 from autoscale_ray.cli import main
 from autoscale_ray.errors import InvalidInputError
 from autoscale_ray.evaluation.combine import COLUMNS_V1, COLUMNS_V2
-from autoscale_ray.evaluation.score_cache import read_mapping, score_cache_file
+from autoscale_ray.evaluation.score_cache import score_caches
+from autoscale_ray.evaluation.score_file import score_file
+from autoscale_ray.evaluation.two_stages import read_mapping
 from benchmarks.golden_scenes import load_arrays, load_inputs
 from tests.unit.scenes import metric_cache_files as files
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 TOLERANCE = 1e-6
+
+
+def score_cache_file(trajectories, caches, out, two_stage=None, num_processes=1):
+    return score_file(
+        trajectories, partial(score_caches, path=caches, num_processes=num_processes), out, two_stage
+    )
 
 
 @pytest.fixture(scope="module")

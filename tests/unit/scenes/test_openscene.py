@@ -102,6 +102,23 @@ def test_scalars_equal_the_truth(world):
         assert math.isnan(row["expert_quality"])
 
 
+def test_a_frame_exactly_0_55_s_earlier_is_no_previous_scene(world, tmp_path):
+    """As the official extended comfort has it; a link would stop the scoring of the pool."""
+    drive = next(iter(world.drives.values()))
+    times_us = drive.times_us[0] + 500_000 * np.arange(drive.num_frames)
+    times_us[6:] += 50_000
+    files.write_log(tmp_path / "logs", files.frames_of(dataclasses.replace(drive, times_us=times_us)))
+    ingest("navsim", tmp_path / "logs", tmp_path / "pool", "real", files={"maps": world.folder / "maps"})
+    pool = open_pool(tmp_path / "pool")
+    before = dict(zip(pool.scene_ids.tolist(), pool.column("prev_scene_id").tolist(), strict=True))
+    assert [before[token] for token in drive.tokens[4:8]] == [
+        drive.tokens[3],
+        drive.tokens[4],
+        "",
+        drive.tokens[6],
+    ]
+
+
 def test_ego_states_equal_the_truth(world):
     for row, drive, frame in _rows(world):
         frames, valid = _window(drive, frame)
