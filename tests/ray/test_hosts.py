@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from autoscale_ray.artifacts import read_rounds
 from tests.ray.conftest import processes_below
 from tests.ray.hosts import PORT, Host, Hosts, start_ray, why_not
-from tests.ray.small_run import SMALL, check_same_run, with_shared_pools
+from tests.ray.small_run import SMALL, check_same_run, with_cached_stages, with_shared_pools
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
 FASTER = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
@@ -35,16 +36,12 @@ def cluster_of(hosts: Hosts, *num_cpus: int) -> tuple[Host, ...]:
     return head, *workers
 
 
+def autoscale(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "autoscale_ray.cli", *arguments]
+
+
 def start_run(host: Host, head: Host, run_dir: Path, *more: str) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "autoscale_ray.cli",
-        "run",
-        *SMALL,
-        f"placement.run_dir={run_dir}",
-        *more,
-    ]
+    command = autoscale("run", *SMALL, f"placement.run_dir={run_dir}", *more)
     return host.run(command, RAY_ADDRESS=f"{head.address}:{PORT}")
 
 
@@ -82,3 +79,53 @@ def test_a_run_on_three_hosts_is_that_of_one_process(hosts: Hosts, reference: Pa
     assert where([head, *workers], "Driver") == {head.name}, "the head is the one node that is not taken away"
     assert str(run_dir) in end_of(run, head)
     check_same_run(run_dir, reference)
+
+
+@pytest.mark.timeout(1200)
+def test_a_host_cut_off_in_training_is_done_without(hosts: Hosts, reference: Path, tmp_path: Path) -> None:
+    """The processes of the host go on and can still write to the folder; nobody hears them."""
+    run_dir = with_cached_stages(tmp_path / "run", reference)
+    head, first, second = cluster_of(hosts, 3, 3)
+    run = start_run(head, head, run_dir, "placement.ray.num_trainers=2", "placement.ray.min_trainers=1")
+    trainers = lambda: where([first, second], "TrainWorker")  # noqa: E731
+    until(run, head, lambda: bool(trainers()) and any((run_dir / "train" / "trainers").glob("*-*")))
+    lost = first if first.name in trainers() else second
+    lost.unplug()
+    finished = read_rounds(str(run_dir))
+    assert str(run_dir) in end_of(run, head)
+    assert read_rounds(str(run_dir))[: len(finished)] == finished
+    assert len(finished) < 3, "the host was cut off before the run ended"
+    check_same_run(run_dir, reference)
+
+
+@pytest.mark.timeout(1200)
+def test_a_run_goes_on_in_another_cluster_after_its_head_lost_power(
+    hosts: Hosts, reference: Path, tmp_path: Path
+) -> None:
+    run_dir = with_cached_stages(tmp_path / "run", reference)
+    head, _ = cluster_of(hosts, 4)
+    run = start_run(head, head, run_dir)
+    until(run, head, lambda: any((run_dir / "rounds").glob("*.json")))
+    head.power_off()
+    finished = read_rounds(str(run_dir))
+    assert len(finished) < 3, "the head was lost before the run ended"
+    other, _ = cluster_of(hosts, 4)
+    assert str(run_dir) in end_of(start_run(other, other, run_dir), other)
+    assert read_rounds(str(run_dir))[: len(finished)] == finished
+    check_same_run(run_dir, reference)
+
+
+@pytest.mark.timeout(600)
+def test_a_run_is_watched_and_stopped_from_another_host(
+    hosts: Hosts, reference: Path, tmp_path: Path
+) -> None:
+    run_dir = with_cached_stages(tmp_path / "run", reference)
+    head, worker = cluster_of(hosts, 4)
+    run = start_run(head, head, run_dir)
+    until(run, head, lambda: any((run_dir / "rounds").glob("*.json")))
+    for command in ("status", "stop"):
+        asked = worker.run(autoscale(command, str(run_dir)), RAY_ADDRESS=f"{head.address}:{PORT}")
+        assert asked.wait(120) == 0, worker.output()
+    assert "running" in worker.output()
+    assert "stopped" in end_of(run, head)
+    assert len(read_rounds(str(run_dir))) < 3
