@@ -45,15 +45,10 @@ def deficit(history: History, info: ClusterInfo, config: AscentConfig) -> Gradie
 
 
 def excess(history: History, info: ClusterInfo, config: AscentConfig) -> Gradient:
-    """g_k = v_k max(0, y_ref,k - y_k): chase what a reference run did better (DoReMi's excess loss on scores).
-
-    The reference is ``reference_losses_K`` of the last run where recorded (y = 1 - loss), else the first run.
-    """
+    """g_k = v_k max(0, y_ref,k - y_k): chase what the first run did better (DoReMi's excess loss on scores)."""
     scores_K, sd_K = _last_scores(history, info, config)
-    last, first = align_history((history[-1], searched(history)[0]), info)
-    losses_K = last.feedback.reference_losses_K
-    reference_K = first.scores_K if losses_K is None else 1.0 - losses_K
-    gap_K = np.where(np.isnan(scores_K), np.nan, np.maximum(0.0, reference_K - scores_K))
+    (first,) = align_history(searched(history)[:1], info)
+    gap_K = np.where(np.isnan(scores_K), np.nan, np.maximum(0.0, first.scores_K - scores_K))
     return Gradient(info.dev_weights_K * gap_K, info.dev_weights_K * sd_K * np.sqrt(2))
 
 

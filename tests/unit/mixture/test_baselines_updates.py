@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autoscale_ray.mixture.baselines import fixed, laws, online, regression, selection, signals, skills
-from autoscale_ray.mixture.problem import ClusterInfo
+from autoscale_ray.mixture.problem import ClusterInfo, Observation
 
 LN2, LN3 = 0.6931471805599453, 1.0986122886681098
 
@@ -250,14 +250,13 @@ def test_dirichlet_design_keeps_its_rules():
     assert drawn.mean(axis=0)[1:] == pytest.approx(softened[1:], abs=0.05)
 
 
-def test_losses_are_recorded_ones_or_what_is_missing_from_the_score():
-    from autoscale_ray.mixture.problem import Feedback, Observation
-
+def test_a_loss_is_what_is_missing_from_the_score_and_an_unknown_one_repeats_the_last():
     base = {"cluster_ids": ("a", "b"), "counts_K": np.ones(2), "score_se_K": np.full(2, 0.1)}
-    scored = Observation(**base, scores_K=np.array([0.75, np.nan]))
-    logged = Observation(
-        **base, scores_K=np.array([0.75, 0.5]), feedback=Feedback(losses_K=np.array([2.0, np.nan]))
-    )
-    assert signals.losses(logged)[0] == 2.0
+    first = Observation(**base, scores_K=np.array([0.75, np.nan]))
+    second = Observation(**base, scores_K=np.array([0.5, np.nan]))
+    third = Observation(**base, scores_K=np.array([np.nan, 0.0]))
     # unknown: at first the mean of its row, later the last known
-    assert signals.end_losses((scored, logged)).tolist() == [[0.25, 0.25], [2.0, 0.25]]
+    ends = [[0.25, 0.25], [0.5, 0.25], [0.5, 1.0]]
+    assert signals.end_losses((first, second, third)).tolist() == ends
+    steps = signals.loss_steps((first, second, third)).reshape(3, signals.STEPS_PER_ROUND, 2)
+    assert (steps == np.array(ends)[:, None]).all()

@@ -52,8 +52,6 @@ def test_deficit_by_hand():
 def test_excess_by_hand():
     first, last = run([100] * 3, [0.9, 0.6, 0.5]), run([50, 100, 150], [0.8, 0.7, 0.5])
     assert excess((first, last), INFO, CONFIG).mean_K == pytest.approx([0.25 * 0.1, 0.0, 0.0])
-    told = replace(last, feedback=Feedback(reference_losses_K=np.array([0.2, 0.1, 0.1])))
-    assert excess((first, told), INFO, CONFIG).mean_K == pytest.approx([0.0, 0.5 * 0.2, 0.25 * 0.4])
 
 
 def test_progress_recovers_a_power_law():
