@@ -14,18 +14,12 @@ def check_ready(config: RunConfig) -> None:
     method reads, no faiss.
 
     Raises:
-        ConfigError: Unknown method or planner, a method that needs tag counts, or one that needs gradients with a
-            planner that has none, or a warm start of a planner that is not the built-in one.
+        ConfigError: Unknown method or planner, a method that needs gradients with a planner that has none, or a
+            warm start of a planner that is not the built-in one.
         MissingExtraError: faiss is not installed.
     """
     if config.ascent.method not in METHODS:
         raise ConfigError("ascent.method", f"must be one of {', '.join(METHODS)}", config.ascent.method)
-    if (
-        config.ascent.method == "tag_balanced"
-    ):  # for callers with tags of their own, from `autoscale_ray.mixture`
-        raise ConfigError(
-            "ascent.method", "needs tag counts, which a run does not take", config.ascent.method
-        )
     if config.planner.factory != PlannerConfig().factory:
         _check_planner(config)
     require_faiss()

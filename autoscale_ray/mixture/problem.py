@@ -4,7 +4,7 @@ A method is ``Method(propose, final)``. Both functions look only at the history 
 the clusters (`ClusterInfo`) and at a config, and return weights keyed by cluster id; a run can therefore be
 replayed from its history alone. Weights become integer scene counts in `autoscale_ray.mixture.allocation`.
 
-Shape legend: K clusters, D descriptor dimensions, G tags.
+Shape legend: K clusters, D descriptor dimensions.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ class ClusterInfo:
     """Real training scenes per cluster, always all used; >= 0."""
     descriptors_KD: np.ndarray | None = None
     """Cluster centroids in the embedding, for methods that look at geometry."""
-    tag_counts_KG: np.ndarray | None = None
-    """Synthetic scenes per cluster and tag, for tag-balanced mixtures."""
 
     def __post_init__(self) -> None:
         num_clusters = len(self.cluster_ids)

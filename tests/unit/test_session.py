@@ -306,7 +306,7 @@ def test_some_pools_named_and_some_not(pools, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "override",
-    ["loop.budget=0", "loop.budget=-1", "loop.bugdet=3", "ascent.method=best", "ascent.method=tag_balanced"],
+    ["loop.budget=0", "loop.budget=-1", "loop.bugdet=3", "ascent.method=best"],
 )
 def test_bad_configuration(override, pools, tmp_path, capsys):
     fails(

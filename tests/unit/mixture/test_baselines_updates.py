@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autoscale_ray.mixture.baselines import fixed, laws, online, regression, selection, signals, skills
+from autoscale_ray.mixture.baselines import laws, online, regression, selection, signals, skills
 from autoscale_ray.mixture.problem import ClusterInfo, Observation
 
 LN2, LN3 = 0.6931471805599453, 1.0986122886681098
@@ -204,12 +204,6 @@ def test_chameleon():
     # logits 1.5/5 and 3/5: ratio exp(.3) = 1.3498588 for the common one
     info = _info((1, 1), descriptors_KD=np.diag(np.sqrt([40.0, 10.0])))
     assert selection.chameleon_share(info) == pytest.approx([1 / 2.3498588, 1.3498588 / 2.3498588], abs=1e-7)
-
-
-def test_tag_share():
-    # tag a: 3 of 4 scenes in the first cluster; tag b: all in the third: ((.75, .25, 0) + (0, 0, 1)) / 2
-    info = _info(tag_counts_KG=np.array([[3.0, 0, 0], [1, 0, 0], [0, 5, 0]]))
-    assert fixed.tag_share(info) == pytest.approx([0.375, 0.125, 0.5], abs=1e-12)
 
 
 def test_ridge_by_hand():
