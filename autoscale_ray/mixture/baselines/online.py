@@ -99,22 +99,6 @@ def doge_step(weights_K: Float64, scores_K: Float64, mu: float = DOGE_MU) -> Flo
     return on_simplex(weights_K * np.exp((scores_K - scores_K.max()) / mu))
 
 
-def exp3_reward(totals_K: Float64, policy_K: Float64, arm: int, reward: float) -> Float64:
-    """Credit one pull of one arm, importance weighted: R_i <- R_i + r / pi_i.
-
-    ODM, Albalak et al. 2023, arXiv 2312.02406, algorithm 1; alon-albalak/online-data-mixing 01827f7.
-
-    Args:
-        totals_K: R, estimated total rewards.
-        policy_K: pi, the probabilities that the arm was drawn with.
-        arm: i.
-        reward: r in [0, 1].
-    """
-    totals_K = totals_K.copy()
-    totals_K[arm] += reward / policy_K[arm]
-    return totals_K
-
-
 def exp3_policy(totals_K: Float64, step: int) -> Float64:
     """Return ODM's mixture: pi_i = (1 - K e_t) exp(e_{t-1} R_i) / sum_j exp(e_{t-1} R_j) + e_t.
 

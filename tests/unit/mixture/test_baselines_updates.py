@@ -74,11 +74,6 @@ def test_doge_cuts_conflicts_and_large_scores():
     )
 
 
-def test_odm_credits_the_arm_that_was_pulled():
-    # arm 1 drawn with probability 1/4, reward .5: R_1 = 1 + 2
-    assert online.exp3_reward(np.array([1.0, 1.0]), np.array([0.75, 0.25]), 1, 0.5).tolist() == [1.0, 3.0]
-
-
 def test_odm_mixture():
     # K = 2. t = 1: e_1 = min(.5, sqrt(.6931/2) = .589) = .5: all exploration
     assert online.exp3_policy(np.array([4.0, 0.0]), 1).tolist() == [0.5, 0.5]
@@ -184,13 +179,6 @@ def test_coreset_share():
     # as above, the largest pool at 0; its own radius counts as 10: (10, 1, 4, 10) / 25
     info = _info((9, 1, 1, 1), descriptors_KD=np.array([[0.0], [1], [4], [10]]))
     assert selection.coreset_share(info) == pytest.approx([0.4, 0.04, 0.16, 0.4], abs=1e-12)
-
-
-def test_entropy():
-    # (1/2, 1/4, 1/4): 1/2 ln 2 + 2 * 1/4 * 2 ln 2 = 1.5 ln 2
-    assert selection.entropy(np.array([[0.5, 0.25, 0.25], [1, 0, 0]])) == pytest.approx(
-        [1.5 * LN2, 0], abs=1e-12
-    )
 
 
 def test_leverage_scores():
