@@ -100,20 +100,17 @@ class Artifact:
         blob = self.blobs[name]
         return self._storage.fetch(blob.key, blob.sha256, blob.size)
 
-    def folder(self, prefix: str = "") -> Path:
-        """Return a local folder in which the verified blobs below a prefix have their own names; read only.
+    def folder(self) -> Path:
+        """Return a local folder in which the verified blobs have their own names; read only.
 
         Raises:
-            ArtifactError: No blob below the prefix, or content is missing or damaged.
+            ArtifactError: No blob, or content is missing or damaged.
         """
-        start = f"{prefix}/" if prefix else ""
-        files = {name[len(start) :]: self.path(name) for name in self.blobs if name.startswith(start)}
-        if not files:
-            raise ArtifactError(f"stage {self.stage}", f"has no files below {prefix!r}", sorted(self.blobs))
-        content = {
-            name[len(start) :]: blob.sha256 for name, blob in self.blobs.items() if name.startswith(start)
-        }
-        return _view(self._storage.views / f"{self.stage}-{fingerprint(content)[:16]}", files)
+        if not self.blobs:
+            raise ArtifactError(f"stage {self.stage}", "has no files")
+        content = {name: blob.sha256 for name, blob in self.blobs.items()}
+        view = self._storage.views / f"{self.stage}-{fingerprint(content)[:16]}"
+        return _view(view, {name: self.path(name) for name in self.blobs})
 
 
 @dataclass(frozen=True)
@@ -212,15 +209,12 @@ class RunStore:
         self._give(key, found, artifact)
         return artifact
 
-    def commit_round(
-        self, index: int, payload: Mapping[str, JSON], artifacts: Sequence[Artifact] = ()
-    ) -> RoundRecord:
+    def commit_round(self, index: int, payload: Mapping[str, JSON]) -> RoundRecord:
         """Publish a round: durable and visible to every later reader once this has returned.
 
         Args:
             index: The next round, or one that was published before with the same payload.
             payload: What the round is.
-            artifacts: Stages whose files the round needs; their names, sizes and sha256 enter the manifest.
 
         Raises:
             ArtifactError: The index is not the next one, or this round was published with another content.
@@ -229,7 +223,7 @@ class RunStore:
         """
         if not 0 <= index <= len(self._rounds):
             raise ArtifactError(f"round {index}", f"the next round is {len(self._rounds)}")
-        record, manifest = self._manifest(index, payload, artifacts)
+        record, manifest = self._manifest(index, payload)
         if index < len(self._rounds):
             return self._confirm(self._rounds[index], record)
         self._check_fence()
@@ -363,21 +357,17 @@ class RunStore:
         blobs = {name: Blob(name, **item) for name, item in body["blobs"].items()}
         return Artifact(name, mark, body["values"], blobs, self._storage)
 
-    def _manifest(
-        self, index: int, payload: Mapping[str, JSON], artifacts: Sequence[Artifact]
-    ) -> tuple[RoundRecord, bytes]:
+    def _manifest(self, index: int, payload: Mapping[str, JSON]) -> tuple[RoundRecord, bytes]:
         previous = self._rounds[index - 1].sha256 if index else self._root
         body = {"index": index, "previous": previous, "payload": plain(payload, f"round {index}")}
-        if artifacts:
-            body["artifacts"] = [_reference(artifact) for artifact in artifacts]
         manifest = canonical_json(body) + b"\n"
         return RoundRecord(index, previous, body["payload"], hashlib.sha256(manifest).hexdigest()), manifest
 
     def _confirm(self, published: RoundRecord, record: RoundRecord) -> RoundRecord:
         if published.sha256 == record.sha256:
             return published
-        difference = first_difference(published.payload, record.payload) or ("artifacts", "", "")
-        path, before, now = difference
+        difference = first_difference(published.payload, record.payload)
+        path, before, now = difference or ("the manifest", published.sha256, record.sha256)
         where = self._storage.where(_round_key(record.index))
         raise ArtifactError(where, f"was published with another content: {path} was {before!r}, is {now!r}")
 
@@ -499,11 +489,6 @@ def _chain(storage: Storage, manifests: Sequence[bytes], root: str) -> tuple[Rou
             raise ArtifactError(storage.where(_round_key(index)), "does not follow the round before it")
         records.append(RoundRecord(index, previous, body["payload"], hashlib.sha256(manifest).hexdigest()))
     return tuple(records)
-
-
-def _reference(artifact: Artifact) -> dict[str, Any]:
-    files = {name: {"sha256": blob.sha256, "size": blob.size} for name, blob in artifact.blobs.items()}
-    return {"stage": artifact.stage, "fingerprint": artifact.fingerprint, "files": files}
 
 
 def _view(view: Path, files: Mapping[str, Path]) -> Path:
