@@ -13,7 +13,6 @@ stop at each of them. `object_storage.ObjectStorage` is the other implementation
 from __future__ import annotations
 
 import abc
-import enum
 import errno
 import fcntl
 import hashlib
@@ -41,14 +40,6 @@ _LEASES: dict[tuple[int, Path], int] = {}
 """Descriptors of the leases of this process: closing one, by whomever, would let go of the lock."""
 
 
-class Outcome(enum.Enum):
-    """What is known after one attempt to create a name."""
-
-    CREATED = "created"
-    TAKEN = "taken"
-    UNKNOWN = "unknown"
-
-
 class Storage(abc.ABC):
     """Durable bytes under relative keys."""
 
@@ -72,13 +63,16 @@ class Storage(abc.ABC):
         """Return a number for every try of one call: as many as this storage is worth, with its pauses between."""
 
     @abc.abstractmethod
-    def create(self, key: str, data: bytes, writer: str) -> Outcome:
+    def create(self, key: str, data: bytes, writer: str) -> bool:
         """Create a durable object unless the name is taken; never overwrite.
 
         Args:
             key: Name of the object.
             data: Its whole content.
             writer: Token of the writer; names its temporary files.
+
+        Returns:
+            True where this attempt made it; False where the name is taken, or the outcome is unknown.
         """
 
     @abc.abstractmethod
@@ -140,7 +134,7 @@ def publish(storage: Storage, key: str, data: bytes, writer: str) -> bytes:
         StorageUnavailableError: Still unknown after all tries of this storage.
     """
     for _ in storage.tries():
-        if storage.create(key, data, writer) is Outcome.CREATED:
+        if storage.create(key, data, writer):
             return data
         found = storage.read(key)
         if found is not None:
@@ -264,24 +258,24 @@ class FolderStorage(Storage):
         """Return few tries: the outcome is unknown only where a later writer sweeps, and that happens once."""
         return range(1, NUM_ATTEMPTS + 1)
 
-    def create(self, key: str, data: bytes, writer: str) -> Outcome:
+    def create(self, key: str, data: bytes, writer: str) -> bool:
         """Create a file unless the name is taken."""
         temporary = f"tmp/{writer}-{next(self._numbers)}"
         self._ensure_folders(temporary, key)
+        is_made = True
         try:
             self._disk.write(temporary, data)
             self._disk.sync(temporary)
             self._disk.link(temporary, key)
-            outcome = Outcome.CREATED
         except FileExistsError:
-            outcome = Outcome.TAKEN
-        except FileNotFoundError:  # a later writer took us for dead and swept the temporary file
-            return Outcome.UNKNOWN
+            is_made = False
+        except FileNotFoundError:  # a later writer took us for dead and swept the temporary file: unknown
+            return False
         # Also when taken: whoever linked the name may have died before it was durable, and we rely on it now.
         self._disk.sync(_parent(key))
         with suppress(FileNotFoundError):
             self._disk.remove(temporary)
-        return outcome
+        return is_made
 
     def read(self, key: str) -> bytes | None:
         """Return the content of a file, or None."""
