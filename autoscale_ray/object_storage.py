@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from autoscale_ray.canonical import fingerprint
 from autoscale_ray.errors import ArtifactError, MissingExtraError, StorageUnavailableError, extra
 from autoscale_ray.files import cache_folder, remove_abandoned
-from autoscale_ray.storage import Storage, is_intact, is_running, this_process
+from autoscale_ray.storage import Storage, is_intact, is_running, object_key, this_process
 
 SCHEMES = ("s3", "gs", "az")
 
@@ -182,7 +182,7 @@ class ObjectStorage(Storage):
         return folder
 
     def _copy(self, sha256: str) -> Path:
-        return self._cache / "objects" / sha256[:2] / sha256
+        return self._cache / object_key(sha256)
 
     def _download(self, key: str, path: Path, sha256: str, size: int) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=self._own_scratch())

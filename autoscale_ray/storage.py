@@ -340,6 +340,11 @@ class FolderStorage(Storage):
                 self._folders.add(folder)
 
 
+def object_key(sha256: str) -> str:
+    """Return the content-addressed key of a content."""
+    return f"objects/{sha256[:2]}/{sha256}"
+
+
 def check_file(path: Path, sha256: str, size: int) -> None:
     """Check size, then content, of a file.
 

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoscale_ray.artifacts import RunStore, StaleWriterError, fingerprint, read_rounds
-from autoscale_ray.canonical import canonical_json, first_difference, seal, unseal
+from autoscale_ray.artifacts import RunStore, StaleWriterError
+from autoscale_ray.canonical import canonical_json, fingerprint, first_difference, seal, unseal
 from autoscale_ray.errors import ArtifactError, InvalidInputError
+from autoscale_ray.journal import read_rounds
 
 IDENTITY = {"seed": 1, "planner": {"num_steps": 800, "modes": [1, 2]}}
 PLAIN = st.recursive(

@@ -19,10 +19,11 @@ import pytest
 from rich.console import Console
 
 from autoscale_ray import tasks
-from autoscale_ray.artifacts import read_rounds, share_with
+from autoscale_ray.artifacts import share_with
 from autoscale_ray.cli import main
 from autoscale_ray.config import load_config
 from autoscale_ray.inputs import open_inputs
+from autoscale_ray.journal import read_rounds
 from autoscale_ray.mixture import METHODS
 from autoscale_ray.reporting.tables import round_table
 from autoscale_ray.scenes.pool import open_pool
