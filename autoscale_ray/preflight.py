@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from autoscale_ray.config import PlannerConfig, RunConfig
 from autoscale_ray.errors import ConfigError
-from autoscale_ray.loop import reads_gradients
 from autoscale_ray.mixture import METHODS
 from autoscale_ray.mixture.similarity import require_faiss
 
@@ -30,7 +29,7 @@ def _check_planner(config: RunConfig) -> None:
     from autoscale_ray.planning.spec import load_planner_spec
 
     spec = load_planner_spec(config.planner.factory, config.planner)
-    if reads_gradients(config.ascent.method) and spec.gradient is None:
+    if METHODS[config.ascent.method].reads_gradients and spec.gradient is None:
         raise ConfigError(
             "ascent.method",
             f"needs gradients, which {config.planner.factory} does not offer",

@@ -154,20 +154,18 @@ def gain_shift(fit: ResponseFit, alignment_PK: np.ndarray, dev_weights_PK: np.nd
     return slope_P[:, None] * h_PK / np.maximum(dev_weights_PK, 0.5 / num_clusters)
 
 
-def _by_ascent(estimator: Estimator, runs_per_step: int, feedback: tuple[str, ...] = ("scores_K",)) -> Method:
+def _by_ascent(estimator: Estimator, runs_per_step: int, *, reads_gradients: bool = False) -> Method:
     return Method(
         propose=propose_by_ascent(estimator, runs_per_step),
         final=recommend_by_ascent(estimator, runs_per_step),
-        feedback=feedback,
+        reads_gradients=reads_gradients,
     )
 
 
 METHODS: dict[str, Method] = {
     "response": Method(propose=propose_by_optimum(fit_history), final=recommend_by_optimum(fit_history)),
     "fused": Method(
-        propose=propose_by_optimum(fit_fused),
-        final=recommend_by_optimum(fit_fused),
-        feedback=("scores_K", "gradient_alignment_K"),
+        propose=propose_by_optimum(fit_fused), final=recommend_by_optimum(fit_fused), reads_gradients=True
     ),
     "response_ascent": _by_ascent(response, 2),
     "deficit": _by_ascent(deficit, 1),
@@ -175,7 +173,7 @@ METHODS: dict[str, Method] = {
     "progress": _by_ascent(progress, 1),
     "spsa": _by_ascent(spsa, 2),
     "vector_spsa": _by_ascent(vector_spsa, 2),
-    "alignment": _by_ascent(alignment, 1, ("gradient_alignment_K",)),
+    "alignment": _by_ascent(alignment, 1, reads_gradients=True),
 }
 """Cluster-GA (`response`, the default) and its variants by name."""
 

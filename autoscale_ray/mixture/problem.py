@@ -125,8 +125,8 @@ class Method:
     """Weights recommended after the last run."""
     num_search_runs: int | None = None
     """Runs the method can use: None = as many as it is given, 0 = needs no run."""
-    feedback: tuple[str, ...] = ("scores_K",)
-    """Fields of `Observation` and `Feedback` it reads."""
+    reads_gradients: bool = False
+    """Whether it reads the planner's gradients, which cost a probe after every round."""
 
 
 def align_history(history: History, info: ClusterInfo) -> History:

@@ -211,5 +211,5 @@ def odm(history: History, info: ClusterInfo, config: Any) -> Float64:
 GROUP_DRO = method_of(group_dro, group_dro)
 DOREMI = method_of(doremi, doremi_average)
 REMIX = method_of(remix, remix_average)
-DOGE = method_of(doge, doge_average, feedback=("gradient_gram_KK",))
+DOGE = method_of(doge, doge_average, reads_gradients=True)
 ODM = method_of(odm, odm)

@@ -121,4 +121,4 @@ def chameleon_share(info: ClusterInfo) -> Float64:
 
 K_CENTER = without_runs(coreset_share)
 CHAMELEON = without_runs(chameleon_share)
-UNCERTAINTY = method_of(doubt_share, doubt_share, feedback=("uncertainty_K", "scores_K"))
+UNCERTAINTY = method_of(doubt_share, doubt_share)

@@ -42,7 +42,7 @@ def method_of(
     final: Rule,
     *,
     num_search_runs: int | None = None,
-    feedback: tuple[str, ...] = ("scores_K",),
+    reads_gradients: bool = False,
 ) -> Method:
     """Wrap two rules on arrays as a method on weights keyed by cluster id.
 
@@ -50,7 +50,7 @@ def method_of(
         propose: Weights of the next run, any positive scale, in the order of the clusters.
         final: Weights recommended in the end.
         num_search_runs: Runs it can use, None = any.
-        feedback: What it reads.
+        reads_gradients: Whether it reads the planner's gradients.
     """
 
     def keyed(rule: Rule) -> Callable[[History, ClusterInfo, Any], Weights]:
@@ -60,7 +60,10 @@ def method_of(
         return weights
 
     return Method(
-        propose=keyed(propose), final=keyed(final), num_search_runs=num_search_runs, feedback=feedback
+        propose=keyed(propose),
+        final=keyed(final),
+        num_search_runs=num_search_runs,
+        reads_gradients=reads_gradients,
     )
 
 
@@ -70,7 +73,7 @@ def without_runs(rule: Callable[[ClusterInfo], Float64]) -> Method:
     def ignore_history(history: History, info: ClusterInfo, config: Any) -> Float64:
         return rule(info)
 
-    return method_of(ignore_history, ignore_history, num_search_runs=0, feedback=())
+    return method_of(ignore_history, ignore_history, num_search_runs=0)
 
 
 def on_simplex(weights_K: Float64) -> Float64:
