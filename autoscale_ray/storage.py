@@ -26,6 +26,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from autoscale_ray.errors import ArtifactError, StorageUnavailableError
+from autoscale_ray.files import sync
 
 NUM_ATTEMPTS = 8
 """Tries to take a name in a folder before the outcome is given up as unknown."""
@@ -153,7 +154,7 @@ class Disk:
     def make_root(self) -> None:
         """Make the root folder."""
         self.root.mkdir(parents=True, exist_ok=True)
-        _sync(self.root.parent)
+        sync(self.root.parent)
 
     def lease(self, key: str) -> None:
         """Lock a file until this process ends; without effect where the file system has no locks.
@@ -195,12 +196,12 @@ class Disk:
 
     def move_in(self, file: Path, key: str) -> None:
         """Make a local file's content durable and move it below the root, replacing what is there."""
-        _sync(file)
+        sync(file)
         os.replace(file, self.path(key))
 
     def sync(self, key: str) -> None:
         """Make the content of a file, or the names in a folder, durable."""
-        _sync(self.path(key))
+        sync(self.path(key))
 
     def link(self, source: str, target: str) -> None:
         """Give a file a second name; the name must be free."""
@@ -403,14 +404,6 @@ def _lock(descriptor: int) -> bool:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
             raise
     return True
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _parent(key: str) -> str:
