@@ -24,17 +24,15 @@ there what they have built. So a run touches the files of its own stages, howeve
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from autoscale_ray.canonical import (
     JSON,
@@ -48,10 +46,16 @@ from autoscale_ray.canonical import (
 from autoscale_ray.errors import ArtifactError, InvalidInputError
 from autoscale_ray.event_log import EventLog
 from autoscale_ray.files import link_or_copy
-from autoscale_ray.object_storage import SCHEMES, ObjectStorage, connect
-from autoscale_ray.storage import Disk, FolderStorage, Storage, publish, sha256_of
-
-__all__ = ["Artifact", "Blob", "RoundRecord", "RunStore", "StaleWriterError", "fingerprint", "read_rounds"]
+from autoscale_ray.journal import (
+    RoundRecord,
+    chain_of,
+    open_storage,
+    read_journal,
+    read_manifests,
+    round_key,
+    slot_key,
+)
+from autoscale_ray.storage import Disk, FolderStorage, Storage, object_key, publish, sha256_of
 
 SHARED = "shared"
 MAX_CONTESTS = 100
@@ -75,7 +79,7 @@ class Blob:
     @property
     def key(self) -> str:
         """Return where the content lies in the storage."""
-        return _object_key(self.sha256)
+        return object_key(self.sha256)
 
 
 @dataclass(frozen=True)
@@ -100,32 +104,17 @@ class Artifact:
         blob = self.blobs[name]
         return self._storage.fetch(blob.key, blob.sha256, blob.size)
 
-    def folder(self, prefix: str = "") -> Path:
-        """Return a local folder in which the verified blobs below a prefix have their own names; read only.
+    def folder(self) -> Path:
+        """Return a local folder in which the verified blobs have their own names; read only.
 
         Raises:
-            ArtifactError: No blob below the prefix, or content is missing or damaged.
+            ArtifactError: No blob, or content is missing or damaged.
         """
-        start = f"{prefix}/" if prefix else ""
-        files = {name[len(start) :]: self.path(name) for name in self.blobs if name.startswith(start)}
-        if not files:
-            raise ArtifactError(f"stage {self.stage}", f"has no files below {prefix!r}", sorted(self.blobs))
-        content = {
-            name[len(start) :]: blob.sha256 for name, blob in self.blobs.items() if name.startswith(start)
-        }
-        return _view(self._storage.views / f"{self.stage}-{fingerprint(content)[:16]}", files)
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """One published round."""
-
-    index: int
-    previous: str
-    """sha256 of the manifest before; of the run's identity for round 0."""
-    payload: Mapping[str, JSON]
-    sha256: str
-    """sha256 of this manifest."""
+        if not self.blobs:
+            raise ArtifactError(f"stage {self.stage}", "has no files")
+        content = {name: blob.sha256 for name, blob in self.blobs.items()}
+        view = self._storage.views / f"{self.stage}-{fingerprint(content)[:16]}"
+        return _view(view, {name: self.path(name) for name in self.blobs})
 
 
 class RunStore:
@@ -212,15 +201,12 @@ class RunStore:
         self._give(key, found, artifact)
         return artifact
 
-    def commit_round(
-        self, index: int, payload: Mapping[str, JSON], artifacts: Sequence[Artifact] = ()
-    ) -> RoundRecord:
+    def commit_round(self, index: int, payload: Mapping[str, JSON]) -> RoundRecord:
         """Publish a round: durable and visible to every later reader once this has returned.
 
         Args:
             index: The next round, or one that was published before with the same payload.
             payload: What the round is.
-            artifacts: Stages whose files the round needs; their names, sizes and sha256 enter the manifest.
 
         Raises:
             ArtifactError: The index is not the next one, or this round was published with another content.
@@ -229,13 +215,13 @@ class RunStore:
         """
         if not 0 <= index <= len(self._rounds):
             raise ArtifactError(f"round {index}", f"the next round is {len(self._rounds)}")
-        record, manifest = self._manifest(index, payload, artifacts)
+        record, manifest = self._manifest(index, payload)
         if index < len(self._rounds):
             return self._confirm(self._rounds[index], record)
         self._check_fence()
-        self._publish_same(_object_key(record.sha256), manifest)
+        self._publish_same(object_key(record.sha256), manifest)
         self._append({"kind": "round", "index": index, "sha256": record.sha256})
-        self._publish_same(_round_key(index), manifest)
+        self._publish_same(round_key(index), manifest)
         self._rounds = (*self._rounds, record)
         return record
 
@@ -254,9 +240,9 @@ class RunStore:
         for _ in range(MAX_CONTESTS):
             # Listed before the claim: what is there belongs to writers it supersedes, never to one after it.
             leftovers = self._storage.leftovers()
-            slots = _read_journal(self._storage)
-            manifests = _read_manifests(self._storage, slots)
-            self._rounds = _chain(self._storage, manifests, self._root)
+            slots = read_journal(self._storage)
+            manifests = read_manifests(self._storage, slots)
+            self._rounds = chain_of(self._storage, manifests, self._root)
             self._slot = len(slots)
             self._epoch = 1 + max((slot["epoch"] for slot in slots), default=0)
             try:
@@ -265,14 +251,14 @@ class RunStore:
                 continue
             self._events = EventLog(self._storage, f"events/{self._epoch:06d}.jsonl", self._clock)
             for index, manifest in enumerate(manifests):  # one may be committed and not yet visible by name
-                self._publish_same(_round_key(index), manifest)
+                self._publish_same(round_key(index), manifest)
             self._storage.sweep(leftovers)
             return
         raise ArtifactError(self._storage.where("journal"), f"lost {MAX_CONTESTS} claims in a row")
 
     def _append(self, event: Mapping[str, JSON]) -> None:
         body = {**event, "slot": self._slot, "epoch": self._epoch, "token": self._token}
-        key = _slot_key(self._slot)
+        key = slot_key(self._slot)
         data = seal(body)
         found = publish(self._storage, key, data, self._token)
         if found != data:
@@ -284,7 +270,7 @@ class RunStore:
             raise ArtifactError(self._storage.where(key), "is damaged: it holds another content")
 
     def _check_fence(self) -> None:
-        key = _slot_key(self._slot)
+        key = slot_key(self._slot)
         found = self._storage.read(key)
         # Our own entry may stand there already, from a call whose outcome stayed unknown.
         if found is not None and unseal(self._storage.where(key), found)["token"] != self._token:
@@ -363,38 +349,19 @@ class RunStore:
         blobs = {name: Blob(name, **item) for name, item in body["blobs"].items()}
         return Artifact(name, mark, body["values"], blobs, self._storage)
 
-    def _manifest(
-        self, index: int, payload: Mapping[str, JSON], artifacts: Sequence[Artifact]
-    ) -> tuple[RoundRecord, bytes]:
+    def _manifest(self, index: int, payload: Mapping[str, JSON]) -> tuple[RoundRecord, bytes]:
         previous = self._rounds[index - 1].sha256 if index else self._root
         body = {"index": index, "previous": previous, "payload": plain(payload, f"round {index}")}
-        if artifacts:
-            body["artifacts"] = [_reference(artifact) for artifact in artifacts]
         manifest = canonical_json(body) + b"\n"
         return RoundRecord(index, previous, body["payload"], hashlib.sha256(manifest).hexdigest()), manifest
 
     def _confirm(self, published: RoundRecord, record: RoundRecord) -> RoundRecord:
         if published.sha256 == record.sha256:
             return published
-        difference = first_difference(published.payload, record.payload) or ("artifacts", "", "")
-        path, before, now = difference
-        where = self._storage.where(_round_key(record.index))
+        difference = first_difference(published.payload, record.payload)
+        path, before, now = difference or ("the manifest", published.sha256, record.sha256)
+        where = self._storage.where(round_key(record.index))
         raise ArtifactError(where, f"was published with another content: {path} was {before!r}, is {now!r}")
-
-
-def read_rounds(run_dir: str) -> tuple[RoundRecord, ...]:
-    """Return the published rounds of a run, without claiming it; writers are not disturbed.
-
-    Raises:
-        ArtifactError: No run there, or a manifest or journal slot is missing or damaged.
-    """
-    return read_chain(open_storage(run_dir))
-
-
-def read_chain(storage: Storage) -> tuple[RoundRecord, ...]:
-    """Return the published rounds in a storage; see `read_rounds`."""
-    manifests = _read_manifests(storage, _read_journal(storage))
-    return _chain(storage, manifests, fingerprint(_read_identity(storage)))
 
 
 def share_with(run_dir: Path, shared: Path) -> None:
@@ -407,15 +374,6 @@ def share_with(run_dir: Path, shared: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         (run_dir / SHARED).symlink_to(shared.absolute())
-
-
-def open_storage(run_dir: str) -> Storage:
-    scheme = urlsplit(run_dir).scheme
-    if scheme in SCHEMES:
-        return ObjectStorage(connect(run_dir), run_dir)
-    if "://" in run_dir:
-        raise ArtifactError(scheme, f"a run directory is a local path or one of {', '.join(SCHEMES)}://")
-    return FolderStorage(Disk(Path(run_dir)))
 
 
 def check_same_run(run_dir: str, identity: Mapping[str, Any]) -> None:
@@ -448,64 +406,6 @@ def _compare(storage: Storage, held: Mapping[str, Any], identity: Mapping[str, A
         raise ArtifactError(storage.where("run.json"), rule)
 
 
-def _read_identity(storage: Storage) -> dict[str, Any]:
-    found = storage.read("run.json")
-    if found is None:
-        raise ArtifactError(storage.where("run.json"), "no such run")
-    return unseal(storage.where("run.json"), found)
-
-
-def _read_journal(storage: Storage) -> list[dict[str, Any]]:
-    """Return the journal's slots, by forward probe because a listing may lag, checked against the listing."""
-    slots: list[dict[str, Any]] = []
-    # Listed first: what is there now must be found below, what others add meanwhile need not.
-    listed, rounds = storage.names("journal"), storage.names("rounds")
-    while (found := storage.read(_slot_key(len(slots)))) is not None:
-        where = storage.where(_slot_key(len(slots)))
-        slots.append(unseal(where, found))
-        if slots[-1].get("slot") != len(slots) - 1:
-            raise ArtifactError(where, "is damaged: it holds another slot")
-    if len(listed) > len(slots) or len(rounds) > len(_round_hashes(slots)):
-        raise ArtifactError(
-            storage.where(_slot_key(len(slots))), "is missing: there are later slots or rounds"
-        )
-    return slots
-
-
-def _round_hashes(slots: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [slot["sha256"] for slot in slots if slot["kind"] == "round"]
-
-
-def _read_manifests(storage: Storage, slots: Sequence[Mapping[str, Any]]) -> list[bytes]:
-    return [_read_manifest(storage, index, sha256) for index, sha256 in enumerate(_round_hashes(slots))]
-
-
-def _read_manifest(storage: Storage, index: int, sha256: str) -> bytes:
-    for key in (_round_key(index), _object_key(sha256)):
-        found = storage.read(key)
-        if found is not None:
-            if hashlib.sha256(found).hexdigest() != sha256:
-                raise ArtifactError(storage.where(key), f"is damaged: must have sha256 {sha256}")
-            return found
-    raise ArtifactError(storage.where(_round_key(index)), "is missing")
-
-
-def _chain(storage: Storage, manifests: Sequence[bytes], root: str) -> tuple[RoundRecord, ...]:
-    records: list[RoundRecord] = []
-    for index, manifest in enumerate(manifests):
-        body = json.loads(manifest)
-        previous = records[-1].sha256 if records else root
-        if (body["index"], body["previous"]) != (index, previous):
-            raise ArtifactError(storage.where(_round_key(index)), "does not follow the round before it")
-        records.append(RoundRecord(index, previous, body["payload"], hashlib.sha256(manifest).hexdigest()))
-    return tuple(records)
-
-
-def _reference(artifact: Artifact) -> dict[str, Any]:
-    files = {name: {"sha256": blob.sha256, "size": blob.size} for name, blob in artifact.blobs.items()}
-    return {"stage": artifact.stage, "fingerprint": artifact.fingerprint, "files": files}
-
-
 def _view(view: Path, files: Mapping[str, Path]) -> Path:
     """Make a folder of links to files in one step; a whole view is used again."""
     if all(_same(view / name, path) for name, path in files.items()):
@@ -524,15 +424,3 @@ def _view(view: Path, files: Mapping[str, Path]) -> Path:
 
 def _same(view: Path, path: Path) -> bool:
     return view.exists() and (view.samefile(path) or sha256_of(view) == sha256_of(path))
-
-
-def _slot_key(slot: int) -> str:
-    return f"journal/{slot:06d}.json"
-
-
-def _round_key(index: int) -> str:
-    return f"rounds/{index:05d}.json"
-
-
-def _object_key(sha256: str) -> str:
-    return f"objects/{sha256[:2]}/{sha256}"

@@ -405,11 +405,6 @@ def override_of(name: str, value: object) -> str:
     return f"{name}={json.dumps(value, ensure_ascii=False, default=str)}"
 
 
-def check_config(config: RunConfig) -> RunConfig:
-    """Validate a configuration that was built in Python; return it with every value coerced to its type."""
-    return _validated(dataclasses.asdict(config), "RunConfig")
-
-
 def identity(config: RunConfig) -> dict[str, Any]:
     """Return what bears on the rounds of a run: the tree without what may change when it is continued.
 

@@ -68,6 +68,15 @@ def remove_abandoned(folder: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def sync(path: Path) -> None:
+    """Make the content of a file, or the names in a folder, outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def link_or_copy(path: Path, target: Path) -> None:
     """Give a file a second name, or copy it where the file system refuses: another one, or no more links to a file.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from autoscale_ray.artifacts import fingerprint
+from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import RunConfig
 from autoscale_ray.errors import ConfigError, PoolError
 from autoscale_ray.records import SIDES

@@ -70,7 +70,7 @@ def play(
         selection=selection,
         planners=planners,
         scores=stages.evaluate(planners, clusters, "dev"),
-        probed=stages.probe(planners, clusters) if reads_gradients(config.ascent.method) else {},
+        probed=stages.probe(planners, clusters) if METHODS[config.ascent.method].reads_gradients else {},
     )
     stages.publish(clusters, (*history, finished))
     return finished
@@ -102,11 +102,6 @@ def compare(
         planners = stages.train(selection, seeds)
         arms.append(Arm(name=name, selection=selection, scores=stages.evaluate(planners, clusters, "test")))
     return tuple(arms)
-
-
-def reads_gradients(method: str) -> bool:
-    """Say whether a mixture method reads the planner's gradients, which cost a probe after every round."""
-    return any(name.startswith("gradient_") for name in METHODS[method].feedback)
 
 
 def cluster_info(clusters: Clusters, budget: int) -> ClusterInfo:

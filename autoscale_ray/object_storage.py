@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from autoscale_ray.canonical import fingerprint
 from autoscale_ray.errors import ArtifactError, MissingExtraError, StorageUnavailableError, extra
 from autoscale_ray.files import cache_folder, remove_abandoned
-from autoscale_ray.storage import Outcome, Storage, is_intact, is_running, this_process
+from autoscale_ray.storage import Storage, is_intact, is_running, object_key, this_process
 
 SCHEMES = ("s3", "gs", "az")
 
@@ -98,15 +98,13 @@ class ObjectStorage(Storage):
             self._pause(self._random.uniform(0.5, 1.0) * pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    def create(self, key: str, data: bytes, writer: str) -> Outcome:
-        """Put with If-None-Match; whatever is neither a success nor a refusal leaves the outcome unknown."""
+    def create(self, key: str, data: bytes, writer: str) -> bool:
+        """Put with If-None-Match; whatever is no success is either a taken name or unknown."""
         try:
             self._ask(key, lambda: self._put(key, data, mode="create"))
-        except _errors().AlreadyExistsError:
-            return Outcome.TAKEN
         except _errors().BaseError:
-            return Outcome.UNKNOWN
-        return Outcome.CREATED
+            return False
+        return True
 
     def read(self, key: str) -> bytes | None:
         """Return the content of an object, or None."""
@@ -184,7 +182,7 @@ class ObjectStorage(Storage):
         return folder
 
     def _copy(self, sha256: str) -> Path:
-        return self._cache / "objects" / sha256[:2] / sha256
+        return self._cache / object_key(sha256)
 
     def _download(self, key: str, path: Path, sha256: str, size: int) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=self._own_scratch())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from autoscale_ray.config import PlannerConfig, RunConfig
 from autoscale_ray.errors import ConfigError
-from autoscale_ray.loop import reads_gradients
 from autoscale_ray.mixture import METHODS
 from autoscale_ray.mixture.similarity import require_faiss
 
@@ -14,18 +13,12 @@ def check_ready(config: RunConfig) -> None:
     method reads, no faiss.
 
     Raises:
-        ConfigError: Unknown method or planner, a method that needs tag counts, or one that needs gradients with a
-            planner that has none, or a warm start of a planner that is not the built-in one.
+        ConfigError: Unknown method or planner, a method that needs gradients with a planner that has none, or a
+            warm start of a planner that is not the built-in one.
         MissingExtraError: faiss is not installed.
     """
     if config.ascent.method not in METHODS:
         raise ConfigError("ascent.method", f"must be one of {', '.join(METHODS)}", config.ascent.method)
-    if (
-        config.ascent.method == "tag_balanced"
-    ):  # for callers with tags of their own, from `autoscale_ray.mixture`
-        raise ConfigError(
-            "ascent.method", "needs tag counts, which a run does not take", config.ascent.method
-        )
     if config.planner.factory != PlannerConfig().factory:
         _check_planner(config)
     require_faiss()
@@ -36,7 +29,7 @@ def _check_planner(config: RunConfig) -> None:
     from autoscale_ray.planning.spec import load_planner_spec
 
     spec = load_planner_spec(config.planner.factory, config.planner)
-    if reads_gradients(config.ascent.method) and spec.gradient is None:
+    if METHODS[config.ascent.method].reads_gradients and spec.gradient is None:
         raise ConfigError(
             "ascent.method",
             f"needs gradients, which {config.planner.factory} does not offer",

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from autoscale_ray import __version__, tasks
-from autoscale_ray.artifacts import Artifact, RunStore, fingerprint
+from autoscale_ray.artifacts import Artifact, RunStore
+from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import RunConfig, derive_seed
 from autoscale_ray.errors import ConfigError
 from autoscale_ray.inputs import Inputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoscale_ray.artifacts import fingerprint
+from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import RunConfig
 from autoscale_ray.errors import ConfigError
 from autoscale_ray.files import cache_folder

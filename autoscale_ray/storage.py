@@ -13,7 +13,6 @@ stop at each of them. `object_storage.ObjectStorage` is the other implementation
 from __future__ import annotations
 
 import abc
-import enum
 import errno
 import fcntl
 import hashlib
@@ -27,6 +26,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from autoscale_ray.errors import ArtifactError, StorageUnavailableError
+from autoscale_ray.files import sync
 
 NUM_ATTEMPTS = 8
 """Tries to take a name in a folder before the outcome is given up as unknown."""
@@ -39,14 +39,6 @@ LEFTOVERS = ("tmp", "scratch", "views")
 
 _LEASES: dict[tuple[int, Path], int] = {}
 """Descriptors of the leases of this process: closing one, by whomever, would let go of the lock."""
-
-
-class Outcome(enum.Enum):
-    """What is known after one attempt to create a name."""
-
-    CREATED = "created"
-    TAKEN = "taken"
-    UNKNOWN = "unknown"
 
 
 class Storage(abc.ABC):
@@ -72,13 +64,16 @@ class Storage(abc.ABC):
         """Return a number for every try of one call: as many as this storage is worth, with its pauses between."""
 
     @abc.abstractmethod
-    def create(self, key: str, data: bytes, writer: str) -> Outcome:
+    def create(self, key: str, data: bytes, writer: str) -> bool:
         """Create a durable object unless the name is taken; never overwrite.
 
         Args:
             key: Name of the object.
             data: Its whole content.
             writer: Token of the writer; names its temporary files.
+
+        Returns:
+            True where this attempt made it; False where the name is taken, or the outcome is unknown.
         """
 
     @abc.abstractmethod
@@ -140,7 +135,7 @@ def publish(storage: Storage, key: str, data: bytes, writer: str) -> bytes:
         StorageUnavailableError: Still unknown after all tries of this storage.
     """
     for _ in storage.tries():
-        if storage.create(key, data, writer) is Outcome.CREATED:
+        if storage.create(key, data, writer):
             return data
         found = storage.read(key)
         if found is not None:
@@ -159,7 +154,7 @@ class Disk:
     def make_root(self) -> None:
         """Make the root folder."""
         self.root.mkdir(parents=True, exist_ok=True)
-        _sync(self.root.parent)
+        sync(self.root.parent)
 
     def lease(self, key: str) -> None:
         """Lock a file until this process ends; without effect where the file system has no locks.
@@ -201,12 +196,12 @@ class Disk:
 
     def move_in(self, file: Path, key: str) -> None:
         """Make a local file's content durable and move it below the root, replacing what is there."""
-        _sync(file)
+        sync(file)
         os.replace(file, self.path(key))
 
     def sync(self, key: str) -> None:
         """Make the content of a file, or the names in a folder, durable."""
-        _sync(self.path(key))
+        sync(self.path(key))
 
     def link(self, source: str, target: str) -> None:
         """Give a file a second name; the name must be free."""
@@ -264,24 +259,24 @@ class FolderStorage(Storage):
         """Return few tries: the outcome is unknown only where a later writer sweeps, and that happens once."""
         return range(1, NUM_ATTEMPTS + 1)
 
-    def create(self, key: str, data: bytes, writer: str) -> Outcome:
+    def create(self, key: str, data: bytes, writer: str) -> bool:
         """Create a file unless the name is taken."""
         temporary = f"tmp/{writer}-{next(self._numbers)}"
         self._ensure_folders(temporary, key)
+        is_made = True
         try:
             self._disk.write(temporary, data)
             self._disk.sync(temporary)
             self._disk.link(temporary, key)
-            outcome = Outcome.CREATED
         except FileExistsError:
-            outcome = Outcome.TAKEN
-        except FileNotFoundError:  # a later writer took us for dead and swept the temporary file
-            return Outcome.UNKNOWN
+            is_made = False
+        except FileNotFoundError:  # a later writer took us for dead and swept the temporary file: unknown
+            return False
         # Also when taken: whoever linked the name may have died before it was durable, and we rely on it now.
         self._disk.sync(_parent(key))
         with suppress(FileNotFoundError):
             self._disk.remove(temporary)
-        return outcome
+        return is_made
 
     def read(self, key: str) -> bytes | None:
         """Return the content of a file, or None."""
@@ -346,6 +341,11 @@ class FolderStorage(Storage):
                 self._folders.add(folder)
 
 
+def object_key(sha256: str) -> str:
+    """Return the content-addressed key of a content."""
+    return f"objects/{sha256[:2]}/{sha256}"
+
+
 def check_file(path: Path, sha256: str, size: int) -> None:
     """Check size, then content, of a file.
 
@@ -404,14 +404,6 @@ def _lock(descriptor: int) -> bool:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
             raise
     return True
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _parent(key: str) -> str:

@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 import torch
 from scipy import stats
 
-from autoscale_ray.artifacts import RunStore, fingerprint
+from autoscale_ray.artifacts import RunStore
+from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import RunConfig, derive_seed, load_config
 from autoscale_ray.inputs import Inputs, open_inputs
 from autoscale_ray.local import LocalStages

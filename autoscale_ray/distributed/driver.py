@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from autoscale_ray.artifacts import fingerprint
+from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import RunConfig, identity
 from autoscale_ray.distributed.board import AnyTask, TaskBoard
 from autoscale_ray.distributed.resources import NAMESPACE, set_environment, train_environment

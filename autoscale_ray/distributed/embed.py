@@ -6,8 +6,6 @@ the pool's own memory-mapped cache and writes ids and embeddings to a part file.
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from autoscale_ray.config import RayConfig
 from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.devices import worker_device
 from autoscale_ray.errors import AutoScaleError, InputRejectedError
+from autoscale_ray.files import in_one_step
 from autoscale_ray.representation.training import GRAPH_CHUNK, embed_batch, load
 from autoscale_ray.scenes.pool import ScenePool, open_pool
 
@@ -69,7 +68,8 @@ class RangeEmbedder:
         # A task whose embedder was killed is run again from its first range.
         if not is_whole(item, ids):
             z_ND = embed_batch(self._model, pool.batch(np.arange(start, stop), ids)).cpu().numpy()
-            write_part(ids, z_ND, Path(item["part"]))
+            with in_one_step(Path(item["part"])) as temporary:
+                tasks.write_embeddings(ids, z_ND, temporary)
         return stop - start
 
 
@@ -163,10 +163,3 @@ def is_whole(item: dict[str, Any], scene_ids: np.ndarray) -> bool:
     except (InputRejectedError, pa.ArrowInvalid, OSError):
         return False
     return np.array_equal(ids, scene_ids)
-
-
-def write_part(scene_ids: np.ndarray, embeddings_ND: np.ndarray, path: Path) -> None:
-    """Write a part in one step: a killed writer leaves a temporary name, never half a part."""
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    tasks.write_embeddings(scene_ids, embeddings_ND, temporary)
-    os.replace(temporary, path)

@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from autoscale_ray import tasks
-from autoscale_ray.artifacts import RunStore, fingerprint
+from autoscale_ray.artifacts import RunStore
+from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import RunConfig
 from autoscale_ray.distributed.board import EncoderTask, Task, TaskBoard
 from autoscale_ray.distributed.deadline import Deadline

@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from autoscale_ray.artifacts import RoundRecord, open_storage, read_rounds
 from autoscale_ray.errors import AutoScaleError
+from autoscale_ray.journal import RoundRecord, open_storage, read_rounds
 from autoscale_ray.run_folder import local_folder
 
 REACH_TIMEOUT_S = 2.0

@@ -17,7 +17,6 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.searcher import Searcher
 from rich.console import Console
 
-from autoscale_ray.artifacts import read_rounds
 from autoscale_ray.distributed.driver import end_driver, follow, start_driver
 from autoscale_ray.distributed.resources import connect, needs_of, wait_for_room
 from autoscale_ray.distributed.sweep_plan import (
@@ -31,6 +30,7 @@ from autoscale_ray.distributed.sweep_plan import (
 from autoscale_ray.distributed.sweep_report import sweep_table, write_sweep
 from autoscale_ray.distributed.trial import SCORE, TIME, run_trial, swept_of, trial_dir
 from autoscale_ray.errors import ArtifactError, AutoScaleError
+from autoscale_ray.journal import read_rounds
 
 FIRST_STOP = 2
 """Rounds before a trial may stop: the first round is real-only, the same for all budgets."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from autoscale_ray.artifacts import fingerprint
+from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import RunConfig, load_config, override_of
 from autoscale_ray.distributed.resources import Needs, ResourcesError
 from autoscale_ray.distributed.session import with_absolute_paths

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from autoscale_ray.artifacts import fingerprint
+from autoscale_ray.canonical import fingerprint
 
 PROJECT = "autoscale"
 

@@ -1,24 +1,20 @@
 """From weights to scene counts: water-filling under pool caps, then integers.
 
-Three pure rules, all keyed by the order of the arrays given; `allocate` is the name-keyed front.
+Two pure rules, keyed by the order of the arrays given; `allocate` is the name-keyed front.
 
 - `waterfill`: n_k = min(P_k, lambda w_k) with lambda so that the sum is min(B, sum P): an exhausted pool spills over
   to the others in proportion to their weights.
 - `largest_remainder`: integers nearest to a real allocation, |n_k - x_k| < 1.
-- `divisor`: Sainte-Lague/Webster, whose counts never shrink when the budget grows (nested budgets).
 
 Shape legend: K clusters; leading axes ``...`` are independent problems.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 
-from autoscale_ray.errors import InvalidInputError
 from autoscale_ray.mixture.problem import ClusterInfo, Weights, as_array
 
 LEAST_WEIGHT = 1e-200
@@ -77,57 +73,22 @@ def largest_remainder(real_K: np.ndarray, caps_K: np.ndarray, names: tuple[str, 
     return floors_K
 
 
-def divisor(weights_K: np.ndarray, caps_K: np.ndarray, budget: int, names: tuple[str, ...]) -> np.ndarray:
-    """Give seats one by one to the largest w_k / (2 n_k + 1) below its cap (Sainte-Lague, Webster).
-
-    The counts for budget B + 1 are those for B plus one scene, so budgets nest. Zero-weight pools are used, by
-    size, only after every other pool is empty.
-
-    Args:
-        weights_K: (K,) weights >= 0.
-        caps_K: (K,) integer pool sizes.
-        budget: Scenes, >= 0.
-        names: Cluster ids, for ties.
-
-    Returns:
-        (K,) int64 counts.
-    """
-    caps = np.asarray(caps_K).astype(np.int64)
-    counts_K = np.zeros(len(names), dtype=np.int64)
-    weights_K = np.asarray(weights_K, float)
-    for group_K in (
-        np.where(weights_K > 0, weights_K, 0.0),
-        np.where(weights_K > 0, 0.0, caps.astype(float)),
-    ):
-        left = min(budget, int(caps.sum())) - int(counts_K.sum())
-        _hand_out(counts_K, group_K, caps, left, names)
-    return counts_K
-
-
-def allocate(
-    weights: Weights, info: ClusterInfo, method: Literal["largest_remainder", "divisor"] = "largest_remainder"
-) -> dict[str, int]:
+def allocate(weights: Weights, info: ClusterInfo) -> dict[str, int]:
     """Turn weights keyed by cluster id into integer scene counts under pool caps.
 
     Args:
         weights: Weight per cluster id, >= 0, any scale.
         info: Clusters with pool sizes and the budget.
-        method: ``largest_remainder`` (nearest) or ``divisor`` (nested budgets).
 
     Returns:
         Scene count per cluster id; the sum is min(budget, pool).
 
     Raises:
-        InvalidInputError: A name is missing or unknown, a weight is negative or NaN, or the method is unknown.
+        InvalidInputError: A name is missing or unknown, or a weight is negative or NaN.
     """
     weights_K = as_array(weights, info)
     caps_K = np.floor(info.pool_sizes_K).astype(np.int64)
-    if method == "divisor":
-        counts_K = divisor(weights_K, caps_K, info.budget, info.cluster_ids)
-    elif method == "largest_remainder":
-        counts_K = largest_remainder(waterfill(weights_K, caps_K, info.budget), caps_K, info.cluster_ids)
-    else:
-        raise InvalidInputError("allocate.method", "must be largest_remainder or divisor", method)
+    counts_K = largest_remainder(waterfill(weights_K, caps_K, info.budget), caps_K, info.cluster_ids)
     return {name: int(count) for name, count in zip(info.cluster_ids, counts_K, strict=True)}
 
 
@@ -168,22 +129,3 @@ def _fill(weights_K: np.ndarray, caps_K: np.ndarray, total: np.ndarray) -> np.nd
     return np.where(
         weights_K > 0, np.minimum(caps_K, np.maximum(level, 0.0) * np.where(weights_K > 0, weights_K, 1)), 0.0
     )
-
-
-def _hand_out(
-    counts_K: np.ndarray, weights_K: np.ndarray, caps_K: np.ndarray, num_seats: int, names: tuple[str, ...]
-) -> None:
-    """Hand out seats in place by the highest quotient."""
-    heap = [
-        (-weights_K[index] / (2 * counts_K[index] + 1), names[index], index)
-        for index in range(len(names))
-        if weights_K[index] > 0 and counts_K[index] < caps_K[index]
-    ]
-    heapq.heapify(heap)
-    for _ in range(num_seats):
-        if not heap:
-            return
-        _, name, index = heapq.heappop(heap)
-        counts_K[index] += 1
-        if counts_K[index] < caps_K[index]:
-            heapq.heappush(heap, (-weights_K[index] / (2 * counts_K[index] + 1), name, index))

@@ -258,7 +258,7 @@ def merge_below_floor(
         centroids_FD: Unit fine centroids.
         sizes_F: Training scenes of each fine cluster.
         dev_F: Dev scenes of each fine cluster.
-        min_dev_scenes: Floor, see `min_dev_scenes`; one cluster is left even where all are below it.
+        min_dev_scenes: Floor; one cluster is left even where all are below it.
 
     Returns:
         Labels in [0, K') in the order of the old ones.
@@ -274,18 +274,6 @@ def merge_below_floor(
         cosine_K = means_KD @ means_KD[poorest]
         cosine_K[poorest] = -np.inf
         labels_F[labels_F == alive_K[poorest]] = alive_K[int(np.argmax(cosine_K))]
-
-
-def min_dev_scenes(smallest_effect: float, paired_sd: float = 0.206) -> int:
-    """Return the dev scenes a cluster needs for an effect to stand out: (2.8 sd / effect)^2, rounded up.
-
-    2.8 = 1.96 + 0.84: 5 % two-sided level, 80 % power (specification, clusters; sd measured on navtest).
-
-    Args:
-        smallest_effect: Score difference to resolve, in (0, 1].
-        paired_sd: SD over scenes of the paired score difference.
-    """
-    return int(np.ceil((2.8 * paired_sd / smallest_effect) ** 2 - 1e-9))
 
 
 def random_labels(num_scenes: int, shares_K: NDArray[Any], seed: int) -> Int64:

@@ -2,8 +2,8 @@
 
 Every estimator returns dF / d log w_k with a standard deviation, NaN where a cluster is unknown
 (docs/cluster_ga.md, The estimators). `deficit` and `excess` read scores only; `progress` fits a learning curve per
-cluster; `spsa` and `vector_spsa` read antithetic pairs; `response` and `fused` use the Bayesian response curves;
-`alignment` reads gradient dot products.
+cluster; `spsa` and `vector_spsa` read antithetic pairs; `response` uses the Bayesian response curves; `alignment`
+reads gradient dot products. The method `fused` joins the last two in one fit.
 
 Shape legend: T runs, Q pairs, K clusters, L laws.
 """
@@ -45,15 +45,10 @@ def deficit(history: History, info: ClusterInfo, config: AscentConfig) -> Gradie
 
 
 def excess(history: History, info: ClusterInfo, config: AscentConfig) -> Gradient:
-    """g_k = v_k max(0, y_ref,k - y_k): chase what a reference run did better (DoReMi's excess loss on scores).
-
-    The reference is ``reference_losses_K`` of the last run where recorded (y = 1 - loss), else the first run.
-    """
+    """g_k = v_k max(0, y_ref,k - y_k): chase what the first run did better (DoReMi's excess loss on scores)."""
     scores_K, sd_K = _last_scores(history, info, config)
-    last, first = align_history((history[-1], searched(history)[0]), info)
-    losses_K = last.feedback.reference_losses_K
-    reference_K = first.scores_K if losses_K is None else 1.0 - losses_K
-    gap_K = np.where(np.isnan(scores_K), np.nan, np.maximum(0.0, reference_K - scores_K))
+    (first,) = align_history(searched(history)[:1], info)
+    gap_K = np.where(np.isnan(scores_K), np.nan, np.maximum(0.0, first.scores_K - scores_K))
     return Gradient(info.dev_weights_K * gap_K, info.dev_weights_K * sd_K * np.sqrt(2))
 
 
@@ -107,7 +102,17 @@ def vector_spsa(history: History, info: ClusterInfo, config: AscentConfig) -> Gr
 
 def response(history: History, info: ClusterInfo, config: AscentConfig) -> Gradient:
     """g_k = x_k (v_k sum_l E[a_kl] phi_l'(x_k) + sum_i v_i E[b_ik]) at the last mixture, with posterior sd."""
-    return _curve_gradient(fit_history(history, info, config), history, info)
+    fit = fit_history(history, info, config)
+    aligned = align_history(searched(history)[-1:], info)
+    shares_K = (
+        aligned[0].counts_K / uniform_share(info) if aligned else start_weights(info) * len(info.cluster_ids)
+    )
+    slopes_KL = law_slopes(shares_K)
+    own_K = (fit.gains_PKL[0] * slopes_KL).sum(1)
+    variance_K = np.maximum((fit.gain_squares_PKL[0] * slopes_KL**2).sum(1) - own_K**2, 0.0)
+    spill_K = info.dev_weights_K @ fit.spills_PKJ[0]
+    mean_K = shares_K * (info.dev_weights_K * own_K + spill_K)
+    return Gradient(mean_K, shares_K * info.dev_weights_K * np.sqrt(variance_K))
 
 
 def alignment(history: History, info: ClusterInfo, config: AscentConfig) -> Gradient:
@@ -119,13 +124,8 @@ def alignment(history: History, info: ClusterInfo, config: AscentConfig) -> Grad
     return _flat(info) if h_K is None else Gradient(h_K, np.where(np.isnan(h_K), np.nan, 0.0))
 
 
-def fused(history: History, info: ClusterInfo, config: AscentConfig) -> Gradient:
-    """Like `response`, with alignment as the prior mean of the gains, weighted by how well it agreed so far."""
-    return _curve_gradient(fit_fused(history, info, config), history, info)
-
-
 def fit_fused(history: History, info: ClusterInfo, config: AscentConfig) -> ResponseFit:
-    """Fit the responses twice: once alone, then with prior means beta h_k / v_k.
+    """Fit the responses twice: once alone, then with alignment as the prior means of the gains, beta h_k / v_k.
 
     beta is the least-squares slope of the first fit's v_k a_k on h_k, shrunk by their squared correlation, so that
     an alignment that disagrees with the measured gains is ignored.
@@ -154,33 +154,18 @@ def gain_shift(fit: ResponseFit, alignment_PK: np.ndarray, dev_weights_PK: np.nd
     return slope_P[:, None] * h_PK / np.maximum(dev_weights_PK, 0.5 / num_clusters)
 
 
-ESTIMATORS: dict[str, Estimator] = {
-    "deficit": deficit,
-    "excess": excess,
-    "progress": progress,
-    "spsa": spsa,
-    "vector_spsa": vector_spsa,
-    "response": response,
-    "alignment": alignment,
-    "fused": fused,
-}
-"""Estimators by name."""
-
-
-def _by_ascent(estimator: Estimator, runs_per_step: int, feedback: tuple[str, ...] = ("scores_K",)) -> Method:
+def _by_ascent(estimator: Estimator, runs_per_step: int, *, reads_gradients: bool = False) -> Method:
     return Method(
         propose=propose_by_ascent(estimator, runs_per_step),
         final=recommend_by_ascent(estimator, runs_per_step),
-        feedback=feedback,
+        reads_gradients=reads_gradients,
     )
 
 
 METHODS: dict[str, Method] = {
     "response": Method(propose=propose_by_optimum(fit_history), final=recommend_by_optimum(fit_history)),
     "fused": Method(
-        propose=propose_by_optimum(fit_fused),
-        final=recommend_by_optimum(fit_fused),
-        feedback=("scores_K", "gradient_alignment_K"),
+        propose=propose_by_optimum(fit_fused), final=recommend_by_optimum(fit_fused), reads_gradients=True
     ),
     "response_ascent": _by_ascent(response, 2),
     "deficit": _by_ascent(deficit, 1),
@@ -188,22 +173,9 @@ METHODS: dict[str, Method] = {
     "progress": _by_ascent(progress, 1),
     "spsa": _by_ascent(spsa, 2),
     "vector_spsa": _by_ascent(vector_spsa, 2),
-    "alignment": _by_ascent(alignment, 1, ("gradient_alignment_K",)),
+    "alignment": _by_ascent(alignment, 1, reads_gradients=True),
 }
 """Cluster-GA (`response`, the default) and its variants by name."""
-
-
-def _curve_gradient(fit: ResponseFit, history: History, info: ClusterInfo) -> Gradient:
-    aligned = align_history(searched(history)[-1:], info)
-    shares_K = (
-        aligned[0].counts_K / uniform_share(info) if aligned else start_weights(info) * len(info.cluster_ids)
-    )
-    slopes_KL = law_slopes(shares_K)
-    own_K = (fit.gains_PKL[0] * slopes_KL).sum(1)
-    variance_K = np.maximum((fit.gain_squares_PKL[0] * slopes_KL**2).sum(1) - own_K**2, 0.0)
-    spill_K = info.dev_weights_K @ fit.spills_PKJ[0]
-    mean_K = shares_K * (info.dev_weights_K * own_K + spill_K)
-    return Gradient(mean_K, shares_K * info.dev_weights_K * np.sqrt(variance_K))
 
 
 def _last_scores(history: History, info: ClusterInfo, config: AscentConfig) -> tuple[np.ndarray, np.ndarray]:

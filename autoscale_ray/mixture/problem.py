@@ -4,7 +4,7 @@ A method is ``Method(propose, final)``. Both functions look only at the history 
 the clusters (`ClusterInfo`) and at a config, and return weights keyed by cluster id; a run can therefore be
 replayed from its history alone. Weights become integer scene counts in `autoscale_ray.mixture.allocation`.
 
-Shape legend: K clusters, D descriptor dimensions, G tags, T logged training steps.
+Shape legend: K clusters, D descriptor dimensions.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ class ClusterInfo:
     """Real training scenes per cluster, always all used; >= 0."""
     descriptors_KD: np.ndarray | None = None
     """Cluster centroids in the embedding, for methods that look at geometry."""
-    tag_counts_KG: np.ndarray | None = None
-    """Synthetic scenes per cluster and tag, for tag-balanced mixtures."""
 
     def __post_init__(self) -> None:
         num_clusters = len(self.cluster_ids)
@@ -61,12 +59,11 @@ class ClusterInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Feedback:
-    """What a run can tell beyond its dev scores; None = not recorded, NaN = unknown for that cluster."""
+    """What a run can tell beyond its dev scores; None = not recorded, NaN = unknown for that cluster.
 
-    losses_K: np.ndarray | None = None
-    """Mean training loss on dev scenes of each cluster, at the end of the run."""
-    reference_losses_K: np.ndarray | None = None
-    """The same losses of a reference model (DoReMi, Re-Mix)."""
+    A run records the two gradient fields, where its method reads them; the other two come from controlled problems.
+    """
+
     gradient_alignment_K: np.ndarray | None = None
     """h_k = <P adam(g_k), P g_dev>: how much one step on cluster k moves the dev loss; arbitrary unit."""
     gradient_gram_KK: np.ndarray | None = None
@@ -75,10 +72,6 @@ class Feedback:
     """A[i, j]: change of cluster i's score per unit of extra weight on j, probed (Skill-it, Aioli)."""
     uncertainty_K: np.ndarray | None = None
     """Mean predictive uncertainty of the planner on each cluster's pool scenes."""
-    loss_trace_TK: np.ndarray | None = None
-    """Training loss per cluster at T logged steps (Group DRO, DoReMi, ODM, ADO)."""
-    seen_trace_TK: np.ndarray | None = None
-    """Scenes of each cluster seen up to each logged step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -98,7 +91,7 @@ class Observation:
     is_real_only: bool = False
     """True for round 0, trained on real scenes alone."""
     feedback: Feedback = field(default_factory=Feedback)
-    """Optional losses, gradients and traces."""
+    """What else is known of the run."""
 
     def __post_init__(self) -> None:
         num_clusters = len(self.cluster_ids)
@@ -132,8 +125,8 @@ class Method:
     """Weights recommended after the last run."""
     num_search_runs: int | None = None
     """Runs the method can use: None = as many as it is given, 0 = needs no run."""
-    feedback: tuple[str, ...] = ("scores_K",)
-    """Fields of `Observation` and `Feedback` it reads."""
+    reads_gradients: bool = False
+    """Whether it reads the planner's gradients, which cost a probe after every round."""
 
 
 def align_history(history: History, info: ClusterInfo) -> History:

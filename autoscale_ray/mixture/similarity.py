@@ -216,14 +216,6 @@ class DomainProbe:
         """
         return np.asarray(embeddings_ND, dtype=np.float64) @ self.weights_D + self.bias
 
-    def gap(self, embeddings_ND: NDArray[Any]) -> Float64:
-        """Return max(0, log-odds - real q95), so that a scene as a real one could be costs nothing.
-
-        Args:
-            embeddings_ND: Unit rows.
-        """
-        return np.maximum(self.log_odds(embeddings_ND) - self.real_q95, 0.0)
-
 
 def fit_domain_probe(real_ND: NDArray[Any], synthetic_MD: NDArray[Any], penalty: float = 1.0) -> DomainProbe:
     """Fit a logistic regression real against synthetic and calibrate it on rows it was not fitted on.

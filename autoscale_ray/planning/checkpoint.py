@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from autoscale_ray.config import PlannerConfig
 from autoscale_ray.errors import ArtifactError
+from autoscale_ray.files import in_one_step
 from autoscale_ray.planning.training import PlannerWeights, TrainState
 
 WEIGHTS_NAME, CONFIG_NAME = "planner.safetensors", "planner.json"
@@ -93,9 +93,10 @@ def load_state(path: Path | str) -> TrainState:
 
 
 def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, partial, metadata)
-    partial.replace(path)
+    with in_one_step(path) as temporary:
+        save_file(
+            {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, temporary, metadata
+        )
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

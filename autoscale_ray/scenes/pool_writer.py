@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autoscale_ray.errors import PoolError
-from autoscale_ray.files import partial_folder
+from autoscale_ray.files import partial_folder, sync
 from autoscale_ray.scenes.batch import batch_from_table
 from autoscale_ray.scenes.manifest import MANIFEST_NAME, ContentHash, PoolFile, PoolManifest, file_sha256
 from autoscale_ray.scenes.schema import SCENE_SCHEMA, SCHEMA_VERSION, check_schema
@@ -107,7 +107,7 @@ class PoolWriter:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             raise PoolError(str(self.path), "was written by another process meanwhile") from None
-        _sync_folder(self.path.parent)
+        sync(self.path.parent)
 
     @property
     def manifest(self) -> PoolManifest:
@@ -168,14 +168,6 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_pool(

@@ -105,16 +105,14 @@ def play_method(
 
 def cluster_info(one: Family, descriptors_KD: np.ndarray) -> ClusterInfo:
     """Return what a method may know of problem 0 of a family."""
-    num_clusters = one.config.num_clusters
     return ClusterInfo(
-        cluster_ids=cluster_names(num_clusters),
+        cluster_ids=cluster_names(one.config.num_clusters),
         budget=one.config.budget,
         pool_sizes_K=one.caps_PK[0],
         dev_counts_K=one.dev_counts_PK[0],
         dev_weights_K=one.dev_weights_PK[0],
         real_counts_K=one.real_PK[0],
         descriptors_KD=descriptors_KD,
-        tag_counts_KG=np.ones((num_clusters, 1)),
     )
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from autoscale_ray.artifacts import read_rounds
 from autoscale_ray.config import RunConfig, load_config
 from autoscale_ray.distributed.session import with_absolute_paths
+from autoscale_ray.journal import read_rounds
 
 SMALL = [
     "world.num_real=120",

@@ -11,7 +11,6 @@ import pytest
 import ray
 from rich.console import Console
 
-from autoscale_ray.artifacts import read_rounds
 from autoscale_ray.cli import main
 from autoscale_ray.distributed.driver import (
     RunFailedError,
@@ -24,6 +23,7 @@ from autoscale_ray.distributed.driver import (
 from autoscale_ray.distributed.session import run_on_ray
 from autoscale_ray.distributed.status import read_events
 from autoscale_ray.errors import AutoScaleError
+from autoscale_ray.journal import read_rounds
 from autoscale_ray.session import run_local
 from tests.ray.conftest import processes_below
 from tests.ray.small_run import check_same_run, config_of, wait_for, with_cached_stages, with_shared_pools

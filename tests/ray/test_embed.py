@@ -59,7 +59,7 @@ def test_an_embedder_and_then_its_caller_killed_lose_no_scene_and_embed_none_twi
     num_parts = sum(1 for side, pool in pools.items() for _ in on_ray.row_ranges(side, pool, parts))
 
     def finished() -> dict[str, int]:
-        return {path.name: path.stat().st_ino for path in parts.glob("*.parquet")}
+        return {path.name: path.stat().st_ino for path in parts.glob("[!.]*.parquet")}
 
     program = subprocess.Popen([sys.executable, "-c", PROGRAM, str(CHUNK), reference, encoder, parts, out])
     wait_for(lambda: finished() or program.poll() is not None)

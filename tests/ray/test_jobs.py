@@ -14,9 +14,9 @@ import pytest
 import torch
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from autoscale_ray.artifacts import read_rounds
 from autoscale_ray.distributed.driver import find_driver
 from autoscale_ray.distributed.jobs import prepare_pools, run_autoscale
+from autoscale_ray.journal import read_rounds
 from tests.ray.conftest import ENVIRONMENT, free_port
 from tests.ray.small_run import SMALL, check_same_run, with_cached_stages, with_shared_pools
 

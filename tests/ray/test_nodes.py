@@ -9,8 +9,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from autoscale_ray.artifacts import read_rounds
 from autoscale_ray.distributed.driver import end_driver, follow, start_driver
+from autoscale_ray.journal import read_rounds
 from tests.ray.conftest import ENVIRONMENT, free_port
 from tests.ray.small_run import check_same_run, config_of, with_cached_stages
 

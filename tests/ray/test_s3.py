@@ -13,11 +13,12 @@ import pytest
 import ray
 from rich.console import Console
 
-from autoscale_ray.artifacts import RunStore, StaleWriterError, read_rounds
+from autoscale_ray.artifacts import RunStore, StaleWriterError
 from autoscale_ray.cli import main
 from autoscale_ray.distributed.session import run_on_ray
 from autoscale_ray.distributed.status import status_lines
 from autoscale_ray.errors import ArtifactError, StorageUnavailableError
+from autoscale_ray.journal import read_rounds
 from autoscale_ray.run_folder import work_dir
 from tests.ray.conftest import ENVIRONMENT
 from tests.ray.fault_proxy import FAULTS, SILENT, FaultProxy

@@ -16,7 +16,6 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from autoscale_ray.artifacts import read_rounds
 from autoscale_ray.cli import main
 from autoscale_ray.config import RunConfig
 from autoscale_ray.distributed.driver import find_driver
@@ -28,6 +27,7 @@ from autoscale_ray.distributed.sweep_plan import SLOT, Range, read_plan, trials_
 from autoscale_ray.distributed.sweep_report import curves, write_sweep
 from autoscale_ray.distributed.trial import run_trial, trial_dir
 from autoscale_ray.errors import ConfigError, MissingExtraError
+from autoscale_ray.journal import read_rounds
 from tests.ray.small_run import SMALL, link_stages, with_shared_pools
 
 JOB = str(Path(__file__).parents[2] / "jobs" / "sweep_budgets.py")

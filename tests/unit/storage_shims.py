@@ -201,7 +201,8 @@ def play(store: RunStore, num_rounds: int = 2, acknowledged: list[str] | None = 
     pool = store.stage("pool", {"size": 3}, build_pool)
     for index in range(len(store.rounds()), num_rounds):
         trained = store.stage("train", {"round": index, "pool": pool.fingerprint}, train(pool, index))
-        record = store.commit_round(index, {"score": trained.values["score"]}, [pool, trained])
+        payload = {"score": trained.values["score"], "stage": trained.fingerprint}
+        record = store.commit_round(index, payload)
         if acknowledged is not None:
             acknowledged.append(record.sha256)
 

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoscale_ray.artifacts import RunStore, StaleWriterError, fingerprint, read_rounds
-from autoscale_ray.canonical import canonical_json, first_difference, seal, unseal
+from autoscale_ray.artifacts import RunStore, StaleWriterError
+from autoscale_ray.canonical import canonical_json, fingerprint, first_difference, seal, unseal
 from autoscale_ray.errors import ArtifactError, InvalidInputError
+from autoscale_ray.journal import read_rounds
 
 IDENTITY = {"seed": 1, "planner": {"num_steps": 800, "modes": [1, 2]}}
 PLAIN = st.recursive(
@@ -62,7 +63,7 @@ def test_stage_is_built_once_and_returned_with_its_files(tmp_path: Path) -> None
     assert first == again
     assert again.values == {"loss": 0.1}
     assert again.path("table.txt").read_text() == "a,b\n"
-    assert (again.folder("seed0") / "weights.bin").read_bytes() == b"\x01" * 1000
+    assert (again.folder() / "seed0" / "weights.bin").read_bytes() == b"\x01" * 1000
     assert sorted(path.name for path in again.folder().iterdir()) == ["seed0", "table.txt"]
 
 
@@ -119,19 +120,23 @@ def test_a_round_is_published_once(tmp_path: Path) -> None:
     assert len(run.rounds()) == 1
 
 
-def test_a_manifest_holds_size_and_hash_of_the_files_of_its_stages(tmp_path: Path) -> None:
-    run = open_run(tmp_path)
-    stage = run.stage("train", {}, write_two)
-    run.commit_round(0, {}, [stage])
-    manifest = json.loads((tmp_path / "run" / "rounds" / "00000.json").read_text())
-    files = manifest["artifacts"][0]["files"]
-    assert files["table.txt"] == {"sha256": stage.blobs["table.txt"].sha256, "size": 4}
+def test_a_manifest_is_the_payload_after_the_round_before(tmp_path: Path) -> None:
+    open_run(tmp_path).commit_round(0, {"score": 0.5, "counts": {"b": 2, "a": 1}})
+    held = (tmp_path / "run" / "rounds" / "00000.json").read_text()
+    payload = '"payload":{"counts":{"a":1,"b":2},"score":0.5}'
+    assert held == f'{{"index":0,{payload},"previous":"{fingerprint(IDENTITY)}"}}\n'
+
+
+def test_a_stage_without_files_has_no_folder(tmp_path: Path) -> None:
+    stage = open_run(tmp_path).stage("train", {}, lambda folder: {"loss": 0.1})
+    with pytest.raises(ArtifactError, match="stage train: has no files"):
+        stage.folder()
 
 
 def test_nothing_that_changes_between_runs_enters_records_or_manifests(tmp_path: Path) -> None:
     for name in ("one", "two"):
         run = RunStore.open(str(tmp_path / name), IDENTITY)
-        run.commit_round(0, {}, [run.stage("train", {}, write_two)])
+        run.commit_round(0, {"stage": run.stage("train", {}, write_two).fingerprint})
         run.log("note", text="at another time")
 
     def bytes_of(name: str, folder: str) -> dict[str, bytes]:

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from storage_shims import IDENTITY, HookedStore, MemoryDisk
 
-from autoscale_ray.artifacts import Artifact, RunStore, StaleWriterError, read_chain
+from autoscale_ray.artifacts import Artifact, RunStore, StaleWriterError
 from autoscale_ray.errors import ArtifactError
+from autoscale_ray.journal import read_chain
 from autoscale_ray.object_storage import ObjectStorage
 from autoscale_ray.storage import Disk, FolderStorage, is_running, this_process
 

@@ -11,7 +11,8 @@ import obstore.store
 import pytest
 from storage_shims import IDENTITY, CrashAt, HookedStore, KilledError, MemoryDisk, play
 
-from autoscale_ray.artifacts import RunStore, read_chain
+from autoscale_ray.artifacts import RunStore
+from autoscale_ray.journal import read_chain
 from autoscale_ray.object_storage import ObjectStorage
 from autoscale_ray.storage import FolderStorage, Storage
 

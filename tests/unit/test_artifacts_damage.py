@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from storage_shims import IDENTITY, build_pool, play
 
-from autoscale_ray.artifacts import RunStore, read_rounds
+from autoscale_ray.artifacts import RunStore
 from autoscale_ray.errors import ArtifactError
+from autoscale_ray.journal import read_rounds
 from autoscale_ray.storage import Disk, FolderStorage
 
 DAMAGES = ("flip", "truncate", "zero", "empty", "delete", "swap", "stale")

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from storage_shims import IDENTITY, play
 
-from autoscale_ray.artifacts import RunStore, read_rounds
+from autoscale_ray.artifacts import RunStore
+from autoscale_ray.journal import read_rounds
 
 NUM_ROUNDS = 24
 PROCESSES = multiprocessing.get_context("forkserver")

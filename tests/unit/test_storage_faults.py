@@ -15,10 +15,11 @@ import obstore.store
 import pytest
 from storage_shims import IDENTITY, HookedStore, play
 
-from autoscale_ray.artifacts import RunStore, StaleWriterError, read_chain
+from autoscale_ray.artifacts import RunStore, StaleWriterError
 from autoscale_ray.cli import main
 from autoscale_ray.errors import EXIT_FAILED, ArtifactError, StorageUnavailableError
 from autoscale_ray.files import ABANDONED_S
+from autoscale_ray.journal import read_chain
 from autoscale_ray.object_storage import ObjectStorage, connect
 from autoscale_ray.storage import publish, this_process
 
@@ -191,7 +192,7 @@ def test_a_bucket_that_has_never_answered_is_given_up_after_a_minute(tmp_path: P
 def test_a_bucket_that_does_not_answer_is_no_bad_input(command, tmp_path: Path, monkeypatch, capsys) -> None:
     clock = Clock()
     store = HookedStore(None, outage(clock, 1, 10_000))
-    monkeypatch.setattr("autoscale_ray.artifacts.connect", lambda url: store)
+    monkeypatch.setattr("autoscale_ray.journal.connect", lambda url: store)
     monkeypatch.setattr("autoscale_ray.object_storage.FIRST_PATIENCE_S", 0.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(SystemExit) as ended:

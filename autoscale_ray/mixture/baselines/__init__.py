@@ -9,7 +9,6 @@ BASELINES: dict[str, Method] = {
     "pool_proportional": fixed.POOL_PROPORTIONAL,
     "uniform": fixed.UNIFORM,
     "dev_proportional": fixed.DEV_PROPORTIONAL,
-    "tag_balanced": fixed.TAG_BALANCED,
     "k_center": selection.K_CENTER,
     "uncertainty": selection.UNCERTAINTY,
     "chameleon": selection.CHAMELEON,

@@ -13,7 +13,6 @@ import numpy as np
 from autoscale_ray.mixture.baselines.signals import (
     STEPS_PER_ROUND,
     Float64,
-    end_losses,
     method_of,
     on_simplex,
     probe_one_cluster,
@@ -110,9 +109,9 @@ def ado(history: History, info: ClusterInfo, config: Any) -> Float64:
 
 
 def ado_proposal(history: History, info: ClusterInfo, config: Any) -> Float64:
-    """Propose ADO's mixture; without traces the first two runs halve and double clusters, so that curves exist."""
+    """Propose ADO's mixture; the first two runs halve and double clusters, so that curves exist."""
     runs = searched(history)
-    if len(runs) >= 2 or any(run.feedback.loss_trace_TK is not None for run in runs):
+    if len(runs) >= 2:
         return ado(history, info, config)
     place = seeded_order(info, config)
     sign_K = np.array([1 if (place[name] + len(runs)) % 2 else -1 for name in info.cluster_ids])
@@ -131,19 +130,11 @@ def _slopes(history: History, info: ClusterInfo) -> Float64 | None:
 
 
 def _curve_points(history: History, info: ClusterInfo, cluster: int) -> tuple[Float64, Float64]:
-    """Return scenes seen (>= 1) and losses (>= 1e-4) of a cluster, from traces where recorded."""
-    counts, values = [], []
-    for run, end in zip(history, end_losses(history)[:, cluster], strict=True):
-        trace_TK, seen_TK = run.feedback.loss_trace_TK, run.feedback.seen_trace_TK
-        if trace_TK is not None and seen_TK is not None:
-            counts += list(np.asarray(seen_TK, float)[:, cluster])
-            values += list(np.asarray(trace_TK, float)[:, cluster])
-        elif np.isfinite(run.scores_K[cluster]) or run.feedback.losses_K is not None:
-            counts.append(info.real_counts_K[cluster] + run.counts_K[cluster])
-            values.append(end)
-    counts_P, losses_P = np.maximum(np.array(counts), 1.0), np.array(values)
-    known_P = np.isfinite(losses_P) & np.isfinite(counts_P)
-    return counts_P[known_P], np.maximum(losses_P[known_P], 1e-4)
+    """Return scenes seen (>= 1) and losses (>= 1e-4) of a cluster in the runs that scored it."""
+    known = [run for run in history if np.isfinite(run.scores_K[cluster])]
+    counts_P = np.array([info.real_counts_K[cluster] + run.counts_K[cluster] for run in known])
+    losses_P = np.array([1 - run.scores_K[cluster] for run in known])
+    return np.maximum(counts_P, 1.0), np.maximum(losses_P, 1e-4)
 
 
 def saturating_gain(counts_P: Float64, scores_P: Float64, unit: float) -> tuple[float, float]:
@@ -235,6 +226,6 @@ def _gain_of(history: History, cluster: int, unit: float) -> tuple[float, float]
     return saturating_gain(counts_P[known_P], scores_P[known_P], unit)
 
 
-ADO = method_of(ado_proposal, ado, feedback=("losses_K", "loss_trace_TK", "seen_trace_TK", "scores_K"))
+ADO = method_of(ado_proposal, ado)
 MOSAIC = method_of(probe_one_cluster, mosaic)
 MOSAIC_LADDER = method_of(pilot_ladder, mosaic)

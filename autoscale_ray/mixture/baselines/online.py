@@ -99,22 +99,6 @@ def doge_step(weights_K: Float64, scores_K: Float64, mu: float = DOGE_MU) -> Flo
     return on_simplex(weights_K * np.exp((scores_K - scores_K.max()) / mu))
 
 
-def exp3_reward(totals_K: Float64, policy_K: Float64, arm: int, reward: float) -> Float64:
-    """Credit one pull of one arm, importance weighted: R_i <- R_i + r / pi_i.
-
-    ODM, Albalak et al. 2023, arXiv 2312.02406, algorithm 1; alon-albalak/online-data-mixing 01827f7.
-
-    Args:
-        totals_K: R, estimated total rewards.
-        policy_K: pi, the probabilities that the arm was drawn with.
-        arm: i.
-        reward: r in [0, 1].
-    """
-    totals_K = totals_K.copy()
-    totals_K[arm] += reward / policy_K[arm]
-    return totals_K
-
-
 def exp3_policy(totals_K: Float64, step: int) -> Float64:
     """Return ODM's mixture: pi_i = (1 - K e_t) exp(e_{t-1} R_i) / sum_j exp(e_{t-1} R_j) + e_t.
 
@@ -141,19 +125,11 @@ def group_dro(history: History, info: ClusterInfo, config: Any) -> Float64:
 
 
 def _excess_steps(history: History) -> Float64:
-    """Return steps x K losses above the reference: recorded, else the first run with synthetic scenes.
-
-    Where the recorded reference is unknown, nothing is in excess.
-    """
+    """Return steps x K losses above the reference, which is the first run with synthetic scenes."""
     runs = searched(history)
     if not runs:
         return np.zeros((0, 0))
-    recorded_K = runs[-1].feedback.reference_losses_K
-    if recorded_K is not None:
-        steps_TK = loss_steps(runs)
-        return np.where(np.isfinite(recorded_K), steps_TK - np.nan_to_num(recorded_K), 0.0)
-    num_reference_steps = len(loss_steps(runs[:1]))
-    return loss_steps(runs)[num_reference_steps:] - end_losses(runs[:1])
+    return loss_steps(runs)[STEPS_PER_ROUND:] - end_losses(runs[:1])
 
 
 def _excess_path(
@@ -175,13 +151,9 @@ def _remix_path(history: History, info: ClusterInfo) -> Float64:
     return _excess_path(history, start_K, prior_K, REMIX_STEP, REMIX_SMOOTHING)
 
 
-def _lacks_reference(history: History) -> bool:
-    return not searched(history) and all(run.feedback.reference_losses_K is None for run in history)
-
-
 def doremi(history: History, info: ClusterInfo, config: Any) -> Float64:
     """Replay DoReMi; the first run trains the reference on the pool as it is."""
-    return size_prior(info) if _lacks_reference(history) else _doremi_path(history, info)[-1]
+    return _doremi_path(history, info)[-1] if searched(history) else size_prior(info)
 
 
 def doremi_average(history: History, info: ClusterInfo, config: Any) -> Float64:
@@ -191,7 +163,7 @@ def doremi_average(history: History, info: ClusterInfo, config: Any) -> Float64:
 
 def remix(history: History, info: ClusterInfo, config: Any) -> Float64:
     """Replay Re-Mix; the first run trains the reference on the pool as it is."""
-    return size_prior(info) if _lacks_reference(history) else _remix_path(history, info)[-1]
+    return _remix_path(history, info)[-1] if searched(history) else size_prior(info)
 
 
 def remix_average(history: History, info: ClusterInfo, config: Any) -> Float64:
@@ -202,15 +174,8 @@ def remix_average(history: History, info: ClusterInfo, config: Any) -> Float64:
 def _doge_path(history: History, info: ClusterInfo) -> Float64:
     path = [uniform(info)]
     for run in searched(history):
-        recorded = run.feedback
-        if recorded.gradient_gram_KK is not None:
-            scores_K = doge_scores(np.nan_to_num(recorded.gradient_gram_KK))
-        else:
-            aligned_K = np.nan_to_num(
-                needs(recorded.gradient_alignment_K, "doge", "a gradient Gram or alignment")
-            )
-            scale = max(float(np.abs(aligned_K).mean()), 1e-12)  # its unit is arbitrary
-            scores_K = np.clip(aligned_K / scale, 0, DOGE_CLIP) * DOGE_LEARNING_RATE
+        gram_KK = needs(run.feedback.gradient_gram_KK, "doge", "Feedback.gradient_gram_KK")
+        scores_K = doge_scores(np.nan_to_num(gram_KK))
         for _ in range(STEPS_PER_ROUND):
             path.append(doge_step(path[-1], scores_K))
     return np.array(path)
@@ -243,12 +208,8 @@ def odm(history: History, info: ClusterInfo, config: Any) -> Float64:
     return exp3_policy(np.clip(rows, 0, 1).sum(axis=0), len(rows))
 
 
-GROUP_DRO = method_of(group_dro, group_dro, feedback=("losses_K", "loss_trace_TK", "scores_K"))
-DOREMI = method_of(
-    doremi, doremi_average, feedback=("losses_K", "reference_losses_K", "loss_trace_TK", "scores_K")
-)
-REMIX = method_of(
-    remix, remix_average, feedback=("losses_K", "reference_losses_K", "loss_trace_TK", "scores_K")
-)
-DOGE = method_of(doge, doge_average, feedback=("gradient_gram_KK", "gradient_alignment_K"))
-ODM = method_of(odm, odm, feedback=("losses_K", "loss_trace_TK", "scores_K"))
+GROUP_DRO = method_of(group_dro, group_dro)
+DOREMI = method_of(doremi, doremi_average)
+REMIX = method_of(remix, remix_average)
+DOGE = method_of(doge, doge_average, reads_gradients=True)
+ODM = method_of(odm, odm)

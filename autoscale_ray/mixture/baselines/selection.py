@@ -1,6 +1,6 @@
 """Mixtures from the geometry of the pool or from the planner's doubt: coreset, uncertainty, leverage scores.
 
-Legend: N points, K clusters, D embedding size, M modes.
+Legend: N points, K clusters, D embedding size.
 """
 
 from __future__ import annotations
@@ -72,16 +72,6 @@ def coreset_share(info: ClusterInfo) -> Float64:
     return on_simplex(weights_K)
 
 
-def entropy(probabilities_NM: Float64) -> Float64:
-    """Return the entropy of each row in nats, -sum p log p: the planner's doubt between its modes.
-
-    Args:
-        probabilities_NM: Rows that sum to 1 (Lewis and Gale 1994; Settles 2009, entropy sampling).
-    """
-    logs_NM = np.log(np.where(probabilities_NM > 0, probabilities_NM, 1.0))
-    return -(probabilities_NM * logs_NM).sum(axis=1)
-
-
 def doubt_share(history: History, info: ClusterInfo, config: Any) -> Float64:
     """Draw scenes in proportion to doubt: w_k ~ P_k u_k; a plain sample until a run has told.
 
@@ -131,4 +121,4 @@ def chameleon_share(info: ClusterInfo) -> Float64:
 
 K_CENTER = without_runs(coreset_share)
 CHAMELEON = without_runs(chameleon_share)
-UNCERTAINTY = method_of(doubt_share, doubt_share, feedback=("uncertainty_K", "scores_K"))
+UNCERTAINTY = method_of(doubt_share, doubt_share)

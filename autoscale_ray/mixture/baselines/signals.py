@@ -3,7 +3,7 @@
 Published rules read losses at every optimiser step of one run; our loop sees one score vector a round. A
 round therefore stands for `STEPS_PER_ROUND` published steps with the signal held, at the published step size.
 
-Legend: K clusters, T logged steps.
+Legend: K clusters.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def method_of(
     final: Rule,
     *,
     num_search_runs: int | None = None,
-    feedback: tuple[str, ...] = ("scores_K",),
+    reads_gradients: bool = False,
 ) -> Method:
     """Wrap two rules on arrays as a method on weights keyed by cluster id.
 
@@ -50,7 +50,7 @@ def method_of(
         propose: Weights of the next run, any positive scale, in the order of the clusters.
         final: Weights recommended in the end.
         num_search_runs: Runs it can use, None = any.
-        feedback: What it reads.
+        reads_gradients: Whether it reads the planner's gradients.
     """
 
     def keyed(rule: Rule) -> Callable[[History, ClusterInfo, Any], Weights]:
@@ -60,7 +60,10 @@ def method_of(
         return weights
 
     return Method(
-        propose=keyed(propose), final=keyed(final), num_search_runs=num_search_runs, feedback=feedback
+        propose=keyed(propose),
+        final=keyed(final),
+        num_search_runs=num_search_runs,
+        reads_gradients=reads_gradients,
     )
 
 
@@ -70,7 +73,7 @@ def without_runs(rule: Callable[[ClusterInfo], Float64]) -> Method:
     def ignore_history(history: History, info: ClusterInfo, config: Any) -> Float64:
         return rule(info)
 
-    return method_of(ignore_history, ignore_history, num_search_runs=0, feedback=())
+    return method_of(ignore_history, ignore_history, num_search_runs=0)
 
 
 def on_simplex(weights_K: Float64) -> Float64:
@@ -89,14 +92,8 @@ def size_prior(info: ClusterInfo) -> Float64:
     return on_simplex(info.pool_sizes_K)
 
 
-def losses(observation: Observation) -> Float64:
-    """Return the loss of every cluster: the recorded dev loss, else 1 - score; NaN = unknown."""
-    recorded_K = observation.feedback.losses_K
-    return 1 - observation.scores_K if recorded_K is None else np.asarray(recorded_K, dtype=np.float64)
-
-
 def end_losses(history: History) -> Float64:
-    """Return the losses at the end of every run, known or filled in.
+    """Return the losses at the end of every run, 1 - score, known or filled in.
 
     An unknown loss repeats the last known one (as DoReMi does for a domain absent from a batch); before that
     it is the mean of the known ones of its run, and 0 where a run knows nothing at all.
@@ -107,35 +104,25 @@ def end_losses(history: History) -> Float64:
     Returns:
         Runs x K, finite.
     """
-    return _filled([losses(observation) for observation in history])
-
-
-def loss_steps(history: History) -> Float64:
-    """Return one row of losses for every step that a rule takes, filled in as `end_losses` does.
-
-    Args:
-        history: Runs; one with a logged trace gives its T rows, any other its end losses `STEPS_PER_ROUND`
-        times.
-
-    Returns:
-        Steps x K, finite.
-    """
-    rows: list[Float64] = []
-    for observation, end_K in zip(history, end_losses(history), strict=True):
-        trace_TK = observation.feedback.loss_trace_TK
-        rows += (
-            [end_K] * STEPS_PER_ROUND if trace_TK is None else list(np.asarray(trace_TK, dtype=np.float64))
-        )
-    return _filled(rows)
-
-
-def _filled(rows: list[Float64]) -> Float64:
     filled: list[Float64] = []
-    for row_K in rows:
+    for run in history:
+        row_K = 1 - run.scores_K
         known_K = np.isfinite(row_K)
         neutral_K = np.full(len(row_K), row_K[known_K].mean() if known_K.any() else 0.0)
         filled.append(np.where(known_K, row_K, filled[-1] if filled else neutral_K))
     return np.array(filled)
+
+
+def loss_steps(history: History) -> Float64:
+    """Return one row of losses for every step that a rule takes: a run's end losses `STEPS_PER_ROUND` times.
+
+    Args:
+        history: Runs.
+
+    Returns:
+        Steps x K, finite.
+    """
+    return np.repeat(end_losses(history), STEPS_PER_ROUND, axis=0)
 
 
 def objective(observation: Observation, info: ClusterInfo) -> float:

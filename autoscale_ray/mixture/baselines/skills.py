@@ -115,5 +115,5 @@ def aioli(history: History, info: ClusterInfo, config: Any) -> Float64:
     return weights_K
 
 
-SKILL_IT = method_of(skill_it, skill_it, feedback=("losses_K", "transfer_KK", "scores_K"))
-AIOLI = method_of(probe_one_cluster, aioli, feedback=("losses_K", "transfer_KK", "scores_K"))
+SKILL_IT = method_of(skill_it, skill_it)
+AIOLI = method_of(probe_one_cluster, aioli)

@@ -1,4 +1,4 @@
-"""Allocation: exact sums, caps, rounding, nesting, and names instead of positions."""
+"""Allocation: exact sums, caps, rounding, and names instead of positions."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscale_ray.errors import InvalidInputError
-from autoscale_ray.mixture.allocation import allocate, divisor, largest_remainder, spill, waterfill
+from autoscale_ray.mixture.allocation import allocate, largest_remainder, spill, waterfill
 from autoscale_ray.mixture.problem import ClusterInfo
 
 FAST = settings(derandomize=True, max_examples=80, deadline=None)
@@ -66,10 +66,10 @@ def test_waterfill_spills_in_proportion_to_weights():
 
 
 @FAST
-@given(weights_and_pools, st.integers(1, 300), st.sampled_from(["largest_remainder", "divisor"]))
-def test_counts_are_whole_capped_and_complete(case, budget, method):
+@given(weights_and_pools, st.integers(1, 300))
+def test_counts_are_whole_capped_and_complete(case, budget):
     info = info_of(case[1], budget)
-    counts = allocate(dict(zip(info.cluster_ids, case[0], strict=True)), info, method)
+    counts = allocate(dict(zip(info.cluster_ids, case[0], strict=True)), info)
     assert sum(counts.values()) == min(budget, sum(case[1]))
     assert all(0 <= counts[name] <= pool for name, pool in zip(info.cluster_ids, case[1], strict=True))
 
@@ -84,31 +84,14 @@ def test_largest_remainder_stays_within_one_scene(case, budget):
 
 
 @FAST
-@given(weights_and_pools, st.integers(0, 150))
-def test_divisor_budgets_nest(case, budget):
-    weights, pools = np.array(case[0]), np.array(case[1])
-    names = tuple(f"k{index}" for index in range(len(pools)))
-    smaller, larger = (divisor(weights, pools, size, names) for size in (budget, budget + 1))
-    assert ((larger - smaller) >= 0).all()
-    assert (larger - smaller).sum() == min(budget + 1, pools.sum()) - min(budget, pools.sum())
-
-
-def test_divisor_gives_the_webster_seats_of_a_hand_example():
-    # Quotients 53/1 24/1 23/1 53/3 53/5 24/3 23/3: seven seats go 3, 2, 2 (53/5 = 10.6, 24/3 = 8, 23/3 = 7.67).
-    assert divisor(np.array([53.0, 24, 23]), np.full(3, 99), 7, ("a", "b", "c")).tolist() == [3, 2, 2]
-
-
-@FAST
-@given(
-    weights_and_pools, st.integers(1, 200), st.sampled_from(["largest_remainder", "divisor"]), st.randoms()
-)
-def test_order_of_clusters_does_not_matter(case, budget, method, random):
+@given(weights_and_pools, st.integers(1, 200), st.randoms())
+def test_order_of_clusters_does_not_matter(case, budget, random):
     info = info_of(case[1], budget)
     weights = dict(zip(info.cluster_ids, case[0], strict=True))
     order = list(range(len(case[1])))
     random.shuffle(order)
     shuffled = info_of([case[1][i] for i in order], budget, tuple(info.cluster_ids[i] for i in order))
-    assert allocate(weights, shuffled, method) == allocate(weights, info, method)
+    assert allocate(weights, shuffled) == allocate(weights, info)
 
 
 def test_a_budget_above_the_pool_takes_the_whole_pool():

@@ -8,7 +8,6 @@ import pytest
 from autoscale_ray.config import AscentConfig
 from autoscale_ray.mixture.ascent import fit_history
 from autoscale_ray.mixture.estimators import (
-    ESTIMATORS,
     alignment,
     deficit,
     excess,
@@ -52,8 +51,6 @@ def test_deficit_by_hand():
 def test_excess_by_hand():
     first, last = run([100] * 3, [0.9, 0.6, 0.5]), run([50, 100, 150], [0.8, 0.7, 0.5])
     assert excess((first, last), INFO, CONFIG).mean_K == pytest.approx([0.25 * 0.1, 0.0, 0.0])
-    told = replace(last, feedback=Feedback(reference_losses_K=np.array([0.2, 0.1, 0.1])))
-    assert excess((first, told), INFO, CONFIG).mean_K == pytest.approx([0.0, 0.5 * 0.2, 0.25 * 0.4])
 
 
 def test_progress_recovers_a_power_law():
@@ -117,9 +114,9 @@ def test_fused_listens_to_an_alignment_that_agrees_and_only_then(hint, moves):
     assert difference > 1e-4 if moves else difference < 1e-9
 
 
-@pytest.mark.parametrize("name", sorted(ESTIMATORS))
-def test_estimators_survive_a_single_run(name):
+@pytest.mark.parametrize("estimator", [deficit, excess, progress, spsa, vector_spsa, response, alignment])
+def test_estimators_survive_a_single_run(estimator):
     history = (run([100] * 3, [0.5, 0.6, 0.7], feedback=Feedback(gradient_alignment_K=np.arange(3.0))),)
-    gradient = ESTIMATORS[name](history, INFO, CONFIG)
+    gradient = estimator(history, INFO, CONFIG)
     assert gradient.mean_K.shape == gradient.sd_K.shape == (3,)
     assert not np.isinf(gradient.mean_K).any()
