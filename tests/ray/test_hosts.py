@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autoscale_ray.artifacts import read_rounds
+from autoscale_ray.journal import read_rounds
 from tests.ray.conftest import processes_below
 from tests.ray.hosts import PORT, Host, Hosts, start_ray, why_not
 from tests.ray.small_run import SMALL, check_same_run, with_cached_stages, with_shared_pools

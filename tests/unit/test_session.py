@@ -225,6 +225,7 @@ def test_a_finished_run_that_is_started_again_and_stopped_still_tells_its_end(
     assert numbers(run_dir) == before
 
 
+@pytest.mark.timeout(300)
 def test_a_killed_run_ends_with_the_same_numbers(finished, pools, tmp_path):
     """Kill after the encoder stage and again after the first published round, then let it end."""
     run_dir = tmp_path / "killed"
