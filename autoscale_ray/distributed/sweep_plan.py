@@ -15,6 +15,7 @@ from autoscale_ray.config import RunConfig, load_config, override_of
 from autoscale_ray.distributed.resources import Needs, ResourcesError
 from autoscale_ray.distributed.session import with_absolute_paths
 from autoscale_ray.errors import ConfigError, MissingExtraError, extra
+from autoscale_ray.preflight import check_ready
 from autoscale_ray.run_folder import is_url
 
 PREFIX = "sweep."
@@ -63,9 +64,9 @@ def read_plan(arguments: Sequence[str]) -> SweepPlan:
     """Read ``[run.yaml] [section.field=value ...] sweep.section.field=v1,v2,... [sweep.option=value ...]``.
 
     Raises:
-        ConfigError: Nothing is swept, a field or option is not known, out of range or without values, or the
-            sweep is to lie in a bucket.
-        MissingExtraError: Optuna is asked for and not installed.
+        ConfigError: Nothing is swept, a field or option is not known, out of range or without values, a run of a
+            value would be refused (`check_ready`), or the sweep is to lie in a bucket.
+        MissingExtraError: Optuna is asked for and not installed, or faiss is not installed.
     """
     ours = [item for item in arguments if item.startswith(PREFIX) and "=" in item]  # not the file sweep.yaml
     swept = dict(item.removeprefix(PREFIX).split("=", 1) for item in ours)
@@ -159,7 +160,7 @@ def _check(plan: SweepPlan) -> None:
                 raise ConfigError(f"{PREFIX}{name}", f"a range needs {PREFIX}search=optuna")
             values = [values.low, values.high]
         for value in values:  # a bad field or value is said now, not by a trial an hour later
-            config_of(plan.arguments, {name: value})
+            check_ready(config_of(plan.arguments, {name: value}))
 
 
 def _yaml(name: str, text: str) -> Any:

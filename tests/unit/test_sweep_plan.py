@@ -33,3 +33,9 @@ def test_a_value_is_named_once():
         ConfigError, match=r"sweep\.loop\.budget: must name a value at most once \(found 20\)"
     ):
         read_plan(["sweep.loop.budget=20,60,20"])
+
+
+def test_a_value_that_no_run_takes_is_refused_before_any_trial():
+    """It used to end in a KeyError inside a trial."""
+    with pytest.raises(ConfigError, match=r"ascent\.method: must be one of .*response.*\(found 'nonsense'\)"):
+        read_plan(["sweep.ascent.method=response,nonsense"])
