@@ -42,7 +42,7 @@ def run_trial(params: dict[str, Any]) -> None:
 
 
 def run_loop(config: RunConfig) -> dict[str, Any]:
-    """Run the loop of a trial to its end; rounds of an earlier start are reported again.
+    """Run the loop of a trial until it ends or is asked to stop; rounds of an earlier start are reported again.
 
     Raises:
         AutoScaleError: Whatever ended the run.
@@ -76,8 +76,13 @@ def round_report(done: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
 
 
 def final_report(summary: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
-    """Return what Tune hears at the end: the last round again, and the recommended mixture on test."""
+    """Return what Tune hears at the end: the last round again, and the recommended mixture on test.
+
+    A run that was asked to stop has no comparison: its last round is told to be the end.
+    """
     last = round_report(summary["rounds"][-1], run_dir)
+    if not summary["arms"]:
+        return {**last, "ended": "stopped"}
     (arm,) = [arm for arm in summary["arms"] if arm["name"] == "autoscale"]
     test = {"test_objective": arm["totals"]["objective"], "test_se": arm["total_se"]["objective"]}
     return {**last, **test, TIME: last[TIME] + 1, "ended": "finished"}

@@ -106,6 +106,21 @@ def test_a_trial_starts_with_two_links_however_many_have_finished(tmp_path, monk
     assert found == [{"pools": shared / "pools", "shared": shared}] * 3
 
 
+def test_a_trial_that_was_asked_to_stop_does_not_fail_and_is_told_apart(tmp_path, monkeypatch) -> None:
+    """Its summary has no arm; it used to end in a ValueError."""
+    totals = {"totals": {"objective": 0.5}, "total_se": {"objective": 0.1}}
+    rounds = [{"index": index, "num_scenes": 60 * index, **totals} for index in (0, 1)]
+    heard = []
+    monkeypatch.setattr(
+        "autoscale_ray.distributed.trial.run_loop", lambda config: {"rounds": rounds, "arms": []}
+    )
+    monkeypatch.setattr("ray.tune.report", heard.append)
+    fixed = {"arguments": [], "shared": str(tmp_path / "shared"), "folder": str(tmp_path)}
+    run_trial({"loop.budget": 60, "fixed": fixed})
+    assert [(report["ended"], report["rounds_done"]) for report in heard] == [("stopped", 2)]
+    assert "test_objective" not in heard[0]
+
+
 def test_a_sweep_into_a_bucket_is_one_line_before_anything_starts(tmp_path, monkeypatch, capsys) -> None:
     """It used to run in a folder named `s3:` here."""
     monkeypatch.chdir(tmp_path)
