@@ -81,17 +81,16 @@ def read_plan(arguments: Sequence[str]) -> SweepPlan:
 
 
 def read_values(name: str, text: str) -> list[Any] | Range:
-    """Read ``v1,v2,...`` or ``low..high``.
+    """Read ``v1,v2,...`` or, between two numbers, ``low..high``; a path such as ``../pool`` is a value.
 
     Raises:
-        ConfigError: No values, one that is no YAML, or ends that are not two growing numbers.
+        ConfigError: No values, one that is no YAML, or a range that does not grow.
     """
-    if ".." in text:
-        low, _, high = text.partition("..")
-        ends = [_yaml(name, low), _yaml(name, high)]
-        if not all(isinstance(end, int | float) for end in ends) or not ends[0] < ends[1]:
+    low, high = (_number(end) for end in text.partition("..")[::2])
+    if low is not None and high is not None:
+        if not low < high:
             raise ConfigError(f"{PREFIX}{name}", "a range is low..high with low < high", text)
-        return Range(*ends)
+        return Range(low, high)
     values = [_yaml(name, value) for value in text.split(",") if value.strip()]
     if not values:
         raise ConfigError(f"{PREFIX}{name}", "needs at least one value")
@@ -168,6 +167,15 @@ def _yaml(name: str, text: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{PREFIX}{name}", "every value must be YAML without commas", text) from error
+
+
+def _number(text: str) -> int | float | None:
+    """Return the number that a text is in YAML, or None."""
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    return value if type(value) in (int, float) else None
 
 
 def _option(name: str, text: str) -> Any:
