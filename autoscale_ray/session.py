@@ -76,7 +76,6 @@ def _open_local(config: RunConfig, console: Console) -> LocalStages:
     torch.set_num_threads(config.placement.num_threads)
     with console.status("opening scene pools (the built-in world draws them on the first run)"):
         inputs, store = open_run(config)
-    notice_budget(config, inputs, console)
     return LocalStages(config, inputs, store, watch=console.status)
 
 
@@ -129,15 +128,6 @@ def play(stages: RecordedStages, show: Callable[[Mapping[str, Any]], None]) -> d
     write_embedding_map(clusters, inputs.pools, run_dir / "plots" / "embedding_map.png")
     render(run_dir)
     return finished
-
-
-def notice_budget(config: RunConfig, inputs: Inputs, console: Console) -> None:
-    """Say so where the budget asks for more scenes than the pool has."""
-    pool = len(inputs.pools["synthetic"])
-    if config.loop.budget > pool:
-        console.print(
-            f"loop.budget {config.loop.budget} is larger than the pool: every round asks for all {pool} scenes"
-        )
 
 
 def write_selection(selection: Selection, pool: ScenePool, path: Path) -> None:

@@ -25,11 +25,9 @@ def round_table(summary: Summary, index: int) -> Table:
     """Return one round as a table: weight, scenes and dev score of every cluster."""
     done = summary["rounds"][index]
     kind = "real scenes only" if not done["weights"] else f"{done['num_scenes']} synthetic scenes"
-    sizes = ((cluster["pool"], cluster["dev_weight"]) for cluster in summary["clusters"])
-    coverage = coverage_line(sizes) if index == 0 else ""
     took = f"took: {seconds_text(summary['spent']['seconds_by_round'][index])}"
-    caption = f"{_totals_line(done, 'dev')}\n{took}\n{coverage}".strip()
-    table = Table(title=f"Round {index}: {kind}", caption=caption)
+    lines = [_totals_line(done, "dev"), took, *(_run_lines(summary) if index == 0 else ())]
+    table = Table(title=f"Round {index}: {kind}", caption="\n".join(lines))
     for name in ("cluster", "pool", "dev scenes", "weight", "scenes", "dev score x100", "SE"):
         table.add_column(name, justify="left" if name == "cluster" else "right")
     for cluster in summary["clusters"]:
@@ -45,6 +43,20 @@ def round_table(summary: Summary, index: int) -> Table:
             points(done["cluster_se"][name]),
         )
     return table
+
+
+def _run_lines(summary: Summary) -> list[str]:
+    """Return what a reader is told once in a run, with its first round."""
+    sizes = [(cluster["pool"], cluster["dev_weight"]) for cluster in summary["clusters"]]
+    lines = [budget_line(summary["budget"], sum(size for size, _ in sizes)), coverage_line(sizes)]
+    return [line for line in lines if line]
+
+
+def budget_line(budget: int, pool: int) -> str:
+    """Return a notice where the budget asks for more scenes than the pool has; empty otherwise."""
+    if budget <= pool:
+        return ""
+    return f"loop.budget {budget} is larger than the pool: every round asks for all {pool} scenes"
 
 
 def arm_table(summary: Summary) -> Table:
