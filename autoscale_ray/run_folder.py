@@ -13,6 +13,8 @@ from autoscale_ray.files import cache_folder
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
 SELECTION_FILE = "selection.csv"
+STOP_FILE = "stop"
+"""There while a run on Ray is to stop after the round in hand."""
 
 
 def work_dir(config: RunConfig) -> Path:
