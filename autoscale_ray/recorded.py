@@ -53,6 +53,7 @@ class RecordedStages:
         self.seconds: dict[str, float] = defaultdict(float)
         self._pool_marks = inputs.identity()
         self._ready: dict[tuple[str, str], Path] = {}
+        self._drives: dict[str, Artifact] = {}
 
     def embed(self) -> Embeddings:
         """Train the encoder and embed all four pools."""
@@ -168,7 +169,8 @@ class RecordedStages:
                 folder,
             ),
         )
-        return scores_record(artifact, side, planners.seeds)
+        unscored: Mapping[str, Any] = self._reference_drives(side).values["unscored"]
+        return scores_record(artifact, side, planners.seeds, len(unscored[objective]))
 
     def probe(self, planners: Planners, clusters: Clusters) -> Mapping[str, np.ndarray]:
         """Measure how the planners' training gradients on each cluster agree with dev."""
@@ -245,26 +247,28 @@ class RecordedStages:
 
     def _features(self, side: str) -> Path:
         identity = {"pool": self._marks(side), "config": tasks.stage_identity(self.config.planner)}
-        pool = self.inputs.pools[side]
-        return self._once(
-            "features", side, identity, lambda folder: tasks.pool_features(self.config.planner, pool, folder)
-        )
+        planner, pool = self.config.planner, self.inputs.pools[side]
+
+        def build(folder: Path) -> Mapping[str, Any]:
+            return tasks.pool_features(planner, pool, folder)
+
+        return self._once("features", side, lambda: self._stage("features", identity, build))
 
     def _references(self, side: str) -> Path:
-        pool = self.inputs.pools[side]
-        return self._once(
-            "reference_drives",
-            side,
-            {"pool": self._marks(side)},
-            lambda folder: tasks.reference_drives(pool, folder),
-        )
+        return self._once("reference_drives", side, lambda: self._reference_drives(side))
 
-    def _once(
-        self, name: str, side: str, identity: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
-    ) -> Path:
+    def _reference_drives(self, side: str) -> Artifact:
+        if side not in self._drives:
+            pool, identity = self.inputs.pools[side], {"pool": self._marks(side)}
+            self._drives[side] = self._stage(
+                "reference_drives", identity, lambda folder: tasks.reference_drives(pool, folder)
+            )
+        return self._drives[side]
+
+    def _once(self, name: str, side: str, stage: Callable[[], Artifact]) -> Path:
         """Return the folder of a stage that belongs to a pool; its files are checked once in a run."""
         if (name, side) not in self._ready:
-            self._ready[name, side] = self._stage(name, identity, build).folder()
+            self._ready[name, side] = stage().folder()
         return self._ready[name, side]
 
     def _marks(self, *names: str) -> dict[str, str]:
@@ -280,7 +284,7 @@ class RecordedStages:
         return artifact
 
 
-def scores_record(artifact: Artifact, side: str, seeds: tuple[int, ...]) -> Scores:
+def scores_record(artifact: Artifact, side: str, seeds: tuple[int, ...], num_unscored: int) -> Scores:
     """Return the record of a finished evaluation; missing values become NaN."""
     values: Mapping[str, Any] = artifact.values
     return Scores(
@@ -293,6 +297,7 @@ def scores_record(artifact: Artifact, side: str, seeds: tuple[int, ...]) -> Scor
         error_unit=values["error_unit"],
         total_se={name: _float(value) for name, value in values["total_se"].items()},
         seed_totals={name: tuple(map(_float, row)) for name, row in values["seed_totals"].items()},
+        num_unscored=num_unscored,
         file=artifact.path(tasks.SCORES_FILE),
     )
 

@@ -97,6 +97,8 @@ class Scores:
     small)."""
     seed_totals: Mapping[str, tuple[float, ...]]
     """The same for each training seed."""
+    num_unscored: int
+    """Scenes of the side that the objective cannot be computed for; they are in no mean of it."""
     file: Path
     """Parquet file: scene_id, seed, weight, every sub-score, epdms, pdms, miou."""
 

@@ -308,7 +308,11 @@ def warm_state(weights: PlannerWeights) -> TrainState:
 
 
 def reference_drives(pool: ScenePool, folder: Path) -> dict[str, Any]:
-    """Drive PDM-Closed once in every scene of a dev or test pool: what progress is measured against."""
+    """Drive PDM-Closed once in every scene of a dev or test pool: what progress is measured against.
+
+    Returns:
+        By score, why scenes cannot be scored, by scene id.
+    """
     prepared = prepare_pool(pool)
     for version in VERSIONS:
         save_array(folder / f"{version}.npy", prepared.references(version))

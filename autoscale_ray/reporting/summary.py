@@ -42,6 +42,7 @@ def summarise(
     Returns:
         A tree of plain values, ready for JSON.
     """
+    scored = [one.scores for one in (*history, *arms)]
     return {
         "seed": config.seed,
         "objective": config.evaluation.objective,
@@ -50,6 +51,7 @@ def summarise(
         "steps": config.planner.num_steps,
         "batch_size": config.planner.batch_size,
         "num_real": num_real,
+        "unscored": {scores.side: scores.num_unscored for scores in scored},
         "clusters": _cluster_rows(clusters),
         "rounds": [_round_row(clusters, done) for done in history],
         "final_counts": dict(final_counts) if final_counts is not None else None,

@@ -48,8 +48,8 @@ def round_table(summary: Summary, index: int) -> Table:
 def _run_lines(summary: Summary) -> list[str]:
     """Return what a reader is told once in a run, with its first round."""
     sizes = [(cluster["pool"], cluster["dev_weight"]) for cluster in summary["clusters"]]
-    lines = [budget_line(summary["budget"], sum(size for size, _ in sizes)), coverage_line(sizes)]
-    return [line for line in lines if line]
+    budget = budget_line(summary["budget"], sum(size for size, _ in sizes))
+    return [line for line in (budget, coverage_line(sizes), unscored_line(summary, "dev")) if line]
 
 
 def budget_line(budget: int, pool: int) -> str:
@@ -59,12 +59,28 @@ def budget_line(budget: int, pool: int) -> str:
     return f"loop.budget {budget} is larger than the pool: every round asks for all {pool} scenes"
 
 
+def unscored_line(summary: Summary, *sides: str) -> str:
+    """Return how many scenes of some sides cannot be scored; empty where all can."""
+    counts = {side: summary["unscored"].get(side, 0) for side in sides}
+    told = ", ".join(f"{count} of {side}" for side, count in counts.items() if count)
+    return (
+        f"scenes without a score, in no mean: {told} (stages/reference_drives-*.json says why)"
+        if told
+        else ""
+    )
+
+
 def arm_table(summary: Summary) -> Table:
     """Return the final comparison: one row an arm, scored on test scenes nobody chose by."""
+    lines = [
+        "W: the objective, scene scores by weight; gain: W of AutoScale less W of the arm, paired; "
+        f"mIoU: of BEV occupancy; {error_line(summary['arms'])}",
+        unscored_line(summary, "test"),
+        spent_line(summary),
+    ]
     table = Table(
         title=f"Test scores x 100, {summary['steps']} optimiser steps each (non-reactive pseudo-simulation)",
-        caption=f"W: the objective, scene scores by weight; gain: W of AutoScale less W of the arm, paired; "
-        f"mIoU: of BEV occupancy; {error_line(summary['arms'])}\n{spent_line(summary)}",
+        caption="\n".join(line for line in lines if line),
         box=SIMPLE_HEAD,  # fits 80 columns
         pad_edge=False,
         collapse_padding=True,

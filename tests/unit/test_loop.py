@@ -66,6 +66,7 @@ class FormulaStages:
             error_unit="log",
             total_se=dict.fromkeys(totals, 0.0025),
             seed_totals={name: (value,) for name, value in totals.items()},
+            num_unscored=0,
             file=Path(),
         )
 

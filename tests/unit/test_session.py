@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -349,6 +350,32 @@ def test_a_budget_beyond_the_pool_is_allowed_and_said(pools, tmp_path, capsys):
     main(["run", "--backend", "local", *given])
     told = " ".join(capsys.readouterr().out.split())
     assert told.count("larger than the pool: every round asks for all 160 scenes") == 1
+
+
+def test_scenes_that_cannot_be_scored_are_counted_where_scores_are_read(
+    finished, pools, tmp_path, monkeypatch, capsys
+):
+    """Missing is not zero, and not hidden either."""
+    assert numbers(finished)["unscored"] == {"dev": 0, "test": 0}
+    assert "without a score" not in (finished / "report.html").read_text()
+    drive = tasks.reference_drives
+
+    def without_one(pool, folder: Path) -> dict:
+        told, path = drive(pool, folder), folder / "epdms.npy"
+        poses_NP3 = np.load(path)
+        poses_NP3[0] = np.nan
+        np.save(path, poses_NP3)
+        return {"unscored": {**told["unscored"], "epdms": {pool.scene_ids[0].item(): "no drive"}}}
+
+    monkeypatch.setattr(tasks, "reference_drives", without_one)
+    given = arguments(pools, tmp_path / "run", "loop.num_rounds=0", "loop.baselines=[]")
+    main(["run", "--backend", "local", *given])
+    told = " ".join(capsys.readouterr().out.split())
+    for side in ("dev", "test"):
+        assert told.count(f"scenes without a score, in no mean: 1 of {side}") == 1
+    assert numbers(tmp_path / "run")["unscored"] == {"dev": 1, "test": 1}
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "scenes without a score, in no mean: 1 of dev, 1 of test" in report
 
 
 @pytest.mark.parametrize("name", ["spent", "gains", "rounds", "clusters"])

@@ -18,7 +18,7 @@ def test_a_budget_beyond_the_pool_is_told_with_the_first_round_alone():
     by_cluster = {"cluster_scores": {"c0": 0.5, "c1": None}, "cluster_se": {"c0": 0.1, "c1": None}}
     done = {"num_scenes": 0, "weights": {}, "counts": {}, **by_cluster, **values}
     spent = {"seconds_by_round": [{}, {}]}
-    summary = {"budget": 50, "clusters": clusters, "rounds": [done, done], "spent": spent}
+    summary = {"budget": 50, "clusters": clusters, "rounds": [done, done], "spent": spent, "unscored": {}}
     line = "loop.budget 50 is larger than the pool: every round asks for all 40 scenes"
     assert str(round_table(summary, 0).caption).splitlines()[-1] == line
     assert line not in str(round_table(summary, 1).caption)
