@@ -107,7 +107,11 @@ class EmbeddingLossConfig:
     laplacian: NonNegative = 0.0
     """Squared differences of z between similar scenes."""
     response: NonNegative = 0.0
-    """Prediction of the sub-scores of a frozen planner, where they are given."""
+    """Prediction of the sub-scores of a frozen planner, where they are given: a run has none and refuses it."""
+
+    def __post_init__(self) -> None:
+        if not any(dataclasses.astuple(self)):
+            raise ConfigError("representation.loss", "must have a term above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +130,10 @@ class ScenarioDistanceConfig:
     """Weisfeiler-Lehman histogram of the lane graph."""
     controls: NonNegative = 0.5
     """Red lights and crosswalks ahead."""
+
+    def __post_init__(self) -> None:
+        if not any(dataclasses.astuple(self)):
+            raise ConfigError("representation.distance", "must have a weight above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

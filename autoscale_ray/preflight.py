@@ -10,22 +10,26 @@ from autoscale_ray.mixture.similarity import require_faiss
 
 
 def check_ready(config: RunConfig) -> None:
-    """Refuse what would fail late: an unknown mixture method, a planner that cannot be found or lacks what the
-    method reads, no faiss.
+    """Refuse what would fail late or do nothing: an unknown mixture method, a planner that cannot be found or lacks
+    what the method reads, a loss on responses, no faiss.
 
     Raises:
         ConfigError: Unknown method or planner, a method that needs tag counts, or one that needs gradients with a
-            planner that has none, or a warm start of a planner that is not the built-in one.
+            planner that has none, a warm start of a planner that is not the built-in one, or a weight of the response
+            loss above 0.
         MissingExtraError: faiss is not installed.
     """
     if config.ascent.method not in METHODS:
         raise ConfigError("ascent.method", f"must be one of {', '.join(METHODS)}", config.ascent.method)
-    if (
-        config.ascent.method == "tag_balanced"
-    ):  # for callers with tags of their own, from `autoscale_ray.mixture`
+    # For callers with tags of their own, from `autoscale_ray.mixture`.
+    if config.ascent.method == "tag_balanced":
         raise ConfigError(
             "ascent.method", "needs tag counts, which a run does not take", config.ascent.method
         )
+    response = config.representation.loss.response
+    if response > 0:
+        rule = "must be 0: a run has no responses before its first round"
+        raise ConfigError("representation.loss.response", rule, response)
     if config.planner.factory != PlannerConfig().factory:
         _check_planner(config)
     require_faiss()

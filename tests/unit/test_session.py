@@ -307,7 +307,14 @@ def test_some_pools_named_and_some_not(pools, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "override",
-    ["loop.budget=0", "loop.budget=-1", "loop.bugdet=3", "ascent.method=best", "ascent.method=tag_balanced"],
+    [
+        "loop.budget=0",
+        "loop.budget=-1",
+        "loop.bugdet=3",
+        "ascent.method=best",
+        "ascent.method=tag_balanced",
+        "representation.loss.response=0.1",
+    ],
 )
 def test_bad_configuration(override, pools, tmp_path, capsys):
     fails(
@@ -315,6 +322,7 @@ def test_bad_configuration(override, pools, tmp_path, capsys):
         capsys,
         [override.split("=")[0].split(".")[1]],
     )
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("method", ["fused", "doge"])
