@@ -498,9 +498,8 @@ def _refuse_unknown(tree: Mapping[str, Any], section: type, where: str, prefix: 
                 raise ConfigError(where, f"{dotted} must be a section", value)
             _refuse_unknown(value, type(default), where, f"{dotted}.")
         elif isinstance(value, bool) and not isinstance(default, bool):
-            raise ConfigError(
-                where, f"{dotted} must not be true or false", value
-            )  # else they count as 1 and 0
+            # Else they count as 1 and 0.
+            raise ConfigError(where, f"{dotted} must not be true or false", value)
 
 
 def _validated(tree: Mapping[str, Any], where: str) -> RunConfig:

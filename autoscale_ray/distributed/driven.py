@@ -95,9 +95,8 @@ def _embed(stages: RayStages, board: TaskBoard, trainers: threading.Thread) -> N
     stages.cluster(stages.embed())
     stages.work.close()
     board.close()
-    if (
-        trainers.is_alive()
-    ):  # ended by themselves they give back their place, which trials of a sweep wait for
+    # Ended by themselves they give back their place, which trials of a sweep wait for.
+    if trainers.is_alive():
         trainers.join(TRAINERS_END_TIMEOUT_S)
 
 

@@ -129,9 +129,8 @@ class Driver:
             self._board.close()
         self._asked_s = time.monotonic()
         while time.monotonic() - self._asked_s < self._linger_s:
-            time.sleep(
-                min(1.0, self._linger_s)
-            )  # whoever asks meanwhile puts it off; a second more or less is no matter
+            # Whoever asks meanwhile puts it off; a second more or less is no matter.
+            time.sleep(min(1.0, self._linger_s))
         ray.kill(ray.get_actor(self._name, namespace=NAMESPACE))  # nobody is left who would
 
     def _play(self) -> dict[str, Any] | None:

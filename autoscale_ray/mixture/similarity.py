@@ -249,9 +249,8 @@ def fit_domain_probe(real_ND: NDArray[Any], synthetic_MD: NDArray[Any], penalty:
     direction_D, _ = _logistic(scenes_ND[even_N], labels_N[even_N], penalty)
     scores_N1 = (scenes_ND @ direction_D)[:, None]
     scale_1, offset = _logistic(scores_N1[~even_N], labels_N[~even_N], 1e-3)
-    weights_D = direction_D * max(
-        float(scale_1[0]), 0.0
-    )  # a reversed probe on held-out rows means it found nothing
+    # A reversed probe on held-out rows means it found nothing.
+    weights_D = direction_D * max(float(scale_1[0]), 0.0)
     real_odds_N = np.asarray(real_ND, dtype=np.float64) @ weights_D + offset
     q95, q995 = np.quantile(real_odds_N, [0.95, 0.995])
     return DomainProbe(weights_D=weights_D, bias=offset, real_q95=float(q95), real_q995=float(q995))

@@ -105,9 +105,8 @@ def load_planner_spec(path: str, config: PlannerConfig) -> PlannerSpec:
         raise ConfigError("planner.factory", "must look like package.module:function", path)
     try:
         module = importlib.import_module(module_name)
-    except (
-        Exception
-    ) as error:  # the user's own code may raise anything; it is told in one line, with its cause
+    # The user's own code may raise anything; it is told in one line, with its cause.
+    except Exception as error:
         raise ConfigError("planner.factory", f"cannot import module {module_name}: {error}", path) from error
     factory = getattr(module, function_name, None)
     if not callable(factory):
