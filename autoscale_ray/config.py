@@ -370,7 +370,7 @@ class RunConfig:
     """Root of every random stream of the run, >= 0."""
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig()
-    """Used only when a pool path under `data` is empty: the pools are then made by the built-in world."""
+    """Used only where `data` names no pool: the built-in world then makes all four."""
     representation: RepresentationConfig = RepresentationConfig()
     clusters: ClusterConfig = ClusterConfig()
     ascent: AscentConfig = AscentConfig()

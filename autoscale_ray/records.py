@@ -44,7 +44,8 @@ class Clusters:
     descriptors_KD: np.ndarray
     """Mean whitened embedding of the training scenes of each cluster; 0 for a cluster without any."""
     files: Mapping[str, Path]
-    """Parquet file by side: scene_id, cluster (str), fine (int32)."""
+    """By name: ``labels_<side>`` (Parquet: scene_id, cluster (str), fine (int32)), ``embeddings_<side>`` as in
+    `Embeddings`, the cluster ``model`` and the domain ``probe``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -96,7 +97,7 @@ class Scores:
     """What the errors count as independent: logs, or the scenes of a side that is one log (then they are too
     small)."""
     seed_totals: Mapping[str, tuple[float, ...]]
-    """The same for each training seed."""
+    """The totals of each training seed."""
     num_unscored: int
     """Scenes of the side that the objective cannot be computed for; they are in no mean of it."""
     file: Path

@@ -35,8 +35,6 @@ class PlannerSpec:
     Rows are int64 row numbers of the features at hand.
     """
 
-    name: str
-    """Short name for tables."""
     features: Callable[[ScenePool], Any]
     """``features(pool) -> Features``: computed once per pool; row k belongs to row k of the pool."""
     concatenate: Callable[[Sequence[Any]], Any]
@@ -67,7 +65,6 @@ class PlannerSpec:
 def planner_spec(config: PlannerConfig) -> PlannerSpec:
     """Return the built-in planner for a configuration."""
     return PlannerSpec(
-        name="anchored",
         features=partial(features_of_pool, config=config),
         concatenate=concatenate,
         train=partial(_train, config),
