@@ -69,9 +69,10 @@ def world(
         seed: Seed of the training pools.
         plot: Folder that receives a picture of every scenario family.
     """
+    from autoscale_ray.records import SIDES
     from autoscale_ray.scenes.pool_writer import check_unused
     from autoscale_ray.world.pictures import plot_families
-    from autoscale_ray.world.pools import SIDES, make_pool
+    from autoscale_ray.world.pools import make_pool
 
     console = Console()
     if out is None and plot is None:

@@ -21,7 +21,17 @@ from autoscale_ray.config import RunConfig, derive_seed
 from autoscale_ray.errors import ConfigError
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
-from autoscale_ray.records import SIDES, Clusters, Embeddings, Planners, Round, Scores, Selection
+from autoscale_ray.records import (
+    SIDES,
+    Clusters,
+    Embeddings,
+    Planners,
+    Round,
+    Scores,
+    Selection,
+    number_or_nan,
+    number_or_none,
+)
 from autoscale_ray.stages import Work
 
 
@@ -137,12 +147,12 @@ class RecordedStages:
         """Train one planner for each seed at the fixed number of steps."""
         starts: list[tuple[str, Path] | None] = [None] * len(seeds)
         if start is not None:
-            starts = list(zip(start.fingerprint.split("+"), start.directories, strict=True))
+            starts = list(zip(start.fingerprints, start.directories, strict=True))
         artifacts = [
             self._train_one(selection, seed, before) for seed, before in zip(seeds, starts, strict=True)
         ]
         return Planners(
-            fingerprint="+".join(artifact.fingerprint for artifact in artifacts),
+            fingerprints=tuple(artifact.fingerprint for artifact in artifacts),
             seeds=seeds,
             directories=tuple(artifact.folder() for artifact in artifacts),
         )
@@ -293,10 +303,10 @@ def scores_record(artifact: Artifact, side: str, seeds: tuple[int, ...], num_uns
         seeds=seeds,
         cluster_scores_K=np.array(values["cluster_scores"], dtype=np.float64),
         cluster_se_K=np.array(values["cluster_se"], dtype=np.float64),
-        totals={name: _float(value) for name, value in values["totals"].items()},
+        totals={name: number_or_nan(value) for name, value in values["totals"].items()},
         error_unit=values["error_unit"],
-        total_se={name: _float(value) for name, value in values["total_se"].items()},
-        seed_totals={name: tuple(map(_float, row)) for name, row in values["seed_totals"].items()},
+        total_se={name: number_or_nan(value) for name, value in values["total_se"].items()},
+        seed_totals={name: tuple(map(number_or_nan, row)) for name, row in values["seed_totals"].items()},
         num_unscored=num_unscored,
         file=artifact.path(tasks.SCORES_FILE),
     )
@@ -311,17 +321,9 @@ def round_payload(finished: Round) -> dict[str, Any]:
         "selection": finished.selection.fingerprint,
         "scores": scores.fingerprint,
         "seeds": list(scores.seeds),
-        "totals": {name: _plain(value) for name, value in scores.totals.items()},
+        "totals": {name: number_or_none(value) for name, value in scores.totals.items()},
     }
 
 
 def _by_side(artifact: Artifact) -> dict[str, Path]:
     return {side: artifact.path(tasks.table_file(side)) for side in SIDES}
-
-
-def _float(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def _plain(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

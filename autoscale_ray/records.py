@@ -5,6 +5,7 @@ Shape legend: N scenes, K clusters, S training seeds, D embedding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,19 @@ from typing import Literal
 
 import numpy as np
 
-SIDES: tuple[Literal["real", "synthetic", "dev", "test"], ...] = ("real", "synthetic", "dev", "test")
+Side = Literal["real", "synthetic", "dev", "test"]
+SIDES: tuple[Side, ...] = ("real", "synthetic", "dev", "test")
 """The four pools of a run."""
+
+
+def number_or_none(value: float) -> float | None:
+    """Return a number as JSON holds it: None for one that is missing (NaN) or not finite."""
+    return float(value) if math.isfinite(value) else None
+
+
+def number_or_nan(value: float | None) -> float:
+    """Return a number that JSON held: NaN for None."""
+    return math.nan if value is None else float(value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -68,10 +80,16 @@ class Selection:
 class Planners:
     """Planners trained on one selection, one for each training seed."""
 
-    fingerprint: str
+    fingerprints: tuple[str, ...]
+    """Identity of the training with each seed."""
     seeds: tuple[int, ...]
     directories: tuple[Path, ...]
     """One folder of weights for each seed."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the identity of all of them."""
+        return "+".join(self.fingerprints)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -24,7 +24,14 @@ from autoscale_ray.recorded import RecordedStages
 from autoscale_ray.records import Clusters, Round, Selection
 from autoscale_ray.reporting.summary import summarise
 from autoscale_ray.reporting.tables import arm_table, cluster_table, round_table
-from autoscale_ray.run_folder import REPORT_FILE, SELECTION_FILE, SUMMARY_FILE, where_things_are, work_dir
+from autoscale_ray.run_folder import (
+    CONFIG_FILE,
+    REPORT_FILE,
+    SELECTION_FILE,
+    SUMMARY_FILE,
+    where_things_are,
+    work_dir,
+)
 from autoscale_ray.scenes.parquet import read_parquet
 from autoscale_ray.scenes.pool import ScenePool
 
@@ -86,7 +93,7 @@ def open_run(config: RunConfig) -> tuple[Inputs, RunStore]:
     inputs = open_inputs(config, folder / "pools")
     store = RunStore.open(config.placement.run_dir, {**marks, "pools": inputs.identity()})
     folder.mkdir(parents=True, exist_ok=True)
-    with in_one_step(folder / "config.yaml") as temporary:
+    with in_one_step(folder / CONFIG_FILE) as temporary:
         temporary.write_text(dump_config(config), encoding="utf-8")
     return inputs, store
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 
 from autoscale_ray.config import ClusterConfig, PlannerConfig, RetrievalConfig, RunConfig, derive_seed
 from autoscale_ray.evaluation.feedback import cluster_feedback, cluster_weights, weighted_mean
-from autoscale_ray.evaluation.from_pool import PreparedPool, prepare_pool, score_pool
+from autoscale_ray.evaluation.from_pool import RULES, PreparedPool, prepare_pool, score_pool
 from autoscale_ray.files import save_array
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.mixture.alignment import measure_alignment
@@ -32,7 +31,7 @@ from autoscale_ray.mixture.similarity import DomainProbe, fit_domain_probe
 from autoscale_ray.planning.planner import empty_planner, parameter_shapes
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
 from autoscale_ray.planning.training import PlannerWeights, TrainState, new_state
-from autoscale_ray.records import SIDES, Arm
+from autoscale_ray.records import SIDES, Arm, number_or_none
 from autoscale_ray.scenes.parquet import read_groups, read_parquet
 from autoscale_ray.scenes.pool import ScenePool
 
@@ -42,7 +41,6 @@ SCORES_FILE = "scores.parquet"
 SELECTION_FILE = "selection.parquet"
 ROW_GROUP_SIZE = 65_536
 """Rows that are written and read at a time: 16 MiB of embeddings of size 64."""
-VERSIONS = ("epdms", "pdms")
 PROBE_SCENES, PROBE_DEV_SCENES = 128, 512
 """Scenes behind the mean gradient of a cluster, and of dev."""
 
@@ -202,7 +200,7 @@ def choose_scenes(
     chosen: Mapping[str, tuple[str, ...]] = dict.fromkeys(counts, ())
     if sum(counts.values()) > 0:
         candidates, clusters_N = load_candidates(config, synthetic, files)
-        queries = _queries(files, guide) if guide is not None and config.method != "random" else {}
+        queries = {} if guide is None else _queries(files, guide)
         chosen = Search(candidates, clusters_N, queries, counts, config, seed).deliver(counts)
     rows = [(scene, name) for name in sorted(chosen) for scene in chosen[name]]
     scenes, names = zip(*rows, strict=True) if rows else ((), ())
@@ -314,15 +312,15 @@ def reference_drives(pool: ScenePool, folder: Path) -> dict[str, Any]:
         By score, why scenes cannot be scored, by scene id.
     """
     prepared = prepare_pool(pool)
-    for version in VERSIONS:
+    for version in RULES:
         save_array(folder / f"{version}.npy", prepared.references(version))
-    return {"unscored": {version: dict(prepared.reasons[version]) for version in VERSIONS}}
+    return {"unscored": {version: dict(prepared.reasons[version]) for version in RULES}}
 
 
 def load_prepared(pool: ScenePool, references: Path) -> PreparedPool:
     """Prepare a pool with reference drives that were made before."""
     return prepare_pool(
-        pool, {version: np.load(references / f"{version}.npy", allow_pickle=False) for version in VERSIONS}
+        pool, {version: np.load(references / f"{version}.npy", allow_pickle=False) for version in RULES}
     )
 
 
@@ -381,13 +379,13 @@ def gather_scores(
         name: weighted_mean(column.mean(axis=0), shares[name], logs_N) for name, column in columns.items()
     }
     return {
-        "cluster_scores": [_number(value) for value in means_K],
-        "cluster_se": [_number(value) for value in errors_K],
-        "totals": {name: _number(mean) for name, (mean, _) in totals.items()},
+        "cluster_scores": [number_or_none(value) for value in means_K],
+        "cluster_se": [number_or_none(value) for value in errors_K],
+        "totals": {name: number_or_none(mean) for name, (mean, _) in totals.items()},
         "error_unit": error_unit,
-        "total_se": {name: _number(error) for name, (_, error) in totals.items()},
+        "total_se": {name: number_or_none(error) for name, (_, error) in totals.items()},
         "seed_totals": {
-            name: [_number(weighted_mean(row_N, shares[name], logs_N)[0]) for row_N in column]
+            name: [number_or_none(weighted_mean(row_N, shares[name], logs_N)[0]) for row_N in column]
             for name, column in columns.items()
         },
     }
@@ -495,12 +493,8 @@ def _strings(column: pa.ChunkedArray) -> np.ndarray:
     return np.array(column.to_pylist(), dtype=np.str_)
 
 
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
 def _numbers(value: np.ndarray) -> Any:
-    return [_number(one) for one in value] if np.ndim(value) else _number(float(value))
+    return [number_or_none(one) for one in value] if np.ndim(value) else number_or_none(float(value))
 
 
 def stage_identity(section: Any) -> dict[str, Any]:

@@ -20,13 +20,12 @@ from ray.exceptions import RayActorError
 from ray.util.state import get_actor
 from ray.util.state.exception import RayStateApiException
 
-from autoscale_ray import tasks
 from autoscale_ray.config import PlannerConfig, RayConfig
 from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.devices import worker_device
 from autoscale_ray.distributed.memory import release
 from autoscale_ray.errors import AutoScaleError
-from autoscale_ray.evaluation.from_pool import PreparedPool, prepare_pool, score_pool
+from autoscale_ray.evaluation.from_pool import RULES, PreparedPool, prepare_pool, score_pool
 from autoscale_ray.planning.spec import load_planner_spec
 from autoscale_ray.scenes.pool import ScenePool, open_pool
 
@@ -240,9 +239,7 @@ def prepare_rows(
     pool: ScenePool, references: Path, rows: np.ndarray, on_read: Callable[[], None]
 ) -> PreparedPool:
     """Prepare some rows of a pool with reference drives that were made before; `on_read` is called chunk by chunk."""
-    known = {
-        version: np.load(references / f"{version}.npy", mmap_mode="r")[rows] for version in tasks.VERSIONS
-    }
+    known = {version: np.load(references / f"{version}.npy", mmap_mode="r")[rows] for version in RULES}
     # `PoolRows` has of a pool what is asked for here, and no more.
     return prepare_pool(PoolRows(pool, rows, on_read), known)  # type: ignore[arg-type]
 

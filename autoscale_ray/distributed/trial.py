@@ -15,6 +15,7 @@ from autoscale_ray.config import RunConfig, identity, load_config
 from autoscale_ray.distributed.driver import end_driver, follow, start_driver
 from autoscale_ray.distributed.sweep_plan import config_of
 from autoscale_ray.errors import AutoScaleError
+from autoscale_ray.run_folder import CONFIG_FILE, SUMMARY_FILE
 
 SCORE = "objective"
 TIME = "rounds_done"
@@ -91,8 +92,8 @@ def final_report(summary: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
 def finished_summary(run_dir: Path, config: RunConfig) -> dict[str, Any] | None:
     """Return the summary of a trial that an earlier sweep finished with this configuration, or None."""
     try:
-        before = load_config(run_dir / "config.yaml")
-        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+        before = load_config(run_dir / CONFIG_FILE)
+        summary = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, AutoScaleError, json.JSONDecodeError):
         return None
     same = identity(before) == identity(config) and before.loop == config.loop
