@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from autoscale_ray import __version__, tasks
+from autoscale_ray import __version__, tasks, tasks_scores
 from autoscale_ray.artifacts import Artifact, RunStore, fingerprint
 from autoscale_ray.config import RunConfig, derive_seed
 from autoscale_ray.errors import ConfigError
@@ -168,7 +168,7 @@ class RecordedStages:
                 "objective": objective,
                 "pool": self._marks(side, f"{side}_weights"),
             },
-            lambda folder: tasks.gather_scores(
+            lambda folder: tasks_scores.gather_scores(
                 [self._score_one(directory, side) for directory in planners.directories],
                 planners.seeds,
                 objective,
@@ -271,7 +271,7 @@ class RecordedStages:
         if side not in self._drives:
             pool, identity = self.inputs.pools[side], {"pool": self._marks(side)}
             self._drives[side] = self._stage(
-                "reference_drives", identity, lambda folder: tasks.reference_drives(pool, folder)
+                "reference_drives", identity, lambda folder: tasks_scores.reference_drives(pool, folder)
             )
         return self._drives[side]
 
@@ -308,7 +308,7 @@ def scores_record(artifact: Artifact, side: str, seeds: tuple[int, ...], num_uns
         total_se={name: number_or_nan(value) for name, value in values["total_se"].items()},
         seed_totals={name: tuple(map(number_or_nan, row)) for name, row in values["seed_totals"].items()},
         num_unscored=num_unscored,
-        file=artifact.path(tasks.SCORES_FILE),
+        file=artifact.path(tasks_scores.SCORES_FILE),
     )
 
 

@@ -12,9 +12,10 @@ import torch
 from pyarrow.csv import write_csv
 from rich.console import Console
 
-from autoscale_ray import loop, tasks
+from autoscale_ray import loop, tasks_scores
 from autoscale_ray.artifacts import RunStore, check_same_run
-from autoscale_ray.config import RunConfig, dump_config, identity
+from autoscale_ray.config import RunConfig, identity
+from autoscale_ray.config_file import dump_config
 from autoscale_ray.errors import ArtifactError
 from autoscale_ray.files import in_one_step
 from autoscale_ray.inputs import Inputs, open_inputs
@@ -129,7 +130,7 @@ def play(stages: RecordedStages, show: Callable[[Mapping[str, Any]], None]) -> d
         arms = loop.compare(config, stages, clusters, history, final_counts)
     finally:
         stages.work.close()
-    gains = tasks.paired_gains(arms, inputs.pools["test"])
+    gains = tasks_scores.paired_gains(arms, inputs.pools["test"])
     finished = summary(clusters, history, final_counts=final_counts, arms=arms, gains=gains)
     write_selection(arms[-1].selection, inputs.pools["synthetic"], run_dir / SELECTION_FILE)
     write_embedding_map(clusters, inputs.pools, run_dir / "plots" / "embedding_map.png")

@@ -91,7 +91,7 @@ class Scorer:
         """Say that this scorer has got its CPU and GPU."""
 
     def score(self, side: Side, rows: np.ndarray, weights: Path) -> pa.Table:
-        """Return scene_id, sub-scores, epdms, pdms and miou of this scorer's rows, as `tasks.score_planner`."""
+        """Return scene_id, sub-scores, epdms, pdms and miou of this scorer's rows, as `tasks_scores.score_planner`."""
         with self._deadline:
             return self._score(side, rows, weights)
 
@@ -228,7 +228,7 @@ def _answers(calls: Sequence[Any], problem: str) -> list[Any]:
 
 
 def in_order(table: pa.Table, scene_ids: np.ndarray) -> pa.Table:
-    """Return the scores of all shares in pool order, columns in the order of `tasks.score_planner`."""
+    """Return the scores of all shares in pool order, columns in the order of `tasks_scores.score_planner`."""
     row_of = {scene_id: row for row, scene_id in enumerate(table["scene_id"].to_pylist())}
     names = [name for name in sorted(table.column_names) if name not in ("scene_id", "miou")]
     rows = pa.array([row_of[scene_id] for scene_id in scene_ids.tolist()])

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from autoscale_ray.artifacts import fingerprint
-from autoscale_ray.config import RunConfig, load_config, override_of
+from autoscale_ray.config import RunConfig
+from autoscale_ray.config_file import load_config, override_of
 from autoscale_ray.distributed.resources import Needs, ResourcesError
 from autoscale_ray.distributed.session import with_absolute_paths
 from autoscale_ray.errors import ConfigError, MissingExtraError, extra

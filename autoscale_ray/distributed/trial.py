@@ -11,7 +11,8 @@ from typing import Any
 import ray.tune
 
 from autoscale_ray.artifacts import fingerprint, share_with
-from autoscale_ray.config import RunConfig, identity, load_config
+from autoscale_ray.config import RunConfig, identity
+from autoscale_ray.config_file import load_config
 from autoscale_ray.distributed.driver import end_driver, follow, start_driver
 from autoscale_ray.distributed.sweep_plan import config_of
 from autoscale_ray.errors import AutoScaleError

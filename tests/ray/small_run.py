@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from autoscale_ray.artifacts import read_rounds
-from autoscale_ray.config import RunConfig, load_config
+from autoscale_ray.config import RunConfig
+from autoscale_ray.config_file import load_config
 from autoscale_ray.distributed.session import with_absolute_paths
 
 SMALL = [

@@ -2,14 +2,8 @@ import dataclasses
 
 import pytest
 
-from autoscale_ray.config import (
-    RunConfig,
-    check_config,
-    derive_seed,
-    dump_config,
-    identity,
-    load_config,
-)
+from autoscale_ray.config import RunConfig, derive_seed, identity
+from autoscale_ray.config_file import check_config, dump_config, load_config
 from autoscale_ray.errors import ConfigError
 
 

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from autoscale_ray import tasks
+from autoscale_ray import tasks, tasks_scores
 from autoscale_ray.artifacts import read_rounds, share_with
 from autoscale_ray.cli import main
-from autoscale_ray.config import load_config
+from autoscale_ray.config_file import load_config
 from autoscale_ray.inputs import open_inputs
 from autoscale_ray.mixture import METHODS
 from autoscale_ray.reporting.tables import round_table
@@ -366,7 +366,7 @@ def test_scenes_that_cannot_be_scored_are_counted_where_scores_are_read(
     """Missing is not zero, and not hidden either."""
     assert numbers(finished)["unscored"] == {"dev": 0, "test": 0}
     assert "without a score" not in (finished / "report.html").read_text()
-    drive = tasks.reference_drives
+    drive = tasks_scores.reference_drives
 
     def without_one(pool, folder: Path) -> dict:
         told, path = drive(pool, folder), folder / "epdms.npy"
@@ -375,7 +375,7 @@ def test_scenes_that_cannot_be_scored_are_counted_where_scores_are_read(
         np.save(path, poses_NP3)
         return {"unscored": {**told["unscored"], "epdms": {pool.scene_ids[0].item(): "no drive"}}}
 
-    monkeypatch.setattr(tasks, "reference_drives", without_one)
+    monkeypatch.setattr(tasks_scores, "reference_drives", without_one)
     given = arguments(pools, tmp_path / "run", "loop.num_rounds=0", "loop.baselines=[]")
     main(["run", "--backend", "local", *given])
     told = " ".join(capsys.readouterr().out.split())
