@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import io
-import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.tree import Tree
 from tyro.conf import Positional
 
 from autoscale_ray import __version__
-from autoscale_ray.config import PresetName, RunConfig, load_config, override_of
+from autoscale_ray.cli_data import ingest, pool_info, pool_plot, pool_split, simulate_sumo, tree_of, world
+from autoscale_ray.config import RunConfig
+from autoscale_ray.config_file import load_config, override_of
 from autoscale_ray.errors import EXIT_BAD_INPUT, AutoScaleError, ConfigError, exit_code
 from autoscale_ray.run_folder import check_local
 
-MAX_LISTED = 20
-"""Entries of one table that `pool info` prints: a pool may have thousands of logs."""
-EXIT_READER_FAULT = 3
 EXIT_INTERRUPTED = 130
-Domain = Literal["real", "synthetic"]
 
 
 def run(
@@ -53,207 +48,6 @@ def run(
     from autoscale_ray.session import run_local
 
     run_local(config, Console())
-
-
-def world(
-    out: Path | None = None,
-    preset: PresetName = "harm_low_deficit",
-    seed: int = 0,
-    plot: Path | None = None,
-) -> None:
-    """Make the four pools of the built-in driving world, or a picture of every family.
-
-    Args:
-        out: Folder that receives the pools real, synthetic, dev and test.
-        preset: Where the synthetic pool is faithful, gapped or harmful; docs/world.md.
-        seed: Seed of the training pools.
-        plot: Folder that receives a picture of every scenario family.
-    """
-    from autoscale_ray.scenes.pool_writer import check_unused
-    from autoscale_ray.world.pictures import plot_families
-    from autoscale_ray.world.pools import SIDES, make_pool
-
-    console = Console()
-    if out is None and plot is None:
-        raise ConfigError(
-            "world", "needs --out FOLDER for the pools, --plot FOLDER for the pictures, or both"
-        )
-    config = load_config(None, [f"world.preset={preset}", f"world.seed={seed}"]).world
-    if out is not None:
-        for side in SIDES:  # told now, not after three pools
-            check_unused(out / side)
-    if plot is not None:
-        console.print(f"drawn: {plot_families(plot)}")
-    if out is None:
-        return
-    for side in SIDES:
-        with console.status(f"drawing {side}"):
-            manifest = make_pool(config, side, out / side)
-        console.print(f"{out / side}: {manifest.num_scenes} scenes")
-
-
-def ingest(
-    format: Positional[str],
-    path: Positional[Path],
-    out: Path,
-    domain: Domain,
-    num_processes: int = 1,
-    maps: Path | None = None,
-    filter: Path | None = None,
-    rewards: Path | None = None,
-    vocabulary: Path | None = None,
-    max_quarantined_share: float = 0.02,
-    backend: Literal["local", "ray"] = "local",
-) -> None:
-    """Make a scene pool of recordings or simulations in another format.
-
-    Ends with exit code 3 when the pool was made but files were lost to a fault of their reader.
-
-    Args:
-        format: Name of the reader: navsim, simscale, navhard, commonroad, sumo, scenarionet, av2-sensor,
-            av2-forecasting, kitti, interaction or waymo.
-        path: File, folder or zip to read.
-        out: Folder of the new pool; must not exist or be empty.
-        domain: Whether the scenes count as real or synthetic.
-        num_processes: Files read side by side.
-        maps: Folder with nuPlan maps (navsim, simscale, navhard).
-        filter: NAVSIM scene filter, YAML (navsim, simscale).
-        rewards: Reward file, or folder with one for each token (simscale).
-        vocabulary: Trajectories that the rewards score, .npy (simscale).
-        max_quarantined_share: No pool is made where more than this share of scenes and files is quarantined.
-        backend: Processes of this machine, or the tasks of a Ray cluster.
-    """
-    from autoscale_ray.scenes.ingest import ingest as ingest_here
-    from autoscale_ray.scenes.ingest import num_reader_faults
-
-    ingest_files = partial(ingest_here, num_processes=num_processes)
-    if backend == "ray":
-        from autoscale_ray.distributed.ingest import ingest_on_ray as ingest_files
-
-    beside = {"maps": maps, "filter": filter, "rewards": rewards, "vocabulary": vocabulary}
-    console = Console()
-    with console.status(f"reading {path}") as status:
-        manifest = ingest_files(
-            format,
-            path,
-            out,
-            domain,
-            files={name: file for name, file in beside.items() if file is not None},
-            max_quarantined_share=max_quarantined_share,
-            progress=lambda done, total: status.update(f"reading {path}: {done} of {total} parts"),
-        )
-    refused = f"{manifest.num_quarantined} refused with a reason"
-    console.print(f"{out}: {manifest.num_scenes} scenes, {refused}; details with `autoscale pool info {out}`")
-    if faults := num_reader_faults(out):
-        console.print(f"{faults} files were lost to a fault of the reader; quarantine.parquet names them")
-        raise SystemExit(EXIT_READER_FAULT)
-
-
-def simulate_sumo(
-    out: Path,
-    networks: tuple[str, ...] = ("grid", "spider", "rand", "roundabout"),
-    num_runs: int = 4,
-    duration_s: float = 600.0,
-    departures_per_minute: tuple[float, float] = (15.0, 60.0),
-    sigma: tuple[float, float] = (0.2, 0.8),
-    violation_share: tuple[float, float] = (0.0, 0.15),
-    seed: int = 0,
-    keep: Path | None = None,
-    num_processes: int = 1,
-) -> None:
-    """Simulate traffic with SUMO (extra `sumo`) and make a synthetic pool of it; equal options give equal scenes.
-
-    Args:
-        out: Folder of the new pool; must not exist or be empty.
-        networks: Kinds grid, spider, rand, roundabout, or net.xml files; run after run takes the next one.
-        num_runs: Simulations, each with its own network, demand and drivers.
-        duration_s: Simulated seconds of a run.
-        departures_per_minute: Range of the demand of a run.
-        sigma: Range of driver imperfection, 0 to 1.
-        violation_share: Range of the share of drivers with minor violations.
-        seed: Seed of everything.
-        keep: Folder that keeps SUMO's own files.
-        num_processes: Runs read side by side.
-    """
-    from autoscale_ray.scenes.sumo_simulation import SumoOptions, simulate
-
-    options = SumoOptions(
-        networks=networks, num_runs=num_runs, duration_s=duration_s, departures_per_minute=departures_per_minute,
-        sigma=sigma, violation_share=violation_share, seed=seed,
-    )  # fmt: skip
-    console = Console()
-    with console.status("simulating") as status:
-        manifest, counts = simulate(
-            out, options, keep=keep, num_processes=num_processes, progress=status.update
-        )
-    for run in counts:
-        told = f"{run.num_vehicles} vehicles, {run.num_collisions} collisions, {run.num_teleports} teleports"
-        console.print(f"{run.name}: {told}")
-    console.print(f"{out}: {manifest.num_scenes} scenes, {manifest.num_quarantined} refused with a reason")
-
-
-def pool_info(pool: Positional[Path]) -> None:
-    """Show what a pool holds: scenes by source, log and domain, and quarantined scenes by rule.
-
-    Args:
-        pool: Folder of the pool.
-    """
-    from autoscale_ray.scenes.pool_info import pool_info as read_info
-
-    Console().print(_tree(f"{pool}", dataclasses.asdict(read_info(pool))))
-
-
-def pool_split(
-    pool: Positional[Path],
-    out: Path,
-    real: float = 0.7,
-    dev: float = 0.15,
-    test: float = 0.15,
-    seed: int = 0,
-) -> None:
-    """Split a pool of recordings into the sides real, dev and test by log: no recording stands on two of them.
-
-    Args:
-        pool: Folder of the pool; it is left as it is.
-        out: Receives one pool a side.
-        real: Share of the scenes to train on.
-        dev: Share of the scenes that choose the mixture.
-        test: Share of the scenes that judge it in the end.
-        seed: Which logs go where, >= 0.
-    """
-    from autoscale_ray.scenes.pool import open_pool
-    from autoscale_ray.scenes.split import deal_logs, split_by_log
-
-    shares = {"real": real, "dev": dev, "test": test}
-    for side, share in shares.items():
-        if not 0 < share < float("inf"):
-            raise ConfigError(f"--{side}", "must be a share above 0", share)
-    if seed < 0:
-        raise ConfigError("--seed", "must be >= 0", seed)
-    scenes = open_pool(pool)
-    made = split_by_log(scenes, deal_logs(scenes, shares, seed), out)
-    for side in shares:
-        manifest = made[side]
-        Console().print(f"{out / side}: {manifest.num_scenes} scenes of {len(manifest.counts['log'])} logs")
-
-
-def pool_plot(pool: Positional[Path], out: Path, num_scenes: int = 24, seed: int = 0) -> None:
-    """Draw a contact sheet of random scenes of a pool.
-
-    Args:
-        pool: Folder of the pool.
-        out: PNG file.
-        num_scenes: Scenes on the sheet, >= 1; all of a smaller pool.
-        seed: Which scenes are drawn, >= 0.
-    """
-    from autoscale_ray.reporting.scene_plot import plot_pool
-
-    if out.suffix.lower() != ".png" or out.is_dir():
-        raise ConfigError("--out", "must be a file that ends in .png", str(out))
-    if num_scenes < 1 or seed < 0:
-        raise ConfigError("pool plot", "--num-scenes must be >= 1 and --seed >= 0", (num_scenes, seed))
-    plot_pool(pool, out, num_scenes=num_scenes, seed=seed)
-    Console().print(f"drawn: {out}")
 
 
 def report(run_dir: Positional[str]) -> None:
@@ -371,7 +165,7 @@ def score(
     scored, invalid = counts.pop("scored"), counts.pop("invalid")
     console.print(f"{out}: {scored} trajectories scored, {invalid} reported invalid with a reason")
     for title, values in counts.items():
-        console.print(_tree(title, values))
+        console.print(tree_of(title, values))
 
 
 def _scorer(
@@ -411,20 +205,6 @@ def _check_text(arguments: Sequence[str]) -> None:
             argument.encode()
         except UnicodeEncodeError:  # bytes of a file name in another encoding
             raise ConfigError(ascii(argument), "arguments must be UTF-8 text") from None
-
-
-def _tree(title: str, values: Mapping[str, Any]) -> Tree:
-    tree = Tree(title)
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            branch = tree.add(f"{name}: {len(value)}")
-            for key, item in itertools.islice(value.items(), MAX_LISTED):
-                branch.add(f"{key}: {item}")
-            if len(value) > MAX_LISTED:
-                branch.add(f"and {len(value) - MAX_LISTED} more")
-        else:
-            tree.add(f"{name}: {value}")
-    return tree
 
 
 def pool() -> None:

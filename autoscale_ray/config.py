@@ -1,6 +1,6 @@
 """Every default of the package: one tree of frozen dataclasses.
 
-A run is one `RunConfig`, read from YAML by `load_config` and changed on the command line with dotted
+A run is one `RunConfig`, read from YAML by `config_file.load_config` and changed on the command line with dotted
 overrides (``autoscale run run.yaml loop.num_rounds=8``). Fields under `PlacementConfig` say where and on what
 a run happens; they never change its result and stay out of its fingerprint. `identity` says which others do.
 """
@@ -8,16 +8,11 @@ a run happens; they never change its result and stay out of its fingerprint. `id
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from autoscale_ray.errors import ConfigError
 
@@ -37,8 +32,6 @@ Gpus = Annotated[NonNegative, AfterValidator(_whole_above_one)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Width = Annotated[int, Field(ge=4, le=16_384, multiple_of=4)]
 Anchors = Annotated[tuple[Annotated[float, Field(ge=-100, le=100)], ...], Field(min_length=1)]
-MAX_DEPTH = 8
-"""Names in the dotted path of an override; far deeper ones would only exhaust the stack."""
 PresetName = Literal["harm_low_deficit", "harm_high_deficit", "no_harm", "even", "null"]
 Preset = Annotated[
     PresetName,
@@ -107,7 +100,11 @@ class EmbeddingLossConfig:
     laplacian: NonNegative = 0.0
     """Squared differences of z between similar scenes."""
     response: NonNegative = 0.0
-    """Prediction of the sub-scores of a frozen planner, where they are given."""
+    """Prediction of the sub-scores of a frozen planner, where they are given: a run has none and refuses it."""
+
+    def __post_init__(self) -> None:
+        if not any(dataclasses.astuple(self)):
+            raise ConfigError("representation.loss", "must have a term above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +123,10 @@ class ScenarioDistanceConfig:
     """Weisfeiler-Lehman histogram of the lane graph."""
     controls: NonNegative = 0.5
     """Red lights and crosswalks ahead."""
+
+    def __post_init__(self) -> None:
+        if not any(dataclasses.astuple(self)):
+            raise ConfigError("representation.distance", "must have a weight above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -362,7 +363,7 @@ class RunConfig:
     """Root of every random stream of the run, >= 0."""
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig()
-    """Used only when a pool path under `data` is empty: the pools are then made by the built-in world."""
+    """Used only where `data` names no pool: the built-in world then makes all four."""
     representation: RepresentationConfig = RepresentationConfig()
     clusters: ClusterConfig = ClusterConfig()
     ascent: AscentConfig = AscentConfig()
@@ -371,38 +372,6 @@ class RunConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     loop: LoopConfig = LoopConfig()
     placement: PlacementConfig = PlacementConfig()
-
-
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run configuration and apply dotted overrides.
-
-    Args:
-        path: YAML file; None starts from the defaults.
-        overrides: Items ``a.b=value``; the value is read as YAML.
-
-    Returns:
-        The validated configuration.
-
-    Raises:
-        ConfigError: No such file, not a mapping, an unknown key, a wrong type or a value out of range; the
-            message names the file, the dotted path, the rule and the value.
-    """
-    where = "overrides" if path is None else str(path)
-    tree = {} if path is None else _read_yaml(Path(path))
-    for item in overrides:
-        tree = _with_override(tree, item)
-    _refuse_unknown(tree, RunConfig, where, "")
-    return _validated(tree, where)
-
-
-def override_of(name: str, value: object) -> str:
-    """Return the override that gives a field this value; quoted, because YAML reads more into `7` or `a #1`.
-
-    Args:
-        name: Dotted path of the field.
-        value: A plain value; any other, such as a path or a date, stands for its text.
-    """
-    return f"{name}={json.dumps(value, ensure_ascii=False, default=str)}"
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
@@ -422,81 +391,3 @@ def derive_seed(root: int, *stream: str) -> int:
     """Return the seed in [0, 2**31) of a named random stream of a run, independent of every other stream."""
     text = "/".join((str(root), *stream)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
-
-
-def dump_config(config: RunConfig) -> str:
-    """Return the configuration as YAML that `load_config` reads back."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(str(path), "no such configuration file")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(str(path), f"must be YAML text: {error}") from error
-    if tree is not None and not isinstance(tree, dict):
-        raise ConfigError(str(path), "must be a mapping of sections", tree)
-    return tree or {}
-
-
-def _with_override(tree: Mapping[str, Any], item: str) -> dict[str, Any]:
-    dotted, equals, text = item.partition("=")
-    if not equals or not dotted:
-        raise ConfigError(item, "an override must look like section.field=value")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 40th of a month
-        raise ConfigError(item, "the value of an override must be YAML") from error
-    keys = dotted.split(".")
-    if len(keys) > MAX_DEPTH:
-        raise ConfigError("overrides", f"a field lies at most {MAX_DEPTH} names deep", dotted)
-    return _set(tree, keys, value, item)
-
-
-def _set(tree: Mapping[str, Any], keys: Sequence[str], value: Any, item: str) -> dict[str, Any]:
-    head, rest = keys[0], keys[1:]
-    if not rest:
-        return {**tree, head: value}
-    inner = tree.get(head) or {}
-    if not isinstance(inner, Mapping):
-        raise ConfigError(item, f"{head} is not a section")
-    return {**tree, head: _set(inner, rest, value, item)}
-
-
-def _refuse_unknown(tree: Mapping[str, Any], section: type, where: str, prefix: str) -> None:
-    fields = {item.name: item for item in dataclasses.fields(section)}
-    for key, value in tree.items():
-        dotted = f"{prefix}{key}"
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
-            raise ConfigError(where, f"unknown key {dotted}{hint}")
-        default = fields[key].default
-        if dataclasses.is_dataclass(default):
-            if not isinstance(value, Mapping):
-                raise ConfigError(where, f"{dotted} must be a section", value)
-            _refuse_unknown(value, type(default), where, f"{dotted}.")
-        elif isinstance(value, bool) and not isinstance(default, bool):
-            raise ConfigError(
-                where, f"{dotted} must not be true or false", value
-            )  # else they count as 1 and 0
-
-
-def _validated(tree: Mapping[str, Any], where: str) -> RunConfig:
-    try:
-        return TypeAdapter(RunConfig).validate_python(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, ConfigError):  # a rule of our own, which names its field
-            raise ConfigError(where, f"{cause.where}: {cause.rule}", cause.value) from error
-        dotted = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(where, f"{dotted}: {first['msg'].lower()}", first.get("input")) from error

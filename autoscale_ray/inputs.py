@@ -13,9 +13,9 @@ import pyarrow as pa
 from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import RunConfig
 from autoscale_ray.errors import ConfigError, PoolError
-from autoscale_ray.records import SIDES
+from autoscale_ray.records import SIDES, Side
 from autoscale_ray.scenes.pool import ScenePool, check_disjoint, open_pool
-from autoscale_ray.world.pools import Side, make_pool
+from autoscale_ray.world.pools import make_pool
 
 WEIGHTS_TABLE = "weights"
 """Side file of a dev or test pool: scene_id, weight in the objective."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from autoscale_ray import tasks
+from autoscale_ray import tasks, tasks_scores
 from autoscale_ray.artifacts import RunStore
 from autoscale_ray.config import RunConfig
 from autoscale_ray.evaluation.from_pool import PreparedPool
@@ -53,9 +53,9 @@ class LocalWork:
     def score_planner(self, weights: Path, side: str, features: Path, references: Path) -> pa.Table:
         """Return the scores of every scene of a side, in pool order."""
         if side not in self._prepared:
-            self._prepared[side] = tasks.load_prepared(self._inputs.pools[side], references)
+            self._prepared[side] = tasks_scores.load_prepared(self._inputs.pools[side], references)
             self._features[side] = self._spec.load_features(features)
-        return tasks.score_planner(self._spec, weights, self._features[side], self._prepared[side])
+        return tasks_scores.score_planner(self._spec, weights, self._features[side], self._prepared[side])
 
     def close(self) -> None:
         """Do nothing: memory goes with the process."""

@@ -238,7 +238,7 @@ def connect(url: str) -> Any:
     """
     if "@" in urlsplit(url).netloc:
         raise ArtifactError(urlsplit(url).scheme, "a storage URL must not carry credentials")
-    _obstore()
+    _require_obstore()
     from obstore.store import from_url
 
     try:
@@ -259,12 +259,11 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).partition("\nDebug source")[0].split())
 
 
-def _obstore() -> Any:
+def _require_obstore() -> None:
     try:
-        import obstore
+        import obstore  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("obstore", extra("s3")) from error
-    return obstore
 
 
 def _errors() -> Any:

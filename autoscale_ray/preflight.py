@@ -9,16 +9,20 @@ from autoscale_ray.mixture.similarity import require_faiss
 
 
 def check_ready(config: RunConfig) -> None:
-    """Refuse what would fail late: an unknown mixture method, a planner that cannot be found or lacks what the
-    method reads, no faiss.
+    """Refuse what would fail late or do nothing: an unknown mixture method, a planner that cannot be found or lacks
+    what the method reads, a loss on responses, no faiss.
 
     Raises:
-        ConfigError: Unknown method or planner, a method that needs gradients with a planner that has none, or a
-            warm start of a planner that is not the built-in one.
+        ConfigError: Unknown method or planner, a method that needs gradients with a planner that has none, a warm start
+            of a planner that is not the built-in one, or a weight of the response loss above 0.
         MissingExtraError: faiss is not installed.
     """
     if config.ascent.method not in METHODS:
         raise ConfigError("ascent.method", f"must be one of {', '.join(METHODS)}", config.ascent.method)
+    response = config.representation.loss.response
+    if response > 0:
+        rule = "must be 0: a run has no responses before its first round"
+        raise ConfigError("representation.loss.response", rule, response)
     if config.planner.factory != PlannerConfig().factory:
         _check_planner(config)
     require_faiss()

@@ -15,14 +15,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from autoscale_ray import __version__, tasks
+from autoscale_ray import __version__, tasks, tasks_scores
 from autoscale_ray.artifacts import Artifact, RunStore
 from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import RunConfig, derive_seed
 from autoscale_ray.errors import ConfigError
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
-from autoscale_ray.records import SIDES, Clusters, Embeddings, Planners, Round, Scores, Selection
+from autoscale_ray.records import (
+    SIDES,
+    Clusters,
+    Embeddings,
+    Planners,
+    Round,
+    Scores,
+    Selection,
+    number_or_nan,
+    number_or_none,
+)
 from autoscale_ray.stages import Work
 
 
@@ -54,6 +64,7 @@ class RecordedStages:
         self.seconds: dict[str, float] = defaultdict(float)
         self._pool_marks = inputs.identity()
         self._ready: dict[tuple[str, str], Path] = {}
+        self._drives: dict[str, Artifact] = {}
 
     def embed(self) -> Embeddings:
         """Train the encoder and embed all four pools."""
@@ -137,12 +148,12 @@ class RecordedStages:
         """Train one planner for each seed at the fixed number of steps."""
         starts: list[tuple[str, Path] | None] = [None] * len(seeds)
         if start is not None:
-            starts = list(zip(start.fingerprint.split("+"), start.directories, strict=True))
+            starts = list(zip(start.fingerprints, start.directories, strict=True))
         artifacts = [
             self._train_one(selection, seed, before) for seed, before in zip(seeds, starts, strict=True)
         ]
         return Planners(
-            fingerprint="+".join(artifact.fingerprint for artifact in artifacts),
+            fingerprints=tuple(artifact.fingerprint for artifact in artifacts),
             seeds=seeds,
             directories=tuple(artifact.folder() for artifact in artifacts),
         )
@@ -158,7 +169,7 @@ class RecordedStages:
                 "objective": objective,
                 "pool": self._marks(side, f"{side}_weights"),
             },
-            lambda folder: tasks.gather_scores(
+            lambda folder: tasks_scores.gather_scores(
                 [self._score_one(directory, side) for directory in planners.directories],
                 planners.seeds,
                 objective,
@@ -169,7 +180,8 @@ class RecordedStages:
                 folder,
             ),
         )
-        return scores_record(artifact, side, planners.seeds)
+        unscored: Mapping[str, Any] = self._reference_drives(side).values["unscored"]
+        return scores_record(artifact, side, planners.seeds, len(unscored[objective]))
 
     def probe(self, planners: Planners, clusters: Clusters) -> Mapping[str, np.ndarray]:
         """Measure how the planners' training gradients on each cluster agree with dev."""
@@ -246,26 +258,28 @@ class RecordedStages:
 
     def _features(self, side: str) -> Path:
         identity = {"pool": self._marks(side), "config": tasks.stage_identity(self.config.planner)}
-        pool = self.inputs.pools[side]
-        return self._once(
-            "features", side, identity, lambda folder: tasks.pool_features(self.config.planner, pool, folder)
-        )
+        planner, pool = self.config.planner, self.inputs.pools[side]
+
+        def build(folder: Path) -> Mapping[str, Any]:
+            return tasks.pool_features(planner, pool, folder)
+
+        return self._once("features", side, lambda: self._stage("features", identity, build))
 
     def _references(self, side: str) -> Path:
-        pool = self.inputs.pools[side]
-        return self._once(
-            "reference_drives",
-            side,
-            {"pool": self._marks(side)},
-            lambda folder: tasks.reference_drives(pool, folder),
-        )
+        return self._once("reference_drives", side, lambda: self._reference_drives(side))
 
-    def _once(
-        self, name: str, side: str, identity: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
-    ) -> Path:
+    def _reference_drives(self, side: str) -> Artifact:
+        if side not in self._drives:
+            pool, identity = self.inputs.pools[side], {"pool": self._marks(side)}
+            self._drives[side] = self._stage(
+                "reference_drives", identity, lambda folder: tasks_scores.reference_drives(pool, folder)
+            )
+        return self._drives[side]
+
+    def _once(self, name: str, side: str, stage: Callable[[], Artifact]) -> Path:
         """Return the folder of a stage that belongs to a pool; its files are checked once in a run."""
         if (name, side) not in self._ready:
-            self._ready[name, side] = self._stage(name, identity, build).folder()
+            self._ready[name, side] = stage().folder()
         return self._ready[name, side]
 
     def _marks(self, *names: str) -> dict[str, str]:
@@ -281,7 +295,7 @@ class RecordedStages:
         return artifact
 
 
-def scores_record(artifact: Artifact, side: str, seeds: tuple[int, ...]) -> Scores:
+def scores_record(artifact: Artifact, side: str, seeds: tuple[int, ...], num_unscored: int) -> Scores:
     """Return the record of a finished evaluation; missing values become NaN."""
     values: Mapping[str, Any] = artifact.values
     return Scores(
@@ -290,11 +304,12 @@ def scores_record(artifact: Artifact, side: str, seeds: tuple[int, ...]) -> Scor
         seeds=seeds,
         cluster_scores_K=np.array(values["cluster_scores"], dtype=np.float64),
         cluster_se_K=np.array(values["cluster_se"], dtype=np.float64),
-        totals={name: _float(value) for name, value in values["totals"].items()},
+        totals={name: number_or_nan(value) for name, value in values["totals"].items()},
         error_unit=values["error_unit"],
-        total_se={name: _float(value) for name, value in values["total_se"].items()},
-        seed_totals={name: tuple(map(_float, row)) for name, row in values["seed_totals"].items()},
-        file=artifact.path(tasks.SCORES_FILE),
+        total_se={name: number_or_nan(value) for name, value in values["total_se"].items()},
+        seed_totals={name: tuple(map(number_or_nan, row)) for name, row in values["seed_totals"].items()},
+        num_unscored=num_unscored,
+        file=artifact.path(tasks_scores.SCORES_FILE),
     )
 
 
@@ -307,17 +322,9 @@ def round_payload(finished: Round) -> dict[str, Any]:
         "selection": finished.selection.fingerprint,
         "scores": scores.fingerprint,
         "seeds": list(scores.seeds),
-        "totals": {name: _plain(value) for name, value in scores.totals.items()},
+        "totals": {name: number_or_none(value) for name, value in scores.totals.items()},
     }
 
 
 def _by_side(artifact: Artifact) -> dict[str, Path]:
     return {side: artifact.path(tasks.table_file(side)) for side in SIDES}
-
-
-def _float(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def _plain(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -5,6 +5,7 @@ Shape legend: N scenes, K clusters, S training seeds, D embedding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,19 @@ from typing import Literal
 
 import numpy as np
 
-SIDES: tuple[Literal["real", "synthetic", "dev", "test"], ...] = ("real", "synthetic", "dev", "test")
+Side = Literal["real", "synthetic", "dev", "test"]
+SIDES: tuple[Side, ...] = ("real", "synthetic", "dev", "test")
 """The four pools of a run."""
+
+
+def number_or_none(value: float) -> float | None:
+    """Return a number as JSON holds it: None for one that is missing (NaN) or not finite."""
+    return float(value) if math.isfinite(value) else None
+
+
+def number_or_nan(value: float | None) -> float:
+    """Return a number that JSON held: NaN for None."""
+    return math.nan if value is None else float(value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -44,7 +56,8 @@ class Clusters:
     descriptors_KD: np.ndarray
     """Mean whitened embedding of the training scenes of each cluster; 0 for a cluster without any."""
     files: Mapping[str, Path]
-    """Parquet file by side: scene_id, cluster (str), fine (int32)."""
+    """By name: ``labels_<side>`` (Parquet: scene_id, cluster (str), fine (int32)), ``embeddings_<side>`` as in
+    `Embeddings`, the cluster ``model`` and the domain ``probe``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -67,10 +80,16 @@ class Selection:
 class Planners:
     """Planners trained on one selection, one for each training seed."""
 
-    fingerprint: str
+    fingerprints: tuple[str, ...]
+    """Identity of the training with each seed."""
     seeds: tuple[int, ...]
     directories: tuple[Path, ...]
     """One folder of weights for each seed."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the identity of all of them."""
+        return "+".join(self.fingerprints)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -96,7 +115,9 @@ class Scores:
     """What the errors count as independent: logs, or the scenes of a side that is one log (then they are too
     small)."""
     seed_totals: Mapping[str, tuple[float, ...]]
-    """The same for each training seed."""
+    """The totals of each training seed."""
+    num_unscored: int
+    """Scenes of the side that the objective cannot be computed for; they are in no mean of it."""
     file: Path
     """Parquet file: scene_id, seed, weight, every sub-score, epdms, pdms, miou."""
 

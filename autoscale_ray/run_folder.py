@@ -10,9 +10,12 @@ from autoscale_ray.config import RunConfig
 from autoscale_ray.errors import ConfigError
 from autoscale_ray.files import cache_folder
 
+CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
 SELECTION_FILE = "selection.csv"
+STOP_FILE = "stop"
+"""There while a run on Ray is to stop after the round in hand."""
 
 
 def work_dir(config: RunConfig) -> Path:

@@ -13,9 +13,10 @@ import torch
 from pyarrow.csv import write_csv
 from rich.console import Console
 
-from autoscale_ray import loop, tasks
+from autoscale_ray import loop, tasks_scores
 from autoscale_ray.artifacts import RunStore, check_same_run
-from autoscale_ray.config import RunConfig, dump_config, identity
+from autoscale_ray.config import RunConfig, identity
+from autoscale_ray.config_file import dump_config
 from autoscale_ray.errors import ArtifactError
 from autoscale_ray.files import in_one_step
 from autoscale_ray.inputs import Inputs, open_inputs
@@ -26,7 +27,14 @@ from autoscale_ray.recorded import RecordedStages
 from autoscale_ray.records import Clusters, Round, Selection
 from autoscale_ray.reporting.summary import summarise
 from autoscale_ray.reporting.tables import arm_table, cluster_table, round_table
-from autoscale_ray.run_folder import REPORT_FILE, SELECTION_FILE, SUMMARY_FILE, where_things_are, work_dir
+from autoscale_ray.run_folder import (
+    CONFIG_FILE,
+    REPORT_FILE,
+    SELECTION_FILE,
+    SUMMARY_FILE,
+    where_things_are,
+    work_dir,
+)
 from autoscale_ray.scenes.parquet import read_parquet
 from autoscale_ray.scenes.pool import ScenePool
 
@@ -85,7 +93,6 @@ def _open_local(config: RunConfig, console: Console) -> LocalStages:
     torch.set_num_threads(config.placement.num_threads)
     with console.status("opening scene pools (the built-in world draws them on the first run)"):
         inputs, store = open_run(config)
-    notice_budget(config, inputs, console)
     return LocalStages(config, inputs, store, watch=console.status)
 
 
@@ -96,7 +103,7 @@ def open_run(config: RunConfig) -> tuple[Inputs, RunStore]:
     inputs = open_inputs(config, folder / "pools")
     store = RunStore.open(config.placement.run_dir, {**marks, "pools": inputs.identity()})
     folder.mkdir(parents=True, exist_ok=True)
-    with in_one_step(folder / "config.yaml") as temporary:
+    with in_one_step(folder / CONFIG_FILE) as temporary:
         temporary.write_text(dump_config(config), encoding="utf-8")
     return inputs, store
 
@@ -132,21 +139,12 @@ def play(stages: RecordedStages, show: Callable[[Mapping[str, Any]], None]) -> d
         arms = loop.compare(config, stages, clusters, history, final_counts)
     finally:
         stages.work.close()
-    gains = tasks.paired_gains(arms, inputs.pools["test"])
+    gains = tasks_scores.paired_gains(arms, inputs.pools["test"])
     finished = summary(clusters, history, final_counts=final_counts, arms=arms, gains=gains)
     write_selection(arms[-1].selection, inputs.pools["synthetic"], run_dir / SELECTION_FILE)
     write_embedding_map(clusters, _whitening(clusters), inputs.pools, run_dir / "plots" / "embedding_map.png")
     render(run_dir)
     return finished
-
-
-def notice_budget(config: RunConfig, inputs: Inputs, console: Console) -> None:
-    """Say so where the budget asks for more scenes than the pool has."""
-    pool = len(inputs.pools["synthetic"])
-    if config.loop.budget > pool:
-        console.print(
-            f"loop.budget {config.loop.budget} is larger than the pool: every round asks for all {pool} scenes"
-        )
 
 
 def write_selection(selection: Selection, pool: ScenePool, path: Path) -> None:

@@ -96,7 +96,7 @@ class Work(Protocol):
         ...
 
     def score_planner(self, weights: Path, side: str, features: Path, references: Path) -> pa.Table:
-        """Return the scores of every scene of a side, in pool order, as `tasks.score_planner` does."""
+        """Return the scores of every scene of a side, in pool order, as `tasks_scores.score_planner` does."""
         ...
 
     def close(self) -> None:

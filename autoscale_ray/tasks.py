@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,13 +16,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from autoscale_ray.config import ClusterConfig, PlannerConfig, RetrievalConfig, RunConfig, derive_seed
-from autoscale_ray.evaluation.feedback import cluster_feedback, cluster_weights, weighted_mean
-from autoscale_ray.evaluation.from_pool import PreparedPool, prepare_pool, score_pool
-from autoscale_ray.files import save_array
+from autoscale_ray.evaluation.feedback import cluster_weights
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.mixture.alignment import measure_alignment
 from autoscale_ray.mixture.clusters import ClusterModel, cluster_names, fit_clusters, random_labels
@@ -32,17 +28,14 @@ from autoscale_ray.mixture.similarity import DomainProbe, fit_domain_probe
 from autoscale_ray.planning.planner import empty_planner, parameter_shapes
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
 from autoscale_ray.planning.training import PlannerWeights, TrainState, new_state
-from autoscale_ray.records import SIDES, Arm
-from autoscale_ray.scenes.parquet import read_groups, read_parquet
+from autoscale_ray.records import SIDES, number_or_none
+from autoscale_ray.scenes.parquet import read_groups, read_parquet, write_table
 from autoscale_ray.scenes.pool import ScenePool
+from autoscale_ray.tasks_scores import objective_by_seed
 
 MODEL_FILE = "clusters.safetensors"
 PROBE_FILE = "domain_probe.json"
-SCORES_FILE = "scores.parquet"
 SELECTION_FILE = "selection.parquet"
-ROW_GROUP_SIZE = 65_536
-"""Rows that are written and read at a time: 16 MiB of embeddings of size 64."""
-VERSIONS = ("epdms", "pdms")
 PROBE_SCENES, PROBE_DEV_SCENES = 128, 512
 """Scenes behind the mean gradient of a cluster, and of dev."""
 
@@ -89,7 +82,7 @@ def write_embeddings(scene_ids: np.ndarray, embeddings_ND: np.ndarray, path: Pat
     size = embeddings_ND.shape[1]
     flat = pa.array(np.ascontiguousarray(embeddings_ND, dtype=np.float32).ravel())
     column = pa.FixedSizeListArray.from_arrays(flat, size)
-    _write(pa.table({"scene_id": pa.array(scene_ids.tolist()), "embedding": column}), path)
+    write_table(pa.table({"scene_id": pa.array(scene_ids.tolist()), "embedding": column}), path)
 
 
 def read_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +119,9 @@ def cluster_scenes(
     for side, (scene_ids, _) in by_side.items():
         fine_N, coarse_N = labels[side]
         columns = {"scene_id": scene_ids.tolist(), "cluster": np.array(names)[coarse_N].tolist()}
-        _write(pa.table({**columns, "fine": pa.array(fine_N.astype(np.int32))}), folder / table_file(side))
+        write_table(
+            pa.table({**columns, "fine": pa.array(fine_N.astype(np.int32))}), folder / table_file(side)
+        )
     sizes = {side: np.bincount(labels[side][1], minlength=len(names)).tolist() for side in SIDES}
     unit_ND = model.whitening.apply(train_ND)
     train_N = np.concatenate([labels["real"][1], labels["synthetic"][1]])
@@ -202,12 +197,12 @@ def choose_scenes(
     chosen: Mapping[str, tuple[str, ...]] = dict.fromkeys(counts, ())
     if sum(counts.values()) > 0:
         candidates, clusters_N = load_candidates(config, synthetic, files)
-        queries = _queries(files, guide) if guide is not None and config.method != "random" else {}
+        queries = {} if guide is None else _queries(files, guide)
         chosen = Search(candidates, clusters_N, queries, counts, config, seed).deliver(counts)
     rows = [(scene, name) for name in sorted(chosen) for scene in chosen[name]]
     scenes, names = zip(*rows, strict=True) if rows else ((), ())
     table = pa.table({"scene_id": pa.array(scenes, pa.string()), "cluster": pa.array(names, pa.string())})
-    _write(table, folder / SELECTION_FILE)
+    write_table(table, folder / SELECTION_FILE)
     return {"counts": {name: len(ids) for name, ids in chosen.items()}}
 
 
@@ -252,7 +247,7 @@ def _queries(files: Mapping[str, Path], guide: Path) -> dict[str, Queries]:
     _, z_ED = read_embeddings(files["embeddings_dev"])
     unit_ED = whitening.apply(z_ED)
     clusters_E = _strings(read_parquet(files["labels_dev"])["cluster"])
-    scores_SE, weights_E = _objective_by_seed(read_parquet(guide))
+    scores_SE, weights_E = objective_by_seed(read_parquet(guide))
     wanted_E = query_weights(scores_SE.mean(axis=0)) * weights_E
     return {
         name: Queries(embeddings_ED=unit_ED[clusters_E == name], weights_E=wanted_E[clusters_E == name])
@@ -307,117 +302,6 @@ def warm_state(weights: PlannerWeights) -> TrainState:
     return dataclasses.replace(fresh, weights_W=flat_W)
 
 
-def reference_drives(pool: ScenePool, folder: Path) -> dict[str, Any]:
-    """Drive PDM-Closed once in every scene of a dev or test pool: what progress is measured against."""
-    prepared = prepare_pool(pool)
-    for version in VERSIONS:
-        save_array(folder / f"{version}.npy", prepared.references(version))
-    return {"unscored": {version: dict(prepared.reasons[version]) for version in VERSIONS}}
-
-
-def load_prepared(pool: ScenePool, references: Path) -> PreparedPool:
-    """Prepare a pool with reference drives that were made before."""
-    return prepare_pool(
-        pool, {version: np.load(references / f"{version}.npy", allow_pickle=False) for version in VERSIONS}
-    )
-
-
-def score_planner(spec: PlannerSpec, weights: Path, features: Any, prepared: PreparedPool) -> pa.Table:
-    """Let a planner plan every scene of a pool; return scene_id, sub-scores, epdms, pdms and miou."""
-    planner = spec.load_weights(weights)
-    rows = np.arange(len(prepared.scene_ids))
-    table = score_pool(prepared, spec.predict(planner, features, rows).astype(np.float64))
-    value_N, valid_N = spec.miou(planner, features, rows)
-    return table.append_column("miou", pa.array(np.where(valid_N, value_N, np.nan), from_pandas=True))
-
-
-def gather_scores(
-    tables: Sequence[pa.Table],
-    seeds: Sequence[int],
-    objective: str,
-    pool: ScenePool,
-    weights_N: np.ndarray,
-    labels: Path,
-    cluster_ids: Sequence[str],
-    folder: Path,
-) -> dict[str, Any]:
-    """Write the scene scores of all training seeds and return cluster feedback and totals.
-
-    The objective is a weighted mean over scenes; EPDMS, PDMS and mIoU beside it are plain means. Errors are
-    clustered by log; of a side that is one log they are over its scenes, and said to be.
-
-    Args:
-        tables: One table of `score_planner` for each seed.
-        seeds: Training seeds.
-        objective: epdms or pdms.
-        pool: The scored pool.
-        weights_N: Scene weights.
-        labels: Label file of the pool.
-        cluster_ids: The K clusters.
-        folder: Receives the score file: scene_id, seed, weight, objective, sub-scores, epdms, pdms, miou.
-    """
-    stacked = pa.concat_tables(
-        [
-            table.append_column("objective", table[objective])
-            .append_column("seed", pa.array([seed] * len(table), pa.int64()))
-            .append_column("weight", pa.array(weights_N))
-            for table, seed in zip(tables, seeds, strict=True)
-        ]
-    )
-    _write(stacked, folder / SCORES_FILE)
-    place = {name: k for k, name in enumerate(cluster_ids)}
-    clusters_N = np.array([place[name] for name in read_parquet(labels)["cluster"].to_pylist()])
-    logs_N, error_unit = sampling_units(pool)
-    scores_SN = _column(tables, objective)
-    means_K, errors_K = cluster_feedback(scores_SN, weights_N, logs_N, clusters_N, len(cluster_ids))
-    names = {"objective": objective, "epdms": "epdms", "pdms": "pdms", "miou": "miou"}
-    columns = {name: _column(tables, column) for name, column in names.items()}
-    shares = {name: weights_N if name == "objective" else np.ones(len(weights_N)) for name in columns}
-    totals = {
-        name: weighted_mean(column.mean(axis=0), shares[name], logs_N) for name, column in columns.items()
-    }
-    return {
-        "cluster_scores": [_number(value) for value in means_K],
-        "cluster_se": [_number(value) for value in errors_K],
-        "totals": {name: _number(mean) for name, (mean, _) in totals.items()},
-        "error_unit": error_unit,
-        "total_se": {name: _number(error) for name, (_, error) in totals.items()},
-        "seed_totals": {
-            name: [_number(weighted_mean(row_N, shares[name], logs_N)[0]) for row_N in column]
-            for name, column in columns.items()
-        },
-    }
-
-
-def sampling_units(pool: ScenePool) -> tuple[np.ndarray, str]:
-    """Return what standard errors count as independent: the log of each scene, or the scenes of a single log."""
-    logs_N = np.unique(pool.log_ids, return_inverse=True)[1]
-    if int(logs_N.max(initial=0)) == 0:
-        return np.arange(len(logs_N)), "scene"
-    return logs_N, "log"
-
-
-def paired_gains(arms: Sequence[Arm], pool: ScenePool) -> dict[str, tuple[float, float]]:
-    """Compare the last arm with every other, scene by scene.
-
-    Args:
-        arms: Arms scored on the same pool, AutoScale last.
-        pool: That pool.
-
-    Returns:
-        Mean difference of the objective and its standard error over scenes, by name of the other arm; seeds are
-        averaged first.
-    """
-    units_N, _ = sampling_units(pool)
-    scores_SN, weights_N = _objective_by_seed(read_parquet(arms[-1].scores.file))
-    gains = {}
-    for arm in arms[:-1]:
-        others_SN, _ = _objective_by_seed(read_parquet(arm.scores.file))
-        differences_N = scores_SN.mean(axis=0) - others_SN.mean(axis=0)
-        gains[arm.name] = weighted_mean(differences_N, weights_N, units_N)
-    return gains
-
-
 def probe_gradients(
     spec: PlannerSpec,
     directories: Sequence[Path],
@@ -465,38 +349,12 @@ def gradient_rows(
     return rows
 
 
-def _objective_by_seed(scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Return the objective (S, N) and the scene weights (N,) of a score file, scenes in pool order."""
-    num_seeds = len(np.unique(scores["seed"].to_numpy()))
-    values = scores["objective"].to_numpy().reshape(num_seeds, -1)
-    return values, scores["weight"].to_numpy().reshape(num_seeds, -1)[0]
-
-
-def _column(tables: Sequence[pa.Table], name: str) -> np.ndarray:
-    return np.stack([table[name].to_numpy().astype(np.float64) for table in tables])
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    pq.write_table(
-        table,
-        path,
-        row_group_size=ROW_GROUP_SIZE,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=False,
-    )
-
-
 def _strings(column: pa.ChunkedArray) -> np.ndarray:
     return np.array(column.to_pylist(), dtype=np.str_)
 
 
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
 def _numbers(value: np.ndarray) -> Any:
-    return [_number(one) for one in value] if np.ndim(value) else _number(float(value))
+    return [number_or_none(one) for one in value] if np.ndim(value) else number_or_none(float(value))
 
 
 def stage_identity(section: Any) -> dict[str, Any]:

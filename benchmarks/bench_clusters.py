@@ -22,7 +22,8 @@ import numpy as np
 from scipy.optimize import linprog
 
 from autoscale_ray import tasks
-from autoscale_ray.config import ClusterConfig, RunConfig, derive_seed, load_config
+from autoscale_ray.config import ClusterConfig, RunConfig, derive_seed
+from autoscale_ray.config_file import load_config
 from autoscale_ray.inputs import Inputs, open_inputs
 from autoscale_ray.mixture.clusters import fit_clusters
 from autoscale_ray.records import SIDES

@@ -29,7 +29,8 @@ from scipy import stats
 
 from autoscale_ray.artifacts import RunStore
 from autoscale_ray.canonical import fingerprint
-from autoscale_ray.config import RunConfig, derive_seed, load_config
+from autoscale_ray.config import RunConfig, derive_seed
+from autoscale_ray.config_file import load_config
 from autoscale_ray.inputs import Inputs, open_inputs
 from autoscale_ray.local import LocalStages
 from autoscale_ray.loop import cluster_info, observations, play, seeded_ascent, training_seeds

@@ -33,7 +33,8 @@ import torch
 from ray.util.state import list_objects
 
 from autoscale_ray import tasks
-from autoscale_ray.config import RunConfig, load_config
+from autoscale_ray.config import RunConfig
+from autoscale_ray.config_file import load_config
 from autoscale_ray.distributed.driver import end_driver, follow, start_driver
 from autoscale_ray.distributed.embed import row_ranges, run_ranges
 from autoscale_ray.distributed.resources import connect

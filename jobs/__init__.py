@@ -1,1 +1,1 @@
-"""Jobs for `ray job submit`: one script each, choices only, no logic."""
+"""Jobs for `ray job submit`, one script each with choices and no logic, and the program of `make demo-real`."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from autoscale_ray.config import load_config
+from autoscale_ray.config_file import load_config
 from autoscale_ray.errors import AutoScaleError, PoolError
 from autoscale_ray.run_folder import check_local
 from autoscale_ray.scenes.ingest import ingest

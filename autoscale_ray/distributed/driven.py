@@ -33,7 +33,7 @@ def play_here(
     driver: str,
     board: TaskBoard,
     watch: Callable[[str], AbstractContextManager[None]],
-    show: Callable[[Mapping[str, Any]], None],
+    show: Callable[[Mapping[str, Any], bool], None],
     *,
     embed_only: bool,
 ) -> dict[str, Any] | None:
@@ -44,7 +44,8 @@ def play_here(
         driver: Name of the driver's actor, by which trainers find the board.
         board: Where training tasks are laid out.
         watch: Entered around every stage.
-        show: Called with the summary after every published round; may raise `StoppedError`.
+        show: Called with the summary after every round, and whether no later one has been published before; may
+            raise `StoppedError`.
         embed_only: End with the clusters, before the first round.
     """
     torch.set_num_threads(config.placement.num_threads)
@@ -72,7 +73,7 @@ def play_here(
 
     def shown(summary: Mapping[str, Any]) -> None:
         observer.show(summary)
-        show(summary)
+        show(summary, len(summary["rounds"]) == len(store.rounds()))
 
     ended, reason = "failed", None
     try:
@@ -94,9 +95,8 @@ def _embed(stages: RayStages, board: TaskBoard, trainers: threading.Thread) -> N
     stages.cluster(stages.embed())
     stages.work.close()
     board.close()
-    if (
-        trainers.is_alive()
-    ):  # ended by themselves they give back their place, which trials of a sweep wait for
+    # Ended by themselves they give back their place, which trials of a sweep wait for.
+    if trainers.is_alive():
         trainers.join(TRAINERS_END_TIMEOUT_S)
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -22,7 +22,7 @@ from autoscale_ray.config import RunConfig, identity
 from autoscale_ray.distributed.board import AnyTask, TaskBoard
 from autoscale_ray.distributed.resources import NAMESPACE, set_environment, train_environment
 from autoscale_ray.errors import AutoScaleError, ConfigError
-from autoscale_ray.run_folder import is_url
+from autoscale_ray.run_folder import STOP_FILE, is_url, work_dir
 
 HEAD = "node:__internal_head__"
 """What Ray lets the head of a cluster offer; asking for a little of it leads there, softly wanted affinity does not."""
@@ -63,7 +63,8 @@ class Driver:
         self._board = TaskBoard()
         self._go_on = threading.Event()
         self._go_on.set()
-        self._stop = False
+        self._stop, self._stop_file = False, work_dir(config) / STOP_FILE
+        self._is_restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self._status: dict[str, Any] = {
             "state": "running",
             "stage": "opening",
@@ -85,12 +86,12 @@ class Driver:
 
     def resume(self) -> None:
         """Let a paused loop go on; a stop that was asked for and has not come is taken back."""
-        self._stop = False
+        self._keep_wish(stop=False)
         self._go_on.set()
 
     def stop(self) -> None:
         """End the loop once the current round is published."""
-        self._stop = True
+        self._keep_wish(stop=True)
         self._go_on.set()
 
     def fetch_task(self, last: str | None, wait_s: float) -> AnyTask | str:
@@ -105,6 +106,16 @@ class Driver:
         """Take a worker's error; see `TaskBoard.report_failure`."""
         self._board.report_failure(task_id, rank, text)
 
+    def _keep_wish(self, *, stop: bool) -> None:
+        """Remember whether to stop, in a file as well: Ray may start this actor again."""
+        self._stop = stop
+        with suppress(OSError):  # then it is kept by this process alone
+            if stop:
+                self._stop_file.parent.mkdir(parents=True, exist_ok=True)
+                self._stop_file.touch()
+            else:
+                self._stop_file.unlink(missing_ok=True)
+
     def _run(self) -> None:
         try:
             self._status |= {"summary": self._play(), "state": "finished"}
@@ -118,22 +129,22 @@ class Driver:
             self._board.close()
         self._asked_s = time.monotonic()
         while time.monotonic() - self._asked_s < self._linger_s:
-            time.sleep(
-                min(1.0, self._linger_s)
-            )  # whoever asks meanwhile puts it off; a second more or less is no matter
+            # Whoever asks meanwhile puts it off; a second more or less is no matter.
+            time.sleep(min(1.0, self._linger_s))
         ray.kill(ray.get_actor(self._name, namespace=NAMESPACE))  # nobody is left who would
 
     def _play(self) -> dict[str, Any] | None:
         # Imported here: whoever only follows a driver can do without torch and Ray Train.
         from autoscale_ray.distributed.driven import play_here
 
+        self._keep_wish(stop=self._stop or (self._is_restarted and self._stop_file.exists()))
         return play_here(
             self._config, self._name, self._board, self._watch, self._show, embed_only=self._embed_only
         )
 
-    def _show(self, summary: Mapping[str, Any]) -> None:
+    def _show(self, summary: Mapping[str, Any], is_newest: bool) -> None:
         self._status["summary"] = summary
-        if self._stop and len(summary["rounds"]) <= self._config.loop.num_rounds:
+        if self._stop and is_newest and len(summary["rounds"]) <= self._config.loop.num_rounds:
             raise StoppedError(f"stopped after round {len(summary['rounds']) - 1}")
 
     @contextmanager

@@ -20,13 +20,12 @@ from ray.exceptions import RayActorError
 from ray.util.state import get_actor
 from ray.util.state.exception import RayStateApiException
 
-from autoscale_ray import tasks
 from autoscale_ray.config import PlannerConfig, RayConfig
 from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.devices import worker_device
 from autoscale_ray.distributed.memory import release
 from autoscale_ray.errors import AutoScaleError
-from autoscale_ray.evaluation.from_pool import PreparedPool, prepare_pool, score_pool
+from autoscale_ray.evaluation.from_pool import RULES, PreparedPool, prepare_pool, score_pool
 from autoscale_ray.planning.spec import load_planner_spec
 from autoscale_ray.scenes.pool import ScenePool, open_pool
 
@@ -93,7 +92,7 @@ class Scorer:
         """Say that this scorer has got its CPU and GPU."""
 
     def score(self, side: Side, rows: np.ndarray, weights: Path) -> pa.Table:
-        """Return scene_id, sub-scores, epdms, pdms and miou of this scorer's rows, as `tasks.score_planner`."""
+        """Return scene_id, sub-scores, epdms, pdms and miou of this scorer's rows, as `tasks_scores.score_planner`."""
         with self._deadline:
             return self._score(side, rows, weights)
 
@@ -230,7 +229,7 @@ def _answers(calls: Sequence[Any], problem: str) -> list[Any]:
 
 
 def in_order(table: pa.Table, scene_ids: np.ndarray) -> pa.Table:
-    """Return the scores of all shares in pool order, columns in the order of `tasks.score_planner`."""
+    """Return the scores of all shares in pool order, columns in the order of `tasks_scores.score_planner`."""
     row_of = {scene_id: row for row, scene_id in enumerate(table["scene_id"].to_pylist())}
     names = [name for name in sorted(table.column_names) if name not in ("scene_id", "miou")]
     rows = pa.array([row_of[scene_id] for scene_id in scene_ids.tolist()])
@@ -241,9 +240,7 @@ def prepare_rows(
     pool: ScenePool, references: Path, rows: np.ndarray, on_read: Callable[[], None]
 ) -> PreparedPool:
     """Prepare some rows of a pool with reference drives that were made before; `on_read` is called chunk by chunk."""
-    known = {
-        version: np.load(references / f"{version}.npy", mmap_mode="r")[rows] for version in tasks.VERSIONS
-    }
+    known = {version: np.load(references / f"{version}.npy", mmap_mode="r")[rows] for version in RULES}
     # `PoolRows` has of a pool what is asked for here, and no more.
     return prepare_pool(PoolRows(pool, rows, on_read), known)  # type: ignore[arg-type]
 

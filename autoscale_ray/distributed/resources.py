@@ -191,9 +191,8 @@ def wait_for_room(config: RayConfig) -> None:
         try:
             _wait_for_free(config, whole)
         finally:
-            request_resources(
-                bundles=[]
-            )  # nodes that are asked for are kept, in use or not, until this is said
+            # Nodes that are asked for are kept, in use or not, until this is said.
+            request_resources(bundles=[])
     else:
         _wait_for_free(config, whole)
     for name in ("gpus_per_worker", "gpus_per_scorer"):

@@ -17,7 +17,7 @@ from typing import Any
 
 from autoscale_ray.errors import AutoScaleError
 from autoscale_ray.journal import RoundRecord, open_storage, read_rounds
-from autoscale_ray.run_folder import local_folder
+from autoscale_ray.run_folder import SUMMARY_FILE, local_folder
 
 REACH_TIMEOUT_S = 2.0
 """How long the address of a cluster may take to answer."""
@@ -93,7 +93,7 @@ def event_line(event: Mapping[str, Any], now_s: float) -> str:
 def has_arms(run_dir: Path) -> bool:
     """Return whether the final comparison of a run is in its summary."""
     try:
-        return bool(json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["arms"])
+        return bool(json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))["arms"])
     except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
         return False
 

@@ -11,10 +11,12 @@ from typing import Any
 import yaml
 
 from autoscale_ray.canonical import fingerprint
-from autoscale_ray.config import RunConfig, load_config, override_of
+from autoscale_ray.config import RunConfig
+from autoscale_ray.config_file import load_config, override_of
 from autoscale_ray.distributed.resources import Needs, ResourcesError
 from autoscale_ray.distributed.session import with_absolute_paths
 from autoscale_ray.errors import ConfigError, MissingExtraError, extra
+from autoscale_ray.preflight import check_ready
 from autoscale_ray.run_folder import is_url
 
 PREFIX = "sweep."
@@ -63,9 +65,9 @@ def read_plan(arguments: Sequence[str]) -> SweepPlan:
     """Read ``[run.yaml] [section.field=value ...] sweep.section.field=v1,v2,... [sweep.option=value ...]``.
 
     Raises:
-        ConfigError: Nothing is swept, a field or option is not known, out of range or without values, or the
-            sweep is to lie in a bucket.
-        MissingExtraError: Optuna is asked for and not installed.
+        ConfigError: Nothing is swept, a field or option is not known, out of range or without values, a run of a
+            value would be refused (`check_ready`), or the sweep is to lie in a bucket.
+        MissingExtraError: Optuna is asked for and not installed, or faiss is not installed.
     """
     ours = [item for item in arguments if item.startswith(PREFIX) and "=" in item]  # not the file sweep.yaml
     swept = dict(item.removeprefix(PREFIX).split("=", 1) for item in ours)
@@ -80,17 +82,16 @@ def read_plan(arguments: Sequence[str]) -> SweepPlan:
 
 
 def read_values(name: str, text: str) -> list[Any] | Range:
-    """Read ``v1,v2,...`` or ``low..high``.
+    """Read ``v1,v2,...`` or, between two numbers, ``low..high``; a path such as ``../pool`` is a value.
 
     Raises:
-        ConfigError: No values, one that is no YAML, or ends that are not two growing numbers.
+        ConfigError: No values, one that is no YAML, or a range that does not grow.
     """
-    if ".." in text:
-        low, _, high = text.partition("..")
-        ends = [_yaml(name, low), _yaml(name, high)]
-        if not all(isinstance(end, int | float) for end in ends) or not ends[0] < ends[1]:
+    low, high = (_number(end) for end in text.partition("..")[::2])
+    if low is not None and high is not None:
+        if not low < high:
             raise ConfigError(f"{PREFIX}{name}", "a range is low..high with low < high", text)
-        return Range(*ends)
+        return Range(low, high)
     values = [_yaml(name, value) for value in text.split(",") if value.strip()]
     if not values:
         raise ConfigError(f"{PREFIX}{name}", "needs at least one value")
@@ -159,7 +160,7 @@ def _check(plan: SweepPlan) -> None:
                 raise ConfigError(f"{PREFIX}{name}", f"a range needs {PREFIX}search=optuna")
             values = [values.low, values.high]
         for value in values:  # a bad field or value is said now, not by a trial an hour later
-            config_of(plan.arguments, {name: value})
+            check_ready(config_of(plan.arguments, {name: value}))
 
 
 def _yaml(name: str, text: str) -> Any:
@@ -167,6 +168,15 @@ def _yaml(name: str, text: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{PREFIX}{name}", "every value must be YAML without commas", text) from error
+
+
+def _number(text: str) -> int | float | None:
+    """Return the number that a text is in YAML, or None."""
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    return value if type(value) in (int, float) else None
 
 
 def _option(name: str, text: str) -> Any:

@@ -19,6 +19,8 @@ from autoscale_ray.files import in_one_step
 Row = Mapping[str, Any]
 SERIES = {"dev, last round": ("objective", "se"), "test, recommended mixture": ("test_objective", "test_se")}
 """What is drawn: score and standard error of a trial, both in [0, 1]."""
+CUT_SHORT = ("early", "stopped")
+"""How a trial ends that was not played to its end: by ASHA, or by whoever asked it to stop."""
 REPLICATE = "seed"
 """Trials that differ in nothing but this field are repetitions of one another."""
 
@@ -115,7 +117,7 @@ def draw_curve(rows: Sequence[Row], fields: Sequence[str], x_field: str, path: P
         means = [100 * point.mean for point in points]
         halves = [100 * point.half_width for point in points]
         axes.errorbar(xs, means, yerr=halves, marker="o", capsize=3, label=label)
-    early = [row for row in rows if row["ended"] == "early" and is_number(row["objective"])]
+    early = [row for row in rows if row["ended"] in CUT_SHORT and is_number(row["objective"])]
     if early:
         xs, values = [row[x_field] for row in early], [100 * row["objective"] for row in early]
         axes.plot(xs, values, "o", mfc="white", mec="black", zorder=9, label="stopped early")

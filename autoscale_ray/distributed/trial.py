@@ -12,10 +12,12 @@ import ray.tune
 
 from autoscale_ray.artifacts import share_with
 from autoscale_ray.canonical import fingerprint
-from autoscale_ray.config import RunConfig, identity, load_config
+from autoscale_ray.config import RunConfig, identity
+from autoscale_ray.config_file import load_config
 from autoscale_ray.distributed.driver import end_driver, follow, start_driver
 from autoscale_ray.distributed.sweep_plan import config_of
 from autoscale_ray.errors import AutoScaleError
+from autoscale_ray.run_folder import CONFIG_FILE, SUMMARY_FILE
 
 SCORE = "objective"
 TIME = "rounds_done"
@@ -43,7 +45,7 @@ def run_trial(params: dict[str, Any]) -> None:
 
 
 def run_loop(config: RunConfig) -> dict[str, Any]:
-    """Run the loop of a trial to its end; rounds of an earlier start are reported again.
+    """Run the loop of a trial until it ends or is asked to stop; rounds of an earlier start are reported again.
 
     Raises:
         AutoScaleError: Whatever ended the run.
@@ -77,8 +79,13 @@ def round_report(done: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
 
 
 def final_report(summary: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
-    """Return what Tune hears at the end: the last round again, and the recommended mixture on test."""
+    """Return what Tune hears at the end: the last round again, and the recommended mixture on test.
+
+    A run that was asked to stop has no comparison: its last round is told to be the end.
+    """
     last = round_report(summary["rounds"][-1], run_dir)
+    if not summary["arms"]:
+        return {**last, "ended": "stopped"}
     (arm,) = [arm for arm in summary["arms"] if arm["name"] == "autoscale"]
     test = {"test_objective": arm["totals"]["objective"], "test_se": arm["total_se"]["objective"]}
     return {**last, **test, TIME: last[TIME] + 1, "ended": "finished"}
@@ -87,8 +94,8 @@ def final_report(summary: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
 def finished_summary(run_dir: Path, config: RunConfig) -> dict[str, Any] | None:
     """Return the summary of a trial that an earlier sweep finished with this configuration, or None."""
     try:
-        before = load_config(run_dir / "config.yaml")
-        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+        before = load_config(run_dir / CONFIG_FILE)
+        summary = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, AutoScaleError, json.JSONDecodeError):
         return None
     same = identity(before) == identity(config) and before.loop == config.loop

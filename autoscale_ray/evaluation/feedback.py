@@ -16,7 +16,7 @@ def weighted_mean(values_N: Float64, weights_N: Float64, logs_N: Int64) -> tuple
     """Return a weighted mean over scenes and its standard error, clustered by log.
 
     mean = sum w_i y_i / sum w_i;  se^2 = G/(G-1) sum_g (sum_{i in g} w_i (y_i - mean))^2 / (sum w_i)^2, the
-    linearised ratio estimator with logs as the sampling unit (specification, evaluation protocol).
+    linearised ratio estimator with logs as the sampling unit.
 
     Args:
         values_N: Scores; NaN = missing, left out.

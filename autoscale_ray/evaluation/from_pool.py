@@ -37,6 +37,7 @@ CHUNK = 256
 ASSUMED_HEIGHT_M = 1.6
 """Agents of a pool have no height and no rule reads it; the scorer's container asks for one."""
 RULES = {"epdms": RULES_V2, "pdms": RULES_V1}
+"""The rules of both scores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

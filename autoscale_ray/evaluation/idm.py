@@ -266,9 +266,8 @@ def _leaders(
     leader = np.zeros(3)
     for proposal, path in enumerate(path_P):
         if proposal == 0 or path != path_P[proposal - 1]:
-            leader = np.zeros(
-                3
-            )  # the official code reuses one row per path: stale entries are part of the rule
+            # The official code reuses one row per path: stale entries are part of the rule.
+            leader = np.zeros(3)
         if ahead_PO[proposal].any():
             nearest = _nearest(obstacles, distance_PO[proposal], forecast)
             leader[0] = progress_P[proposal] + distance_PO[proposal, nearest]

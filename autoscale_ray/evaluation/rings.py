@@ -1,9 +1,10 @@
-"""Whether polygon rings are simple, with shapely when it is there and by brute force otherwise."""
+"""Whether polygon rings are simple."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 
 
 def first_crossing_ring(offsets_G1: npt.NDArray[np.int64], xy_V2: npt.NDArray[np.float64]) -> int:
@@ -18,8 +19,6 @@ def first_crossing_ring(offsets_G1: npt.NDArray[np.int64], xy_V2: npt.NDArray[np
     """
     if len(offsets_G1) < 2:
         return -1
-    import shapely  # a base dependency, but the scoring itself runs without it
-
     origin = xy_V2[0]
     ring_of_vertex = np.repeat(np.arange(len(offsets_G1) - 1), np.diff(offsets_G1))
     rings = shapely.linearrings(xy_V2 - origin, indices=ring_of_vertex)

@@ -18,7 +18,6 @@ STEP_S = 0.1
 NUM_DISPLACEMENTS = 40
 TRACKING_HORIZON = 10
 JERK_PENALTY = 1e-4
-CURVATURE_RATE_PENALTY = 1e-2
 INITIAL_CURVATURE_PENALTY = 1e-10
 STOPPING_SPEED_MPS = 0.2
 STOPPING_GAIN = 0.5
@@ -149,7 +148,7 @@ def _fit_curvature(turn_NM: Tensor, speed_NM: Tensor) -> Tensor:
     travel_NM = speed_NM * STEP_S
     stiffness, load = [travel_NM[:, -1] ** 2], [travel_NM[:, -1] * turn_NM[:, -1]]
     for k in range(NUM_DISPLACEMENTS - 2, -1, -1):
-        softening_N = 1.0 + stiffness[-1]  # CURVATURE_RATE_PENALTY / STEP_S**2 == 1
+        softening_N = 1.0 + stiffness[-1]  # 1 = 1e-2 / STEP_S**2
         load.append(travel_NM[:, k] * turn_NM[:, k] + load[-1] / softening_N)
         stiffness.append(travel_NM[:, k] ** 2 + stiffness[-1] / softening_N)
     curvature = [load[-1] / (stiffness[-1] + INITIAL_CURVATURE_PENALTY)]

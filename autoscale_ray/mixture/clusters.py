@@ -127,8 +127,9 @@ def fit_clusters(
 
     Spherical k-means for the fine level on a seeded sample; Ward agglomeration of the fine centroids for the
     coarse one, each with weight (1 - s) share of training scenes + s share of dev weight, s = `dev_share`; then
-    coarse clusters with too few dev scenes join their nearest (specification, clusters). With s = 0 the large
-    families are cut into many clusters and the rare ones, where the objective has its weight, share one.
+    coarse clusters with too few dev scenes join their nearest (docs/clusters_and_retrieval.md, clusters in two
+    levels). With s = 0 the large families are cut into many clusters and the rare ones, where the objective has its
+    weight, share one.
 
     Args:
         train_ND: Raw embeddings of real and synthetic training scenes, N >= 1.

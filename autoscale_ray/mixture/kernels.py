@@ -1,7 +1,7 @@
 """Compiled search for the greedy choice: bounds of gains in a heap, refreshed from stored cosines.
 
 Importing this module needs numba. A gain is known here within an interval only, because sums are taken in another order
-than in `retrieval`; where the intervals of two candidates meet, the caller gives the gain itself. So the choice is the
+than in `greedy`; where the intervals of two candidates meet, the caller gives the gain itself. So the choice is the
 caller's own to the bit.
 
 Legend: N candidates, E queries.

@@ -116,8 +116,8 @@ def scene_values(
 ) -> Float64:
     """Return what a scene is worth by itself.
 
-    value(x) = beta sum_e q_e sim(x, e) - kappa gap(x) + nu quality(x), q summing to 1 (specification,
-    retrieval).
+    value(x) = beta sum_e q_e sim(x, e) - kappa gap(x) + nu quality(x), q summing to 1
+    (docs/clusters_and_retrieval.md, choosing inside a cluster).
 
     Args:
         candidates: Scenes.

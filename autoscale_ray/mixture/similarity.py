@@ -99,9 +99,9 @@ class Whitening:
 def fit_whitening(embeddings_ND: NDArray[Any], shrinkage: float = 0.3) -> Whitening:
     """Fit ZCA whitening on training embeddings.
 
-    C' = (1 - s) C + s tr(C)/D I;  W = U diag(lambda)^-1/2 U^T of C' (specification, clusters; whitening
-    before cosine as in TAROT, arXiv 2412.00420). The shrinkage keeps directions without variance from
-    becoming pure noise.
+    C' = (1 - s) C + s tr(C)/D I;  W = U diag(lambda)^-1/2 U^T of C' (docs/clusters_and_retrieval.md,
+    whitening; whitening before cosine as in TAROT, arXiv 2412.00420). The shrinkage keeps directions without
+    variance from becoming pure noise.
 
     Args:
         embeddings_ND: Real and synthetic training scenes, N >= 1; never dev or test.
@@ -221,7 +221,8 @@ def fit_domain_probe(real_ND: NDArray[Any], synthetic_MD: NDArray[Any], penalty:
     """Fit a logistic regression real against synthetic and calibrate it on rows it was not fitted on.
 
     log-odds = b (w.x) + c; w from even rows (ridge `penalty`), scale b and offset c from odd rows (Platt's
-    method); both domains get total weight one half, so the pool sizes cancel (specification, retrieval).
+    method); both domains get total weight one half, so the pool sizes cancel (docs/clusters_and_retrieval.md,
+    choosing inside a cluster).
 
     Args:
         real_ND: Unit rows of real training scenes, at least 2.
@@ -241,9 +242,8 @@ def fit_domain_probe(real_ND: NDArray[Any], synthetic_MD: NDArray[Any], penalty:
     direction_D, _ = _logistic(scenes_ND[even_N], labels_N[even_N], penalty)
     scores_N1 = (scenes_ND @ direction_D)[:, None]
     scale_1, offset = _logistic(scores_N1[~even_N], labels_N[~even_N], 1e-3)
-    weights_D = direction_D * max(
-        float(scale_1[0]), 0.0
-    )  # a reversed probe on held-out rows means it found nothing
+    # A reversed probe on held-out rows means it found nothing.
+    weights_D = direction_D * max(float(scale_1[0]), 0.0)
     real_odds_N = np.asarray(real_ND, dtype=np.float64) @ weights_D + offset
     q95, q995 = np.quantile(real_odds_N, [0.95, 0.995])
     return DomainProbe(weights_D=weights_D, bias=offset, real_q95=float(q95), real_q995=float(q995))

@@ -35,8 +35,6 @@ class PlannerSpec:
     Rows are int64 row numbers of the features at hand.
     """
 
-    name: str
-    """Short name for tables."""
     features: Callable[[ScenePool], Any]
     """``features(pool) -> Features``: computed once per pool; row k belongs to row k of the pool."""
     concatenate: Callable[[Sequence[Any]], Any]
@@ -67,7 +65,6 @@ class PlannerSpec:
 def planner_spec(config: PlannerConfig) -> PlannerSpec:
     """Return the built-in planner for a configuration."""
     return PlannerSpec(
-        name="anchored",
         features=partial(features_of_pool, config=config),
         concatenate=concatenate,
         train=partial(_train, config),
@@ -105,9 +102,8 @@ def load_planner_spec(path: str, config: PlannerConfig) -> PlannerSpec:
         raise ConfigError("planner.factory", "must look like package.module:function", path)
     try:
         module = importlib.import_module(module_name)
-    except (
-        Exception
-    ) as error:  # the user's own code may raise anything; it is told in one line, with its cause
+    # The user's own code may raise anything; it is told in one line, with its cause.
+    except Exception as error:
         raise ConfigError("planner.factory", f"cannot import module {module_name}: {error}", path) from error
     factory = getattr(module, function_name, None)
     if not callable(factory):

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from autoscale_ray.files import in_one_step
 from autoscale_ray.reporting.plots import arms_figure, score_figure, weights_figure
-from autoscale_ray.reporting.tables import error_line, gain_text, points, spent_line
+from autoscale_ray.reporting.tables import error_line, gain_text, points, spent_line, unscored_line
 
 Summary = Mapping[str, Any]
 
@@ -45,6 +45,7 @@ def write_report(summary: Summary, path: Path, pictures: Sequence[tuple[str, Pat
         figures=_figures(summary),
         pictures=[(title, _png(picture)) for title, picture in pictures if picture.is_file()],
         errors=error_line(summary["arms"]),
+        unscored=unscored_line(summary, "dev", "test"),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with in_one_step(path) as temporary:

@@ -5,13 +5,12 @@ The tree holds plain numbers and names; None stands for a missing value. Nothing
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from autoscale_ray.config import RunConfig
-from autoscale_ray.records import Arm, Clusters, Round, Scores
+from autoscale_ray.records import Arm, Clusters, Round, Scores, number_or_none
 
 TOTAL_NAMES = ("objective", "epdms", "pdms", "miou")
 
@@ -42,6 +41,7 @@ def summarise(
     Returns:
         A tree of plain values, ready for JSON.
     """
+    scored = [one.scores for one in (*history, *arms)]
     return {
         "seed": config.seed,
         "objective": config.evaluation.objective,
@@ -50,12 +50,14 @@ def summarise(
         "steps": config.planner.num_steps,
         "batch_size": config.planner.batch_size,
         "num_real": num_real,
+        "unscored": {scores.side: scores.num_unscored for scores in scored},
         "clusters": _cluster_rows(clusters),
         "rounds": [_round_row(clusters, done) for done in history],
         "final_counts": dict(final_counts) if final_counts is not None else None,
         "arms": [_arm_row(clusters, arm, config, num_real) for arm in arms],
         "gains": {
-            name: {"mean": _number(mean), "se": _number(se)} for name, (mean, se) in (gains or {}).items()
+            name: {"mean": number_or_none(mean), "se": number_or_none(se)}
+            for name, (mean, se) in (gains or {}).items()
         },
         "spent": _spent(config, history, arms, seconds),
     }
@@ -99,10 +101,12 @@ def _score_fields(clusters: Clusters, scores: Scores) -> dict[str, Any]:
     return {
         "cluster_scores": _by_cluster(clusters, scores.cluster_scores_K),
         "cluster_se": _by_cluster(clusters, scores.cluster_se_K),
-        "totals": {name: _number(scores.totals[name]) for name in TOTAL_NAMES},
+        "totals": {name: number_or_none(scores.totals[name]) for name in TOTAL_NAMES},
         "error_unit": scores.error_unit,
-        "total_se": {name: _number(scores.total_se[name]) for name in TOTAL_NAMES},
-        "seed_totals": {name: [_number(value) for value in scores.seed_totals[name]] for name in TOTAL_NAMES},
+        "total_se": {name: number_or_none(scores.total_se[name]) for name in TOTAL_NAMES},
+        "seed_totals": {
+            name: [number_or_none(value) for value in scores.seed_totals[name]] for name in TOTAL_NAMES
+        },
     }
 
 
@@ -125,8 +129,4 @@ def _seconds_since(before: Mapping[str, float], now: Mapping[str, float]) -> dic
 
 
 def _by_cluster(clusters: Clusters, values_K: Any) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in zip(clusters.cluster_ids, values_K, strict=True)}
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return {name: number_or_none(value) for name, value in zip(clusters.cluster_ids, values_K, strict=True)}

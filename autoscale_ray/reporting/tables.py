@@ -25,11 +25,9 @@ def round_table(summary: Summary, index: int) -> Table:
     """Return one round as a table: weight, scenes and dev score of every cluster."""
     done = summary["rounds"][index]
     kind = "real scenes only" if not done["weights"] else f"{done['num_scenes']} synthetic scenes"
-    sizes = ((cluster["pool"], cluster["dev_weight"]) for cluster in summary["clusters"])
-    coverage = coverage_line(sizes) if index == 0 else ""
     took = f"took: {seconds_text(summary['spent']['seconds_by_round'][index])}"
-    caption = f"{_totals_line(done, 'dev')}\n{took}\n{coverage}".strip()
-    table = Table(title=f"Round {index}: {kind}", caption=caption)
+    lines = [_totals_line(done, "dev"), took, *(_run_lines(summary) if index == 0 else ())]
+    table = Table(title=f"Round {index}: {kind}", caption="\n".join(lines))
     for name in ("cluster", "pool", "dev scenes", "weight", "scenes", "dev score x100", "SE"):
         table.add_column(name, justify="left" if name == "cluster" else "right")
     for cluster in summary["clusters"]:
@@ -47,12 +45,42 @@ def round_table(summary: Summary, index: int) -> Table:
     return table
 
 
+def _run_lines(summary: Summary) -> list[str]:
+    """Return what a reader is told once in a run, with its first round."""
+    sizes = [(cluster["pool"], cluster["dev_weight"]) for cluster in summary["clusters"]]
+    budget = budget_line(summary["budget"], sum(size for size, _ in sizes))
+    return [line for line in (budget, coverage_line(sizes), unscored_line(summary, "dev")) if line]
+
+
+def budget_line(budget: int, pool: int) -> str:
+    """Return a notice where the budget asks for more scenes than the pool has; empty otherwise."""
+    if budget <= pool:
+        return ""
+    return f"loop.budget {budget} is larger than the pool: every round asks for all {pool} scenes"
+
+
+def unscored_line(summary: Summary, *sides: str) -> str:
+    """Return how many scenes of some sides cannot be scored; empty where all can."""
+    counts = {side: summary["unscored"].get(side, 0) for side in sides}
+    told = ", ".join(f"{count} of {side}" for side, count in counts.items() if count)
+    return (
+        f"scenes without a score, in no mean: {told} (stages/reference_drives-*.json says why)"
+        if told
+        else ""
+    )
+
+
 def arm_table(summary: Summary) -> Table:
     """Return the final comparison: one row an arm, scored on test scenes nobody chose by."""
+    lines = [
+        "W: the objective, scene scores by weight; gain: W of AutoScale less W of the arm, paired; "
+        f"mIoU: of BEV occupancy; {error_line(summary['arms'])}",
+        unscored_line(summary, "test"),
+        spent_line(summary),
+    ]
     table = Table(
         title=f"Test scores x 100, {summary['steps']} optimiser steps each (non-reactive pseudo-simulation)",
-        caption=f"W: the objective, scene scores by weight; gain: W of AutoScale less W of the arm, paired; "
-        f"mIoU: of BEV occupancy; {error_line(summary['arms'])}\n{spent_line(summary)}",
+        caption="\n".join(line for line in lines if line),
         box=SIMPLE_HEAD,  # fits 80 columns
         pad_edge=False,
         collapse_padding=True,

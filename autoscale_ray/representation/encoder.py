@@ -28,9 +28,8 @@ from autoscale_ray.representation.scene_graph import (
 )
 from autoscale_ray.scenes.ragged import offsets_of, row_of
 
-with (
-    warnings.catch_warnings()
-):  # torch_geometric scripts a class at import, which torch 2.13 calls deprecated
+# torch_geometric scripts a class at import, which torch 2.13 calls deprecated.
+with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from torch_geometric.nn import SAGEConv
     from torch_geometric.nn.aggr import AttentionalAggregation, MeanAggregation

@@ -27,6 +27,8 @@ MAX_ROWS = 1 << 30
 MAX_GROUP_BYTES = 2 << 30
 MAX_TABLE_BYTES = 4 << 30
 MAX_FEATHER_BYTES = 512 << 20
+ROW_GROUP_SIZE = 65_536
+"""Rows that are written and read at a time: 16 MiB of embeddings of size 64."""
 _FEATHER_HEAD = b"ARROW1\0\0"
 _MIN_VALUE_BYTES = 8
 _TEXT_TYPES = (pa.string(), pa.binary(), pa.large_string(), pa.large_binary())
@@ -146,6 +148,18 @@ def read_groups(path: Path | str, columns: list[str] | None = None) -> Iterator[
                 table = file.read_row_group(group, columns=columns)
                 table.validate(full=True)
             yield table
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a table of plain columns in groups of rows, as `read_groups` gives them back."""
+    pq.write_table(
+        table,
+        path,
+        row_group_size=ROW_GROUP_SIZE,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=False,
+    )
 
 
 @contextmanager

@@ -15,13 +15,14 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, final
+from typing import final
 
 import numpy as np
 import pyarrow as pa
 
 from autoscale_ray.config import WorldConfig
 from autoscale_ray.errors import ConfigError
+from autoscale_ray.records import Side
 from autoscale_ray.scenes.pool import PoolManifest, write_pool
 from autoscale_ray.world.draws import NUM_COORDINATES, cube_rows, seed_of
 from autoscale_ray.world.expert import TERMS
@@ -30,8 +31,6 @@ from autoscale_ray.world.presets import PRESETS, QUALITIES, counts
 from autoscale_ray.world.simulation import Conditions, Driven, add_noise, simulate
 from autoscale_ray.world.tables import Identity, scene_table
 
-Side = Literal["real", "synthetic", "dev", "test"]
-SIDES: tuple[Side, ...] = ("real", "synthetic", "dev", "test")
 SOURCES = {"real": "world/recorded", "synthetic": "world/simulated"}
 REAL_NOISE_M = 0.1
 CHUNK_SCENES = 4096

@@ -18,7 +18,7 @@ EGO_WHEELBASE_M = 2.8
 EGO_REAR_AXLE_TO_CENTER_M = 1.35
 EGO_FRONT_M = EGO_REAR_AXLE_TO_CENTER_M + 0.5 * EGO_LENGTH_M
 """Rear axle to front bumper."""
-LEFT_TURN, FORWARD, RIGHT_TURN = 0, 1, 2
+LEFT_TURN, FORWARD = 0, 1
 """Indices into `autoscale_ray.scenes.schema.DRIVING_COMMANDS`."""
 
 

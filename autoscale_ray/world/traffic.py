@@ -17,7 +17,7 @@ from autoscale_ray.scenes.schema import AGENT_TYPES
 from autoscale_ray.world.paths import poses_at, smooth_step
 
 VEHICLE, PEDESTRIAN, BICYCLE = (AGENT_TYPES.index(name) for name in ("vehicle", "pedestrian", "bicycle"))
-CONE, BARRIER, SIGN = (AGENT_TYPES.index(name) for name in ("traffic_cone", "barrier", "czone_sign"))
+CONE, BARRIER = (AGENT_TYPES.index(name) for name in ("traffic_cone", "barrier"))
 NOBODY, EGO = -1, -2
 STEP_S = 0.125
 NUM_STEPS = 40

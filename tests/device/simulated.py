@@ -65,9 +65,8 @@ class SimulatedTensor(torch.Tensor):
 def _held(leaf: Any) -> Any:
     if not isinstance(leaf, SimulatedTensor):
         return leaf
-    if (
-        leaf.dtype != leaf.held.dtype
-    ):  # torch has changed the face alone: fail, rather than compute in another type
+    # torch has changed the face alone: fail, rather than compute in another type.
+    if leaf.dtype != leaf.held.dtype:
         raise NotImplementedError(
             "assignment to .data (Module.half() and the like) of a tensor of this device"
         )

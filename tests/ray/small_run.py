@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from autoscale_ray.config import RunConfig, load_config
+from autoscale_ray.config import RunConfig
+from autoscale_ray.config_file import load_config
 from autoscale_ray.distributed.session import with_absolute_paths
 from autoscale_ray.journal import read_rounds
 

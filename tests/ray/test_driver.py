@@ -173,6 +173,21 @@ def test_a_run_is_stopped_by_a_command_and_goes_on_by_another(cluster, reference
     check_same_run(run_dir, reference)
 
 
+@pytest.mark.timeout(200)
+def test_a_stop_that_was_asked_for_outlives_the_driver(cluster, reference, tmp_path) -> None:
+    """Ray starts the killed driver again, which stops where the last round was published."""
+    run_dir = with_cached_stages(tmp_path / "run", reference)
+    driver = start_driver(config_of(run_dir))
+    wait_for((run_dir / "rounds" / "00001.json").exists)
+    hold(driver)
+    ray.get(driver.stop.remote())
+    os.kill(ray.get(driver.status.remote())["pid"], signal.SIGKILL)
+    status = end_of(driver)
+    assert (status["state"], len(status["summary"]["rounds"])) == ("stopped", 2)
+    end_driver(str(run_dir))
+    assert len(read_rounds(str(run_dir))) == 2
+
+
 def test_the_name_of_a_driver_depends_on_the_run_directory_alone(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert driver_name("run") == driver_name(str(tmp_path / "run"))

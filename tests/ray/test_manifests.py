@@ -217,7 +217,7 @@ def test_the_queued_job_has_a_queue_and_fixed_sizes() -> None:
 
 
 def test_jobs_run_with_what_their_entrypoint_asks_of_the_cluster() -> None:
-    from autoscale_ray.config import load_config
+    from autoscale_ray.config_file import load_config
     from autoscale_ray.distributed.resources import needs_of, shortage
 
     for name in ("rayjob.yaml", "rayjob-kueue.yaml"):

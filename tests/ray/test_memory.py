@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from autoscale_ray.config import load_config
+from autoscale_ray.config_file import load_config
 from autoscale_ray.distributed.memory import release
 from autoscale_ray.distributed.resources import LOCAL_ENVIRONMENT, local_cluster
 

@@ -17,7 +17,8 @@ import ray.train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoscale_ray.config import PlannerConfig, RayConfig, load_config
+from autoscale_ray.config import PlannerConfig, RayConfig
+from autoscale_ray.config_file import load_config
 from autoscale_ray.distributed import driven, resources
 from autoscale_ray.distributed.board import Task, TaskBoard, TrainingFailedError
 from autoscale_ray.distributed.driver import RunFailedError

@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.util.state.exception import RayStateApiException
 
-from autoscale_ray import tasks
+from autoscale_ray import tasks, tasks_scores
 from autoscale_ray.config import RayConfig
 from autoscale_ray.distributed import evaluate
 from autoscale_ray.distributed.deadline import Deadline
@@ -42,7 +42,7 @@ def side(reference, tmp_path) -> evaluate.Side:
     side = evaluate.Side(pool.path, tmp_path / "features", tmp_path / "references")
     for folder, make in (
         (side.features, lambda folder: tasks.pool_features(planner, pool, folder)),
-        (side.references, lambda folder: tasks.reference_drives(pool, folder)),
+        (side.references, lambda folder: tasks_scores.reference_drives(pool, folder)),
     ):
         folder.mkdir()
         make(folder)

@@ -15,7 +15,8 @@ import torch.distributed
 import torch.multiprocessing
 
 from autoscale_ray import tasks
-from autoscale_ray.config import PlannerConfig, load_config
+from autoscale_ray.config import PlannerConfig
+from autoscale_ray.config_file import load_config
 from autoscale_ray.distributed.steps import Place, train_shared, worker_places
 from autoscale_ray.inputs import open_inputs
 from autoscale_ray.planning.order import batch_places

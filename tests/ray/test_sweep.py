@@ -106,6 +106,21 @@ def test_a_trial_starts_with_two_links_however_many_have_finished(tmp_path, monk
     assert found == [{"pools": shared / "pools", "shared": shared}] * 3
 
 
+def test_a_trial_that_was_asked_to_stop_does_not_fail_and_is_told_apart(tmp_path, monkeypatch) -> None:
+    """Its summary has no arm; it used to end in a ValueError."""
+    totals = {"totals": {"objective": 0.5}, "total_se": {"objective": 0.1}}
+    rounds = [{"index": index, "num_scenes": 60 * index, **totals} for index in (0, 1)]
+    heard = []
+    monkeypatch.setattr(
+        "autoscale_ray.distributed.trial.run_loop", lambda config: {"rounds": rounds, "arms": []}
+    )
+    monkeypatch.setattr("ray.tune.report", heard.append)
+    fixed = {"arguments": [], "shared": str(tmp_path / "shared"), "folder": str(tmp_path)}
+    run_trial({"loop.budget": 60, "fixed": fixed})
+    assert [(report["ended"], report["rounds_done"]) for report in heard] == [("stopped", 2)]
+    assert "test_objective" not in heard[0]
+
+
 def test_a_sweep_into_a_bucket_is_one_line_before_anything_starts(tmp_path, monkeypatch, capsys) -> None:
     """It used to run in a folder named `s3:` here."""
     monkeypatch.chdir(tmp_path)
@@ -180,7 +195,7 @@ def test_the_table_is_in_order_and_missing_scores_stay_empty(tmp_path: Path) -> 
 @pytest.mark.filterwarnings("ignore")  # those of optuna are not ours
 def test_optuna_chooses_whole_numbers_in_the_range() -> None:
     pytest.importorskip("optuna")
-    arguments = ["sweep.loop.budget=20..60", "sweep.ascent.method=cluster_ga,uniform"]
+    arguments = ["sweep.loop.budget=20..60", "sweep.ascent.method=response,deficit"]
     plan = read_plan([*arguments, "sweep.search=optuna", "sweep.num_trials=3"])
     search = searcher(plan)
     assert search is not None
@@ -189,7 +204,7 @@ def test_optuna_chooses_whole_numbers_in_the_range() -> None:
     budgets = [point["loop.budget"] for point in points]
     assert all(isinstance(budget, int) and 20 <= budget <= 60 for budget in budgets)
     assert len(set(budgets)) > 5
-    assert {point["ascent.method"] for point in points} == {"cluster_ga", "uniform"}
+    assert {point["ascent.method"] for point in points} == {"response", "deficit"}
 
 
 class Trial:

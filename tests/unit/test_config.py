@@ -2,13 +2,8 @@ import dataclasses
 
 import pytest
 
-from autoscale_ray.config import (
-    RunConfig,
-    derive_seed,
-    dump_config,
-    identity,
-    load_config,
-)
+from autoscale_ray.config import RunConfig, derive_seed, identity
+from autoscale_ray.config_file import dump_config, load_config
 from autoscale_ray.errors import ConfigError
 
 
@@ -54,6 +49,14 @@ def test_file_and_overrides(tmp_path):
         ("ascent.null_prior=-0.1", ["ascent.null_prior", "-0.1"]),
         ("ascent.trust_radius=-1", ["ascent.trust_radius", "-1"]),
         ("placement.ray.min_trainers=2", ["placement.ray.min_trainers", "num_trainers", "2"]),
+        (
+            "representation.loss={decoder: 0, neighbours: 0}",
+            ["overrides: representation.loss: must have a term above 0"],
+        ),
+        (
+            "representation.distance={drive: 0, speed: 0, agents: 0, interaction: 0, lanes: 0, controls: 0}",
+            ["overrides: representation.distance: must have a weight above 0"],
+        ),
         ("seed=yes", ["seed", "true or false", "True"]),
         ("planner.learning_rate=on", ["planner.learning_rate", "true or false"]),
         ("world.num_real=99999999999999999999", ["world.num_real", "100000000"]),

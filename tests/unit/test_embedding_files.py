@@ -24,7 +24,7 @@ def assert_found(path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [1, 300, 999, 1000, 65_536])
 def test_embeddings_come_back_whatever_the_row_groups(tmp_path, monkeypatch, rows):
-    monkeypatch.setattr(tasks, "ROW_GROUP_SIZE", rows)
+    monkeypatch.setattr(parquet, "ROW_GROUP_SIZE", rows)
     tasks.write_embeddings(IDS, VECTORS, tmp_path / "real.parquet")
     assert pq.ParquetFile(tmp_path / "real.parquet").num_row_groups == -(-1000 // rows)
     assert_found(tmp_path / "real.parquet")

@@ -49,7 +49,7 @@ class FormulaStages:
         self, selection: Selection, seeds: tuple[int, ...], *, start: Planners | None = None
     ) -> Planners:
         self.trained.append((selection.num_scenes, seeds))
-        return Planners(fingerprint=selection.fingerprint, seeds=seeds, directories=())
+        return Planners(fingerprints=(selection.fingerprint,), seeds=seeds, directories=())
 
     def evaluate(self, planners: Planners, clusters: Clusters, side: str) -> Scores:
         counts_K = np.array([self.counts[planners.fingerprint][name] for name in NAMES])
@@ -66,6 +66,7 @@ class FormulaStages:
             error_unit="log",
             total_se=dict.fromkeys(totals, 0.0025),
             seed_totals={name: (value,) for name, value in totals.items()},
+            num_unscored=0,
             file=Path(),
         )
 

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from autoscale_ray import tasks
+from autoscale_ray import tasks, tasks_scores
 from autoscale_ray.artifacts import share_with
 from autoscale_ray.cli import main
-from autoscale_ray.config import load_config
+from autoscale_ray.config_file import load_config
 from autoscale_ray.inputs import open_inputs
 from autoscale_ray.journal import read_rounds
 from autoscale_ray.mixture import METHODS
@@ -332,7 +332,13 @@ def test_some_pools_named_and_some_not(pools, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "override",
-    ["loop.budget=0", "loop.budget=-1", "loop.bugdet=3", "ascent.method=best"],
+    [
+        "loop.budget=0",
+        "loop.budget=-1",
+        "loop.bugdet=3",
+        "ascent.method=best",
+        "representation.loss.response=0.1",
+    ],
 )
 def test_bad_configuration(override, pools, tmp_path, capsys):
     fails(
@@ -340,6 +346,7 @@ def test_bad_configuration(override, pools, tmp_path, capsys):
         capsys,
         [override.split("=")[0].split(".")[1]],
     )
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("method", ["fused", "doge"])
@@ -374,7 +381,33 @@ def test_a_budget_beyond_the_pool_is_allowed_and_said(pools, tmp_path, capsys):
     given = arguments(pools, tmp_path / "run", "loop.budget=5000", "loop.num_rounds=0", "loop.baselines=[]")
     main(["run", "--backend", "local", *given])
     told = " ".join(capsys.readouterr().out.split())
-    assert "larger than the pool: every round asks for all 160 scenes" in told
+    assert told.count("larger than the pool: every round asks for all 160 scenes") == 1
+
+
+def test_scenes_that_cannot_be_scored_are_counted_where_scores_are_read(
+    finished, pools, tmp_path, monkeypatch, capsys
+):
+    """Missing is not zero, and not hidden either."""
+    assert numbers(finished)["unscored"] == {"dev": 0, "test": 0}
+    assert "without a score" not in (finished / "report.html").read_text()
+    drive = tasks_scores.reference_drives
+
+    def without_one(pool, folder: Path) -> dict:
+        told, path = drive(pool, folder), folder / "epdms.npy"
+        poses_NP3 = np.load(path)
+        poses_NP3[0] = np.nan
+        np.save(path, poses_NP3)
+        return {"unscored": {**told["unscored"], "epdms": {pool.scene_ids[0].item(): "no drive"}}}
+
+    monkeypatch.setattr(tasks_scores, "reference_drives", without_one)
+    given = arguments(pools, tmp_path / "run", "loop.num_rounds=0", "loop.baselines=[]")
+    main(["run", "--backend", "local", *given])
+    told = " ".join(capsys.readouterr().out.split())
+    for side in ("dev", "test"):
+        assert told.count(f"scenes without a score, in no mean: 1 of {side}") == 1
+    assert numbers(tmp_path / "run")["unscored"] == {"dev": 1, "test": 1}
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "scenes without a score, in no mean: 1 of dev, 1 of test" in report
 
 
 @pytest.mark.parametrize("name", ["spent", "gains", "rounds", "clusters"])

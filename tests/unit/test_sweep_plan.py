@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autoscale_ray.distributed.sweep_plan import config_of, read_plan
+from autoscale_ray.distributed.sweep_plan import Range, config_of, read_plan, read_values
 from autoscale_ray.errors import ConfigError
 
 
@@ -28,8 +28,22 @@ def test_trials_get_the_values_that_were_named():
     assert config_of([], {"placement.run_dir": folder}).placement.run_dir == str(folder)
 
 
+def test_a_range_lies_between_two_numbers_and_paths_are_values():
+    assert read_plan(["sweep.data.real=../a,../b"]).space == {"data.real": ["../a", "../b"]}
+    assert read_values("data.real", '"../a","../b"') == ["../a", "../b"]
+    assert read_values("ascent.floor_explore", "0.1...5") == Range(0.1, 0.5)
+    with pytest.raises(ConfigError, match=r"loop\.budget: .*integer.*20\.\.many"):
+        read_plan(["sweep.loop.budget=20..many"])
+
+
 def test_a_value_is_named_once():
     with pytest.raises(
         ConfigError, match=r"sweep\.loop\.budget: must name a value at most once \(found 20\)"
     ):
         read_plan(["sweep.loop.budget=20,60,20"])
+
+
+def test_a_value_that_no_run_takes_is_refused_before_any_trial():
+    """It used to end in a KeyError inside a trial."""
+    with pytest.raises(ConfigError, match=r"ascent\.method: must be one of .*response.*\(found 'nonsense'\)"):
+        read_plan(["sweep.ascent.method=response,nonsense"])

@@ -288,7 +288,5 @@ def _ring(points: Any, where: str) -> np.ndarray:
     return ring
 
 
-SENSOR_READER = Reader(title="Argoverse 2 sensor logs", units=sensor_units, read=read_sensor)
-FORECASTING_READER = Reader(
-    title="Argoverse 2 motion forecasting scenarios", units=forecasting_units, read=read_forecasting
-)
+SENSOR_READER = Reader(units=sensor_units, read=read_sensor)
+FORECASTING_READER = Reader(units=forecasting_units, read=read_forecasting)

@@ -473,9 +473,4 @@ def fingerprints(recording: Recording) -> np.ndarray:
     return motion_fingerprints(recording.tracks)
 
 
-READER = Reader(
-    title="CommonRoad scenarios, 2018b and 2020a XML",
-    units=units,
-    read=read,
-    fingerprints=fingerprints,
-)
+READER = Reader(units=units, read=read, fingerprints=fingerprints)

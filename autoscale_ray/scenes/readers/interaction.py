@@ -301,4 +301,4 @@ def _speed_mps(tags: Mapping[str | None, str | None]) -> float:
         return math.nan
 
 
-READER = Reader(title="INTERACTION-style CSV with Lanelet2 maps (FZI test area)", units=units, read=read)
+READER = Reader(units=units, read=read)

@@ -157,4 +157,4 @@ def _label_tracks(path: Path, name: str, ego_F3: np.ndarray, camera_to_imu: np.n
         )
 
 
-READER = Reader(title="KITTI tracking sequences (no map)", units=units, read=read)
+READER = Reader(units=units, read=read)

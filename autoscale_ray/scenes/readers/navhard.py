@@ -246,6 +246,4 @@ def _with_files(files: Mapping[str, Path]) -> Reader:
     return replace(READER, read_scenes=partial(read_scenes, files))
 
 
-READER = Reader(
-    title="navhard synthetic scene pickles with nuPlan maps", units=scene_units, with_files=_with_files
-)
+READER = Reader(units=scene_units, with_files=_with_files)

@@ -83,6 +83,4 @@ def _with_files(files: Mapping[str, Path]) -> Reader:
     return replace(READER, units=partial(log_units, files=files), read_scenes=partial(read_scenes, files))
 
 
-READER = Reader(
-    title="NAVSIM/OpenScene log pickles with nuPlan maps", units=log_units, with_files=_with_files
-)
+READER = Reader(units=log_units, with_files=_with_files)

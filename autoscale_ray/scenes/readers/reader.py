@@ -25,8 +25,6 @@ def _holds_no_recordings(path: Path, unit: str) -> Iterator[Recording]:
 class Reader:
     """One data format."""
 
-    title: str
-    """One line for help texts."""
     units: Callable[[Path], list[str]]
     """Names of the parts that can be read on their own, sorted; a refused unit loses itself alone."""
     read: Callable[[Path, str], Iterator[Recording]] = _holds_no_recordings

@@ -253,4 +253,4 @@ def _red_lights(states: Any, road: RoadMap, num_frames: int) -> np.ndarray | Non
     return red_FL
 
 
-READER = Reader(title="ScenarioNet scenario pickles (nuScenes, Waymo, nuPlan, ...)", units=units, read=read)
+READER = Reader(units=units, read=read)

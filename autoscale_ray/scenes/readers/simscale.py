@@ -209,6 +209,4 @@ def _with_files(files: Mapping[str, Path]) -> Reader:
     return replace(READER, units=partial(clip_units, files=files), read_scenes=partial(read_scenes, files))
 
 
-READER = Reader(
-    title="SimScale clips and reward files, with nuPlan maps", units=clip_units, with_files=_with_files
-)
+READER = Reader(units=clip_units, with_files=_with_files)

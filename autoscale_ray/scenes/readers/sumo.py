@@ -338,4 +338,4 @@ def _number(element: etree._Element, name: str, where: str, default: float | Non
     return value
 
 
-READER = Reader(title="SUMO floating car data with its network", units=units, read=read)
+READER = Reader(units=units, read=read)

@@ -338,6 +338,4 @@ def fingerprints(recording: Recording) -> np.ndarray:
     return motion_fingerprints(recording.tracks)
 
 
-READER = Reader(
-    title="Waymo Open Motion scenarios (TFRecord)", units=units, read=read, fingerprints=fingerprints
-)
+READER = Reader(units=units, read=read, fingerprints=fingerprints)

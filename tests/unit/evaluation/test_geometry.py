@@ -154,9 +154,8 @@ def test_projection_like_shapely(seed, count):
     np.testing.assert_allclose(distance[0], shapely.distance(shapely.points(points), line), atol=1e-9)
     expected = shapely.line_locate_point(line, shapely.points(points))
     unequal = np.abs(along[0].numpy() - expected) > 1e-9
-    there = shapely.line_interpolate_point(
-        line, along[0].numpy()[unequal]
-    )  # two nearest points are both right
+    # Two nearest points are both right.
+    there = shapely.line_interpolate_point(line, along[0].numpy()[unequal])
     np.testing.assert_allclose(
         shapely.distance(there, shapely.points(points[unequal])), distance[0][unequal], atol=1e-9
     )

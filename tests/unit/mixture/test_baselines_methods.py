@@ -144,9 +144,8 @@ def test_excess_rules_start_from_the_reference_and_follow_what_got_worse(name):
     start = as_array(method.final((reference,), info, CONFIG), info)
     worse = as_array(method.final((reference, _scored(info, [0.9, 0.4, 0.5])), info, CONFIG), info)
     assert worse[1] / worse[2] > 1.1 * start[1] / start[2]  # loss .1 above the reference
-    assert worse[0] / worse[2] == pytest.approx(
-        start[0] / start[2], rel=0.2
-    )  # better than it: cut to no excess
+    # Better than it: cut to no excess.
+    assert worse[0] / worse[2] == pytest.approx(start[0] / start[2], rel=0.2)
 
 
 def test_doge_needs_gradients_and_follows_them():

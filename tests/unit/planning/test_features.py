@@ -119,11 +119,8 @@ def test_nearest_elements_agrees_with_a_loop():
 def test_the_agent_on_the_ego_path_comes_before_one_that_is_closer_but_leaving():
     batch = make_batch(1, seed=2)
     states = torch.zeros(2, 15, 5)
-    states[0, :, 0], states[0, :, 1], states[0, :, 4] = (
-        3.0,
-        7.0,
-        8.0,
-    )  # beside the ego, driving away to the left
+    # Beside the ego, driving away to the left.
+    states[0, :, 0], states[0, :, 1], states[0, :, 4] = 3.0, 7.0, 8.0
     states[1, :, 0] = 25.0  # standing on a straight route
     line = torch.tensor([[-30.0, 0.0, 0.0], [200.0, 0.0, 0.0]])
     ego = torch.zeros(1, 15, 7)

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autoscale_ray.cli import EXIT_READER_FAULT, main
+from autoscale_ray.cli import main
+from autoscale_ray.cli_data import EXIT_READER_FAULT
 from autoscale_ray.errors import InputRejectedError, InvalidInputError, PoolError, SourceReadError
 from autoscale_ray.scenes import ingest as ingest_module
 from autoscale_ray.scenes import trust

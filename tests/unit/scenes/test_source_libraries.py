@@ -153,9 +153,8 @@ def test_scenarionet_equals_its_pickle_opened_by_hand():
                 pose = recording.tracks.poses_R3[_row(recording.tracks, track, int(frame))]
                 yaw = float(np.asarray(state["heading"]).reshape(-1)[frame])
                 where = np.array(state["position"][frame][:2], dtype=float)
-                if (
-                    keys[number] == ego
-                ):  # nuScenes' ego stands at its rear axle, 0.28 of its length behind the centre
+                # nuScenes' ego stands at its rear axle, 0.28 of its length behind the centre.
+                if keys[number] == ego:
                     where += 0.28 * max(sizes) * np.array([math.cos(yaw), math.sin(yaw)])
                 assert np.linalg.norm(pose[:2] - where) < 0.01
                 assert abs(wrap_angle(pose[2] - yaw)) < TENTH_DEGREE

@@ -31,9 +31,8 @@ def test_sides_hold_each_named_log_once(pool, tmp_path):
         wanted = [s for s, log in zip(pool.scene_ids, pool.log_ids, strict=True) if sides.get(log) == side]
         assert part.scene_ids.tolist() == wanted
         rows = pool.rows_of(part.scene_ids[:3])
-        assert repr(part.table(np.arange(3)).to_pylist()) == repr(
-            pool.table(rows).to_pylist()
-        )  # NaN is not equal
+        # Their texts: NaN is not equal to itself.
+        assert repr(part.table(np.arange(3)).to_pylist()) == repr(pool.table(rows).to_pylist())
 
 
 def test_unknown_log_is_named(pool, tmp_path):

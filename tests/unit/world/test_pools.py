@@ -9,10 +9,11 @@ import pytest
 
 from autoscale_ray.config import WorldConfig
 from autoscale_ray.errors import ConfigError
+from autoscale_ray.records import SIDES
 from autoscale_ray.scenes.pool import check_disjoint, open_pool
 from autoscale_ray.scenes.schema import SCENE_SCHEMA, check_schema
 from autoscale_ray.world.families import FAMILIES
-from autoscale_ray.world.pools import SIDES, chunk_tables, evaluation_weights, generate, make_pool, plan_side
+from autoscale_ray.world.pools import chunk_tables, evaluation_weights, generate, make_pool, plan_side
 from autoscale_ray.world.presets import PRESETS, counts
 
 SMALL = WorldConfig(num_real=120, num_synthetic=400, num_dev_per_family=2, num_test_per_family=2)
