@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import shapely
 
 
 def first_crossing_ring(offsets_G1: npt.NDArray[np.int64], xy_V2: npt.NDArray[np.float64]) -> int:
@@ -19,6 +18,8 @@ def first_crossing_ring(offsets_G1: npt.NDArray[np.int64], xy_V2: npt.NDArray[np
     """
     if len(offsets_G1) < 2:
         return -1
+    import shapely  # here: the scorer is imported without it
+
     origin = xy_V2[0]
     ring_of_vertex = np.repeat(np.arange(len(offsets_G1) - 1), np.diff(offsets_G1))
     rings = shapely.linearrings(xy_V2 - origin, indices=ring_of_vertex)
