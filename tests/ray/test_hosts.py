@@ -107,6 +107,7 @@ def test_a_run_goes_on_in_another_cluster_after_its_head_lost_power(
     run = start_run(head, head, run_dir)
     until(run, head, lambda: any((run_dir / "rounds").glob("*.json")))
     head.power_off()
+    run.wait(30)
     finished = read_rounds(str(run_dir))
     assert len(finished) < 3, "the head was lost before the run ended"
     other, _ = cluster_of(hosts, 4)
