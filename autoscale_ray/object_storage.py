@@ -238,9 +238,10 @@ def connect(url: str) -> Any:
     """
     if "@" in urlsplit(url).netloc:
         raise ArtifactError(urlsplit(url).scheme, "a storage URL must not carry credentials")
-    _require_obstore()
-    from obstore.store import from_url
-
+    try:
+        from obstore.store import from_url
+    except ImportError as error:
+        raise MissingExtraError("obstore", extra("s3")) from error
     try:
         return from_url(
             url,
@@ -257,13 +258,6 @@ def connect(url: str) -> Any:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).partition("\nDebug source")[0].split())
-
-
-def _require_obstore() -> None:
-    try:
-        import obstore  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("obstore", extra("s3")) from error
 
 
 def _errors() -> Any:

@@ -194,14 +194,18 @@ def embed_arm(arm: str, prepared: Prepared, config: RepresentationConfig, seed: 
         ]
         mean, scale, directions = baselines.fit_principal_components(tables[0], 64)
         return tuple(((table - mean) / scale) @ directions for table in tables)
-    if arm in TRAINED:
-        encode = TRAINED[arm](sides[0], config, seed)
-    elif arm == "with attention":
-        encode = baselines.with_attention(prepared.train, config, seed)
-    else:
-        encoder = fit(prepared.train, config, seed).encoder
-        encode = lambda graph: encoder(graph).z_ND  # noqa: E731
+    encode = trained(arm, prepared.train, config, seed)
     return tuple(baselines.embedded(encode, side) for side in sides)
+
+
+def trained(arm: str, train: TrainingSet, config: RepresentationConfig, seed: int) -> baselines.Encode:
+    """Train an arm and return its embedding."""
+    if arm in TRAINED:
+        return TRAINED[arm](train.graph, config, seed)
+    if arm == "with attention":
+        return baselines.with_attention(train, config, seed)
+    encoder = fit(train, config, seed).encoder
+    return lambda graph: encoder(graph).z_ND
 
 
 def judge(

@@ -24,6 +24,7 @@ from autoscale_ray.planning.features import PlannerFeatures, concatenate, featur
 from autoscale_ray.planning.inference import predict
 from autoscale_ray.planning.training import PlannerWeights
 from autoscale_ray.planning.training import train as train_planner
+from autoscale_ray.records import Side as PoolSide
 from autoscale_ray.representation.kinematics import route_coordinates, route_of
 from autoscale_ray.representation.training import GRAPH_CHUNK
 from autoscale_ray.scenes.batch import SceneBatch
@@ -121,10 +122,10 @@ def built_in_world(folder: Path, seed: int, *, quick: bool) -> DataSet:
     )
 
 
-def _drawn(config: WorldConfig, sides: Sequence[str], folder: Path) -> dict[str, ScenePool]:
+def _drawn(config: WorldConfig, sides: Sequence[PoolSide], folder: Path) -> dict[str, ScenePool]:
     for side in sides:
         if not (folder / side / "manifest.json").is_file():
-            make_pool(config, side, folder / side)  # type: ignore[arg-type]
+            make_pool(config, side, folder / side)
     return {side: open_pool(folder / side) for side in sides}
 
 

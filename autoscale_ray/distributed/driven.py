@@ -57,11 +57,12 @@ def play_here(
         board.begin = trainers.start  # everything may be there already
     else:
         trainers.start()
+        threading.Thread(
+            target=load_search, name="search", daemon=True
+        ).start()  # else between the first two rounds
     settings = {"seed": config.seed, "budget": config.loop.budget}
     name = config.placement.run_dir.rstrip("/").rpartition("/")[2]
     observer = Observer(name, run_dir, store.log, settings, config.loop.num_rounds)
-    if not embed_only:  # now, else between the first two rounds
-        threading.Thread(target=load_search, name="search", daemon=True).start()
 
     @contextmanager
     def watched(stage: str) -> Iterator[None]:

@@ -56,7 +56,7 @@ class Space:
         give_up = time.monotonic() + START_TIMEOUT_S
         while not (found := psutil.Process(self._outer.pid).children()):
             assert time.monotonic() < give_up, "unshare started nothing"
-            time.sleep(0.01)
+            time.sleep(0.01)  # polls another process, as below; nothing is asserted on time
         self._first = found[0]
         while self._first.name() != "sleep":
             assert time.monotonic() < give_up, "the namespace was not made ready"

@@ -15,7 +15,8 @@ from tests.ray.conftest import processes_below
 from tests.ray.hosts import PORT, Host, Hosts, start_ray, why_not
 from tests.ray.small_run import SMALL, check_same_run, with_cached_stages, with_shared_pools
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
+WHY_NOT = why_not()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
 FASTER = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
 """A node that does not answer is given up after seconds; Ray's own default is most of a minute."""
 
@@ -45,13 +46,21 @@ def start_run(host: Host, head: Host, run_dir: Path, *more: str) -> subprocess.P
     return host.run(command, RAY_ADDRESS=f"{head.address}:{PORT}")
 
 
+def after_a_round(hosts: Hosts, run_dir: Path) -> tuple[Host, Host, subprocess.Popen]:
+    """Start a cluster of two and a run in it; return head, worker and run once a round is published."""
+    head, worker = cluster_of(hosts, 4)
+    run = start_run(head, head, run_dir)
+    until(run, head, lambda: any((run_dir / "rounds").glob("*.json")))
+    return head, worker, run
+
+
 def until(run: subprocess.Popen, host: Host, look: Callable[[], bool], timeout_s: float = 400) -> None:
     """Look again and again until the moment has come; the run must not end before."""
     give_up = time.monotonic() + timeout_s
     while not look():
         assert run.poll() is None, host.output()
         assert time.monotonic() < give_up, host.output()
-        time.sleep(0.05)
+        time.sleep(0.05)  # polls processes and files of others; nothing is asserted on time
 
 
 def end_of(run: subprocess.Popen, host: Host, timeout_s: float = 600) -> str:
@@ -87,7 +96,10 @@ def test_a_host_cut_off_in_training_is_done_without(hosts: Hosts, reference: Pat
     run_dir = with_cached_stages(tmp_path / "run", reference)
     head, first, second = cluster_of(hosts, 3, 3)
     run = start_run(head, head, run_dir, "placement.ray.num_trainers=2", "placement.ray.min_trainers=1")
-    trainers = lambda: where([first, second], "TrainWorker")  # noqa: E731
+
+    def trainers() -> set[str]:
+        return where([first, second], "TrainWorker")
+
     until(run, head, lambda: bool(trainers()) and any((run_dir / "train" / "trainers").glob("*-*")))
     lost = first if first.name in trainers() else second
     lost.unplug()
@@ -103,9 +115,7 @@ def test_a_run_goes_on_in_another_cluster_after_its_head_lost_power(
     hosts: Hosts, reference: Path, tmp_path: Path
 ) -> None:
     run_dir = with_cached_stages(tmp_path / "run", reference)
-    head, _ = cluster_of(hosts, 4)
-    run = start_run(head, head, run_dir)
-    until(run, head, lambda: any((run_dir / "rounds").glob("*.json")))
+    head, _, run = after_a_round(hosts, run_dir)
     head.power_off()
     run.wait(30)
     finished = read_rounds(str(run_dir))
@@ -121,9 +131,7 @@ def test_a_run_is_watched_and_stopped_from_another_host(
     hosts: Hosts, reference: Path, tmp_path: Path
 ) -> None:
     run_dir = with_cached_stages(tmp_path / "run", reference)
-    head, worker = cluster_of(hosts, 4)
-    run = start_run(head, head, run_dir)
-    until(run, head, lambda: any((run_dir / "rounds").glob("*.json")))
+    head, worker, run = after_a_round(hosts, run_dir)
     for command in ("status", "stop"):
         asked = worker.run(autoscale(command, str(run_dir)), RAY_ADDRESS=f"{head.address}:{PORT}")
         assert asked.wait(120) == 0, worker.output()
