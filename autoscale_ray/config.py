@@ -111,10 +111,12 @@ class EmbeddingLossConfig:
 class ScenarioDistanceConfig:
     """Weight of each aspect in the scenario distance that the metric term follows; 0 leaves an aspect out."""
 
-    drive: NonNegative = 0.5
-    """Mean distance between the ego's positions, -1.5 to 4 s; with `speed`, the ego's motion counts once."""
+    heading: NonNegative = 1.0
+    """Mean difference of the ego's headings, -1.5 to 4 s."""
     speed: NonNegative = 0.5
-    """Mean difference of the ego's speeds."""
+    """Mean difference of its speeds."""
+    speed_change: NonNegative = 1.0
+    """Mean difference of what its speeds have changed by since t = 0."""
     agents: NonNegative = 1.0
     """Transport distance between the agents, by kind of motion, in route coordinates."""
     interaction: NonNegative = 1.0

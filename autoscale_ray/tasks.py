@@ -48,16 +48,16 @@ def table_file(side: str) -> str:
 def train_encoder(config: RunConfig, inputs: Inputs, folder: Path) -> dict[str, Any]:
     """Train Graph-RAE on the real and synthetic pools; dev and test are never seen."""
     # Here and below: importing torch_geometric takes seconds, and most processes never need it.
-    from autoscale_ray.representation import sharded
-    from autoscale_ray.representation import training as representation
+    from autoscale_ray.representation import sharded, training
+    from autoscale_ray.representation.model import save
 
     pools, settings = [inputs.pools["real"], inputs.pools["synthetic"]], config.representation
     seed = encoder_seed(config)
     if settings.num_shards == 1:
-        model = representation.train(pools, settings, seed)
+        model = training.train(pools, settings, seed)
     else:
-        model = sharded.fit_shared(representation.pools_training_set(pools, settings, seed), settings, seed)
-    representation.save(model, folder)
+        model = sharded.fit_shared(training.pools_training_set(pools, settings, seed), settings, seed)
+    save(model, folder)
     return {}
 
 
@@ -68,12 +68,12 @@ def encoder_seed(config: RunConfig) -> int:
 
 def embed_pools(encoder: Path, inputs: Inputs, folder: Path) -> dict[str, Any]:
     """Embed every scene of the four pools with a trained encoder."""
-    from autoscale_ray.representation import training as representation
+    from autoscale_ray.representation.model import embed, load
 
-    model = representation.load(encoder)
+    model = load(encoder)
     for side in SIDES:
         pool = inputs.pools[side]
-        write_embeddings(pool.scene_ids, representation.embed(model, pool), folder / table_file(side))
+        write_embeddings(pool.scene_ids, embed(model, pool), folder / table_file(side))
     return {}
 
 

@@ -26,6 +26,7 @@ import torch
 
 from autoscale_ray.config import RepresentationConfig, WorldConfig
 from autoscale_ray.representation.encoder import GraphEncoder, Path
+from autoscale_ray.representation.model import feature_sizes_of, new_model
 from autoscale_ray.representation.scene_graph import (
     SceneGraph,
     global_edges,
@@ -33,7 +34,6 @@ from autoscale_ray.representation.scene_graph import (
     graph_from_batch,
     select_scenes,
 )
-from autoscale_ray.representation.training import feature_sizes_of, new_model
 from autoscale_ray.scenes.batch import SceneBatch
 from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.scenes.ragged import offsets_of

@@ -41,7 +41,7 @@ from autoscale_ray.distributed.resources import connect
 from autoscale_ray.distributed.session import with_absolute_paths
 from autoscale_ray.distributed.status import read_events
 from autoscale_ray.inputs import open_inputs
-from autoscale_ray.representation.training import GRAPH_CHUNK, embed, load
+from autoscale_ray.representation.model import GRAPH_CHUNK, embed, load
 from benchmarks.process_meter import SAMPLE_S, CpuMeter
 from benchmarks.surroundings import surroundings
 

@@ -483,8 +483,7 @@ def main() -> int:
     }
     if options.data:
         pools = options.out / "recorded"
-        if not pools.is_dir():
-            ingest_recordings(options.data, pools)
+        ingest_recordings(options.data, pools)
         data_sets["recordings"] = lambda seed: recordings(pools, options.out, seed, quick=options.quick)
     cells = run_everything(options, data_sets)
     about = surroundings("torch", "torch-geometric")

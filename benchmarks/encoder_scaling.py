@@ -23,8 +23,8 @@ from scipy.optimize import nnls
 from autoscale_ray.config import ClusterConfig, RepresentationConfig
 from autoscale_ray.mixture.clusters import fit_clusters
 from autoscale_ray.mixture.similarity import EXACT_LIMIT, build_index, nearest
+from autoscale_ray.representation.model import embed, feature_sizes_of, new_model
 from autoscale_ray.representation.scene_graph import graph_from_batch
-from autoscale_ray.representation.training import embed, feature_sizes_of, new_model
 from autoscale_ray.scenes.pool import ScenePool, open_pool
 
 STAGES = ("embed", "cluster", "assign", "index", "search")

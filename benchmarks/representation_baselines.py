@@ -20,6 +20,7 @@ from autoscale_ray.representation.decoder import NUM_CELLS
 from autoscale_ray.representation.distance import fit_scenario_distance
 from autoscale_ray.representation.encoder import GraphEncoder
 from autoscale_ray.representation.kinematics import relative_motion, route_ahead, route_coordinates, route_of
+from autoscale_ray.representation.model import feature_sizes_of, new_model
 from autoscale_ray.representation.rasters import bev_rasters
 from autoscale_ray.representation.scene_graph import (
     NODE_TYPES,
@@ -35,9 +36,7 @@ from autoscale_ray.representation.training import (
     TrainingSet,
     batch_terms,
     draw_batches,
-    feature_sizes_of,
     learning_rate_factor,
-    new_model,
     take_scenes,
     weighted_sum,
 )

@@ -26,7 +26,7 @@ from autoscale_ray.planning.training import PlannerWeights
 from autoscale_ray.planning.training import train as train_planner
 from autoscale_ray.records import Side as PoolSide
 from autoscale_ray.representation.kinematics import route_coordinates, route_of
-from autoscale_ray.representation.training import GRAPH_CHUNK
+from autoscale_ray.representation.model import GRAPH_CHUNK
 from autoscale_ray.scenes.batch import SceneBatch
 from autoscale_ray.scenes.ingest import ingest
 from autoscale_ray.scenes.pool import ScenePool, open_pool
@@ -228,7 +228,7 @@ def recordings(folder: Path, out: Path, seed: int, *, quick: bool) -> DataSet:
 
 
 def ingest_recordings(data: Path, out: Path) -> None:
-    """Make the pools of `recordings` from CommonRoad archives: NGSIM (real) and SUMO scenarios (synthetic).
+    """Make the pools of `recordings` that are not there: NGSIM (real) and SUMO scenarios (synthetic) of CommonRoad.
 
     Args:
         data: Folder with the archives and their index, which tells what was cut from one recording.
@@ -236,7 +236,8 @@ def ingest_recordings(data: Path, out: Path) -> None:
     """
     groups = known_groups(data / GROUPS)
     for name, (archive, domain) in {"ngsim": (RECORDED, "real"), "sumo": (SIMULATED, "synthetic")}.items():
-        ingest("commonroad", data / archive, out / name, domain, known_groups=groups, num_processes=2)
+        if not (out / name / "manifest.json").is_file():
+            ingest("commonroad", data / archive, out / name, domain, known_groups=groups, num_processes=2)
 
 
 def _thinned(rows: NDArray[np.int64], limit: int, seed: int) -> NDArray[np.int64]:

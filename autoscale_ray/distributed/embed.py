@@ -23,7 +23,7 @@ from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.devices import worker_device
 from autoscale_ray.errors import AutoScaleError, InputRejectedError
 from autoscale_ray.files import in_one_step
-from autoscale_ray.representation.training import GRAPH_CHUNK, embed_batch, load
+from autoscale_ray.representation.model import GRAPH_CHUNK, embed_batch, load
 from autoscale_ray.scenes.pool import ScenePool, open_pool
 
 NO_PROGRESS_TIMEOUT_S = 300

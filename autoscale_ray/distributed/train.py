@@ -150,8 +150,8 @@ def train_task(task: AnyTask, place: Place, keeper: Keeper) -> dict[str, bytes]:
 def train_encoder(task: EncoderTask, place: Place, keeper: Keeper) -> dict[str, bytes]:
     """Train the encoder, by all workers when it has a shard for each."""
     # Imported here: torch_geometric takes seconds that a run with embeddings does not need.
-    from autoscale_ray.representation import sharded
-    from autoscale_ray.representation import training as representation
+    from autoscale_ray.representation import sharded, training
+    from autoscale_ray.representation.model import save
 
     # Of a read-only pool every node builds a cache, which takes minutes.
     pools = [open_pool(path, on_file=keeper.deadline.renew) for path in task.pools]
@@ -160,9 +160,7 @@ def train_encoder(task: EncoderTask, place: Place, keeper: Keeper) -> dict[str, 
         if place.rank != 0:
             keeper.deadline.lift()
             return {}
-        model = representation.train(
-            pools, settings, task.seed, lambda *_: keeper.deadline.renew(), place.device
-        )
+        model = training.train(pools, settings, task.seed, lambda *_: keeper.deadline.renew(), place.device)
     else:
         mine, gather = (
             shards_of(place.rank, place.num_workers),
@@ -170,7 +168,7 @@ def train_encoder(task: EncoderTask, place: Place, keeper: Keeper) -> dict[str, 
         )
         with one_thread():
             model = sharded.fit_shared(
-                representation.pools_training_set(pools, settings, task.seed),
+                training.pools_training_set(pools, settings, task.seed),
                 settings,
                 task.seed,
                 sharded.Group(mine, gather),
@@ -180,7 +178,7 @@ def train_encoder(task: EncoderTask, place: Place, keeper: Keeper) -> dict[str, 
                 ),
                 device=place.device,
             )
-    return as_files(partial(representation.save, model))
+    return as_files(partial(save, model))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,16 @@ from autoscale_ray.scenes.schema import AGENT_TYPES
 Signature = dict[str, Tensor]
 """What the distance compares, one row for each scene."""
 
-ASPECTS = ("drive", "speed", "agents", "interaction", "lanes", "controls")
+MOTION = ("heading", "speed", "speed_change")
+"""Aspects that compare profiles over the frames -1.5 ... 4 s."""
+ASPECTS = (*MOTION, "agents", "interaction", "lanes", "controls")
 GRID_S_M = (-40.0, -20.0, -8.0, 0.0, 8.0, 16.0, 28.0, 45.0, 60.0)
 GRID_D_M = (-20.0, -9.0, -4.5, -2.0, 0.0, 2.0, 4.5, 9.0, 20.0)
 NUM_LANE_BINS = 64
 NUM_QUANTILES = 256
 APPROACH_SCALE_M = 5.0
+NOW = 3
+"""Column of t = 0 in the ego's profiles."""
 _VEHICLE = AGENT_TYPES.index("vehicle")
 _VULNERABLE = (AGENT_TYPES.index("pedestrian"), AGENT_TYPES.index("bicycle"))
 
@@ -40,11 +44,14 @@ def scenario_signature(graph: SceneGraph) -> Signature:
         graph: N scenes with their targets.
 
     Returns:
-        `drive` (N, 12, 2) m and `valid` (N, 12), `speed` (N, 12) m/s, and one vector for each other aspect.
+        `heading` (rad), `speed` and `speed_change` since t = 0 (m/s) of the ego, and `valid`, all (N, 12); one vector
+        for each other aspect.
     """
+    speed_NT = graph.targets["ego.speed"]
     return {
-        "drive": graph.targets["ego.drive"],
-        "speed": graph.targets["ego.speed"],
+        "heading": graph.targets["ego.yaw"],
+        "speed": speed_NT,
+        "speed_change": speed_NT - speed_NT[:, NOW, None],
         "valid": graph.targets["ego.drive_valid"].float(),
         "agents": _agent_histogram(graph),
         "interaction": _interaction(graph),
@@ -108,7 +115,7 @@ def _interaction(graph: SceneGraph) -> Tensor:
     place, box = graph.targets["agent.place"], graph.targets["agent.box"]
     ahead_M = (place[:, 0] > 0) & (place[:, 1].abs() < 2.0)
     nearness_M = torch.exp(-place[:, 0].clamp(min=0) / POSITION_SCALE_M) * ahead_M
-    speed_M = graph.targets["ego.speed"][:, 3][owner]
+    speed_M = graph.targets["ego.speed"][:, NOW][owner]
     closing_M = ((speed_M - box[:, 3]) / place[:, 0].clamp(min=2.0)).clamp(-1, 1) * ahead_M
     columns = [approach_M[:, None] * kinds_M3, nearness_M[:, None] * kinds_M3, closing_M[:, None].clamp(min=0),
                closing_M[:, None].clamp(max=0).abs()]  # fmt: skip
@@ -160,8 +167,8 @@ def _controls(graph: SceneGraph) -> Tensor:
 def aspect_distances(first: Signature, second: Signature) -> dict[str, Tensor]:
     """Compare every scene of one side with every scene of the other, aspect by aspect.
 
-    drive = mean_t |x_i(t) - x_j(t)| (m), speed = mean_t |v_i(t) - v_j(t)| (m/s), both over frames known in both
-    scenes; the other aspects are L1 distances.
+    Heading (rad, the short way round), speed and speed change (m/s): the mean over frames known in both scenes of the
+    absolute difference. The other aspects are L1 distances.
 
     Args:
         first: P scenes.
@@ -172,10 +179,10 @@ def aspect_distances(first: Signature, second: Signature) -> dict[str, Tensor]:
     """
     weight_PQT = first["valid"][:, None] * second["valid"][None]
     weight_PQT = weight_PQT / weight_PQT.sum(2, keepdim=True).clamp(min=1)
-    gap_PQT = (first["drive"][:, None] - second["drive"][None]).norm(dim=3)
-    speed_PQT = (first["speed"][:, None] - second["speed"][None]).abs()
-    found = {"drive": (gap_PQT * weight_PQT).sum(2), "speed": (speed_PQT * weight_PQT).sum(2)}
-    return found | {name: torch.cdist(first[name], second[name], p=1) for name in ASPECTS[2:]}
+    gaps = {name: (first[name][:, None] - second[name][None]).abs() for name in MOTION}
+    gaps["heading"] = torch.pi - (gaps["heading"] % (2 * torch.pi) - torch.pi).abs()
+    found = {name: (gap_PQT * weight_PQT).sum(2) for name, gap_PQT in gaps.items()}
+    return found | {name: torch.cdist(first[name], second[name], p=1) for name in ASPECTS[len(MOTION) :]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from autoscale_ray.representation.kinematics import (
     route_coordinates,
     route_of,
 )
-from autoscale_ray.representation.segments import Segments
+from autoscale_ray.representation.segments import KINDS, Segments
 from autoscale_ray.scenes.batch import SceneBatch
 from autoscale_ray.scenes.graph import RADIUS_M
 from autoscale_ray.scenes.ragged import ragged_index, row_of
@@ -164,7 +164,7 @@ def node_features(
         batch: N scenes.
         scene: Their geometry.
         kept: Candidates that are nodes, by type.
-        pairs: Batch-wide (source, target) pairs between nodes, by relation.
+        pairs: Batch-wide (source, target) pairs between nodes, by relation; of lanes with the kind of the link.
         use_future: Add the logged future of ego and agents.
 
     Returns:
@@ -173,7 +173,7 @@ def node_features(
     parts = {
         "ego": [_ego_motion(batch), _ego_route(batch, scene), _node_counts(batch, scene)],
         "agent": [*_agent_motion(batch, scene), _agent_relations(batch, scene, pairs)],
-        "lane": [_lane_features(batch, scene)],
+        "lane": [_lane_features(batch, scene), _lane_relations(scene, pairs["lane_lane"])],
         "control": [_control_features(batch, scene)],
     }
     if use_future:
@@ -295,6 +295,21 @@ def _lane_features(batch: SceneBatch, scene: SceneGeometry) -> Tensor:
                       _flag_and_value(batch.lane_speed_limit_L[lane_G], SPEED_LIMIT_SCALE_MPS)], dim=1)  # fmt: skip
 
 
+def _lane_relations(scene: SceneGeometry, links_E3: Tensor) -> Tensor:
+    """Return log counts of the linked segments by kind, and the mean turn (cos, sin) into the next ones."""
+    source_E, target_E, kind_E = links_E3.unbind(1)
+    points_G32 = scene.segments.points_G32
+    yaw_G = torch.atan2(*(points_G32[:, 2] - points_G32[:, 0]).flip(1).unbind(1))
+    counts_GK = points_G32.new_zeros(len(points_G32), len(KINDS))
+    counts_GK.index_put_((target_E, kind_E), counts_GK.new_ones(()), accumulate=True)
+    next_E = torch.nonzero(kind_E == KINDS.index("next")).flatten()
+    turn_E = (yaw_G[source_E] - yaw_G[target_E])[next_E]
+    turn_G2 = counts_GK.new_zeros(len(points_G32), 2).index_add(
+        0, target_E[next_E], torch.stack([turn_E.cos(), turn_E.sin()], dim=1)
+    )
+    return torch.cat([counts_GK.log1p(), turn_G2 / counts_GK[:, :1].clamp(min=1)], dim=1)
+
+
 def _control_features(batch: SceneBatch, scene: SceneGeometry) -> Tensor:
     polygon_B, place_B3 = scene.controls_B, scene.place["control"]
     layer_B = one_hot(batch.polygon_layer_Q[polygon_B], len(POLYGON_LAYERS)).float()
@@ -324,7 +339,7 @@ def targets(batch: SceneBatch, scene: SceneGeometry, kept: dict[str, Tensor]) ->
         Keys `type.name`, rows as the nodes of the type: `agent.box` (x, y, yaw, vx, vy, length, width), `agent.type`,
         `agent.place` and `control.place` (s, d, route yaw), `agent.future` (8 x 2) with `agent.future_valid`,
         `lane.points` (3 x 2), `lane.on_route`, `control.red`, and for the frames -1.5 ... 4 s `ego.drive` (12 x 2),
-        `ego.speed`, `ego.drive_valid`.
+        `ego.yaw`, `ego.speed`, `ego.drive_valid`.
     """
     agent, control = kept["agent"], kept["control"]
     drive = slice(HISTORY.start, PLAN.stop)
@@ -341,6 +356,7 @@ def targets(batch: SceneBatch, scene: SceneGeometry, kept: dict[str, Tensor]) ->
         "control.place": scene.place["control"][control],
         "control.red": batch.polygon_red_QT[scene.controls_B[control], CURRENT_FRAME],
         "ego.drive": batch.ego_states_NT7[:, drive, :2],
+        "ego.yaw": batch.ego_states_NT7[:, drive, 2],
         "ego.speed": batch.ego_states_NT7[:, drive, 3:5].norm(dim=2),
         "ego.drive_valid": batch.ego_valid_NT[:, drive],
     }

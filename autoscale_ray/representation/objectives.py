@@ -28,7 +28,7 @@ PAIR_SCALE = 0.25
 """Scenario distance at which the pull between a perturbed scene and its source has fallen to 1/e."""
 NEIGHBOUR_SCALE = 0.05
 """Scenario distance at which a scene's share as a neighbour has fallen to 1/e: a handful of scenes of a batch."""
-NEIGHBOUR_TEMPERATURE = 0.05
+NEIGHBOUR_TEMPERATURE = 0.1
 
 
 def scene_loss(found: SceneReconstruction, raster_N4C: Tensor, drive_NT2: Tensor, valid_NT: Tensor,
@@ -75,15 +75,16 @@ def masked_loss(found_MF: Tensor, features_MF: Tensor) -> Tensor:
 
 
 def relation_loss(positive_E: Tensor, negative_E: Tensor) -> Tensor:
-    """Tell edges from pairs of the same scene that are none: binary cross-entropy.
+    """Tell edges from pairs of the same scene that are none: binary cross-entropy, 0 for a side that is empty.
 
     Args:
         positive_E: Logits of edges.
         negative_E: Logits of pairs drawn in the same scenes.
     """
-    if len(positive_E) == 0:
-        return positive_E.sum()
-    return torch.nn.functional.softplus(-positive_E).mean() + torch.nn.functional.softplus(negative_E).mean()
+    softplus = torch.nn.functional.softplus
+    return softplus(-positive_E).sum() / max(len(positive_E), 1) + softplus(negative_E).sum() / max(
+        len(negative_E), 1
+    )
 
 
 def contrastive_loss(z_ND: Tensor, view_ND: Tensor) -> Tensor:
@@ -126,7 +127,7 @@ def metric_loss(z_ND: Tensor, delta_NN: Tensor) -> Tensor:
 def neighbour_loss(z_ND: Tensor, delta_NN: Tensor, log_N: Tensor) -> Tensor:
     """Make the scenes of a batch that look nearest be those that are nearest: mean_a KL(P_a || Q_a).
 
-    P_ai ~ exp(-delta_ai / 0.05), Q_ai ~ exp(cos(z_a, z_i) / 0.05): stochastic neighbour embedding (Hinton and Roweis
+    P_ai ~ exp(-delta_ai / 0.05), Q_ai ~ exp(cos(z_a, z_i) / 0.1): stochastic neighbour embedding (Hinton and Roweis
     2002, eqs. 1-3) with the scenario distance as the given one. Where the log-ratio loss weighs all distances alike,
     this one sees the near ones, which are what retrieval and clusters use. The scenes i are those of other logs:
     windows of one recording overlap, are nearest for that alone, and would teach places, not situations. A scene

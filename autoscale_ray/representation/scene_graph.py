@@ -90,7 +90,10 @@ def graph_from_batch(batch: SceneBatch, *, use_future: bool = True) -> SceneGrap
 
 
 def _pairs(batch: SceneBatch, scene: features.SceneGeometry) -> dict[str, Tensor]:
-    """Return (source, target) pairs of every relation, as batch-wide candidates, where both ends are nodes."""
+    """Return (source, target) pairs of every relation, as batch-wide candidates, where both ends are nodes.
+
+    Those of lanes have the kind of the link as a third column.
+    """
     found = {
         "agent_agent": features.agent_pairs(batch),
         "lane_agent": features.agent_segment_pairs(batch, scene),
@@ -105,10 +108,10 @@ def _pairs(batch: SceneBatch, scene: features.SceneGeometry) -> dict[str, Tensor
     }
 
 
-def _ranked(pairs_E2: Tensor, kept_source: Tensor, kept_target: Tensor) -> Tensor:
+def _ranked(pairs: Tensor, kept_source: Tensor, kept_target: Tensor) -> Tensor:
     """Return the pairs as node numbers, ordered by target, then source."""
-    source = torch.searchsorted(kept_source, pairs_E2[:, 0].contiguous())
-    target = torch.searchsorted(kept_target, pairs_E2[:, 1].contiguous())
+    source = torch.searchsorted(kept_source, pairs[:, 0].contiguous())
+    target = torch.searchsorted(kept_target, pairs[:, 1].contiguous())
     order = torch.argsort(target * (len(kept_source) + 1) + source)
     return torch.stack([source, target], dim=1)[order]
 

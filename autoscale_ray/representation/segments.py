@@ -15,6 +15,8 @@ from autoscale_ray.scenes.ragged import offsets_of, ragged_index, row_of
 from autoscale_ray.scenes.schema import LINK_KINDS
 
 SEGMENT_LENGTH_M = 20.0
+KINDS = ("next", "previous", "left", "right")
+"""What the first segment of a link is to the second."""
 ROUNDING = 1e-4
 """Pieces by which a lane may be longer than a whole number of them; its vertices are float32."""
 
@@ -87,22 +89,33 @@ def segment_links(batch: SceneBatch, segments: Segments) -> Tensor:
         segments: Their segments.
 
     Returns:
-        Int64 (E, 2): source and target segment, batch-wide.
+        Int64 (E, 3): source and target segment, batch-wide, and what the source is to the target, an index of KINDS.
     """
     inside = torch.nonzero(segments.lane_G[1:] == segments.lane_G[:-1]).flatten()
-    row_E = row_of(batch.link_offsets)
-    shift_E = batch.lane_offsets[row_E]
-    from_E, to_E = batch.links_E3[:, 0] + shift_E, batch.links_E3[:, 1] + shift_E
-    count_L = segments.lane_offsets_L.diff()
+    shift_E = batch.lane_offsets[row_of(batch.link_offsets)]
+    from_E, to_E, kind_E = (
+        batch.links_E3[:, 0] + shift_E,
+        batch.links_E3[:, 1] + shift_E,
+        batch.links_E3[:, 2],
+    )
+    count_L, first_L = segments.lane_offsets_L.diff(), segments.lane_offsets_L
     present_E = (count_L[from_E] > 0) & (count_L[to_E] > 0)
-    along_E = (batch.links_E3[:, 2] == LINK_KINDS.index("successor")) & present_E
-    successor = torch.stack([segments.lane_offsets_L[from_E + 1] - 1, segments.lane_offsets_L[to_E]], dim=1)[
-        along_E
+    along_E = torch.nonzero(present_E & (kind_E == LINK_KINDS.index("successor"))).flatten()
+    successor = torch.stack([first_L[from_E[along_E] + 1] - 1, first_L[to_E[along_E]]], dim=1)
+    links = _both_ways(torch.cat([torch.stack([inside, inside + 1], dim=1), successor]), "next", "previous")
+    for kind, other in (("left", "right"), ("right", "left")):
+        across_E = torch.nonzero(present_E & (kind_E == LINK_KINDS.index(kind))).flatten()
+        links += _both_ways(_beside(from_E[across_E], to_E[across_E], segments), kind, other)
+    return torch.cat(links).unique(dim=0)
+
+
+def _both_ways(pairs_E2: Tensor, second_is: str, first_is: str) -> list[Tensor]:
+    """Return links from the second to the first segment of each pair and back, by what each is to the other."""
+    kind_E1 = torch.ones_like(pairs_E2[:, :1])
+    return [
+        torch.cat([pairs_E2.flip(1), kind_E1 * KINDS.index(second_is)], dim=1),
+        torch.cat([pairs_E2, kind_E1 * KINDS.index(first_is)], dim=1),
     ]
-    across_E = ~(batch.links_E3[:, 2] == LINK_KINDS.index("successor")) & present_E
-    beside = _beside(from_E[across_E], to_E[across_E], segments)
-    forward = torch.cat([torch.stack([inside, inside + 1], dim=1), successor, beside])
-    return torch.cat([forward, forward.flip(1)]).unique(dim=0)
 
 
 def _beside(from_E: Tensor, to_E: Tensor, segments: Segments) -> Tensor:

@@ -27,17 +27,15 @@ from autoscale_ray.config import RepresentationConfig
 from autoscale_ray.errors import ConfigError
 from autoscale_ray.representation.distance import fit_scenario_distance
 from autoscale_ray.representation.encoder import Encoding
+from autoscale_ray.representation.model import GraphRae, feature_sizes_of, new_model
 from autoscale_ray.representation.scene_graph import select_scenes
 from autoscale_ray.representation.training import (
     MAX_GRADIENT_NORM,
     WEIGHT_DECAY,
-    GraphRae,
     TrainingSet,
     batch_terms,
     draw_batches,
-    feature_sizes_of,
     learning_rate_factor,
-    new_model,
     take_scenes,
     weighted_sum,
 )

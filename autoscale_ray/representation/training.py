@@ -1,6 +1,6 @@
-"""Train Graph-RAE on scene pools, embed pools with it, keep it on disk.
+"""Train Graph-RAE on scene pools.
 
-`train` and `embed` are what the loop calls. Everything is deterministic given the seed: initial weights, the sample of
+`train` is what the loop calls. Everything is deterministic given the seed: initial weights, the sample of
 scenes, batch order, views and masks each have their own generator.
 
 Shape legend: N scenes, D embedding size, P pairs, R responses.
@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoscale_ray.config import RepresentationConfig
-from autoscale_ray.errors import ArtifactError, PoolError
+from autoscale_ray.errors import PoolError
 from autoscale_ray.representation import objectives
-from autoscale_ray.representation.decoder import NUM_CELLS, GraphDecoder
+from autoscale_ray.representation.decoder import NUM_CELLS
 from autoscale_ray.representation.distance import (
     ScenarioDistance,
     Signature,
@@ -32,8 +28,8 @@ from autoscale_ray.representation.distance import (
     scenario_signature,
     select_signature,
 )
-from autoscale_ray.representation.encoder import Encoding, GraphEncoder
-from autoscale_ray.representation.encoder import Path as EncoderPath
+from autoscale_ray.representation.encoder import Encoding
+from autoscale_ray.representation.model import GraphRae, feature_sizes_of, new_model, pool_batches
 from autoscale_ray.representation.rasters import bev_rasters, sector_counts
 from autoscale_ray.representation.scene_graph import (
     RELATIONS,
@@ -53,32 +49,11 @@ from autoscale_ray.scenes.batch import SceneBatch
 from autoscale_ray.scenes.pool import ScenePool
 from autoscale_ray.scenes.ragged import row_of
 
-GRAPH_CHUNK = 1024
-"""Scenes turned into a graph at a time; bounds memory, not the result."""
 WARMUP_SHARE = 0.05
 WEIGHT_DECAY = 1e-4
 MAX_GRADIENT_NORM = 5.0
 PAIR_SHARE = 0.125
 """Share of a batch given to perturbed scenes, with as many places for their sources."""
-WEIGHTS_FILE = "graph_rae.safetensors"
-CONFIG_FILE = "graph_rae.json"
-FORMAT_VERSION = 1
-
-
-class GraphRae(nn.Module):
-    """Encoder and decoder with the configuration they were made from."""
-
-    def __init__(
-        self, config: RepresentationConfig, feature_sizes: Mapping[str, int], num_responses: int = 0
-    ):
-        super().__init__()
-        self.config = config
-        self.feature_sizes = dict(feature_sizes)
-        self.num_responses = num_responses
-        self.encoder = GraphEncoder(
-            feature_sizes, config.hidden_size, config.embedding_size, config.num_layers
-        )
-        self.decoder = GraphDecoder(feature_sizes, config.hidden_size, config.embedding_size, num_responses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +158,7 @@ def pools_training_set(pools: Sequence[ScenePool], config: RepresentationConfig,
     source_N = _source_rows(pools, rows)
     log_N = np.concatenate([pool.log_ids[chosen] for pool, chosen in zip(pools, rows, strict=True)])
     batches = (
-        batch for pool, chosen in zip(pools, rows, strict=True) for batch in _pool_batches(pool, chosen)
+        batch for pool, chosen in zip(pools, rows, strict=True) for batch in pool_batches(pool, chosen)
     )
     with_later = config.loss.time_shift > 0
     return training_set(batches, source_N, log_N, use_future=config.use_future, with_later=with_later)
@@ -204,11 +179,6 @@ def _source_rows(pools: Sequence[ScenePool], rows: Sequence[np.ndarray]) -> np.n
     origins = np.concatenate([pool.origin_ids[chosen] for pool, chosen in zip(pools, rows, strict=True)])
     row_by_id = {scene_id: row for row, scene_id in enumerate(ids)}
     return np.array([row_by_id.get(origin, -1) if origin else -1 for origin in origins], dtype=np.int64)
-
-
-def _pool_batches(pool: ScenePool, rows: np.ndarray, size: int = GRAPH_CHUNK) -> Iterator[SceneBatch]:
-    for start in range(0, len(rows), size):
-        yield pool.batch(rows[start : start + size])
 
 
 def fit(
@@ -250,27 +220,6 @@ def fit(
         if report is not None:
             report(step, {name: float(value.detach()) for name, value in terms.items()})
     return model.cpu().eval()
-
-
-def new_model(
-    config: RepresentationConfig, feature_sizes: Mapping[str, int], seed: int, num_responses: int = 0
-) -> GraphRae:
-    """Make an untrained model whose weights depend on the seed alone.
-
-    Args:
-        config: Sizes.
-        feature_sizes: Width of the encoder input by node type.
-        seed: Seed of the initial weights.
-        num_responses: Width of the response head, 0 for none.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return GraphRae(config, feature_sizes, num_responses).eval()
-
-
-def feature_sizes_of(graph: SceneGraph) -> dict[str, int]:
-    """Return the width of the encoder input by node type."""
-    return {name: table.shape[1] for name, table in graph.features.items()}
 
 
 def learning_rate_factor(step: int, num_steps: int) -> float:
@@ -397,101 +346,33 @@ def _relation_term(
 ) -> Tensor:
     total = torch.zeros(())
     for relation, (source, target) in RELATIONS.items():
-        edges = global_edges(graph, relation)
-        # Negatives come from the same scene: telling scenes apart would be too easy.
-        owner = row_of(graph.edge_offsets[relation])
-        count = graph.offsets[source].diff()[owner]
-        share = torch.rand(len(owner), generator=generator).to(owner.device)
-        other = graph.offsets[source][owner] + (share * count).long()
-        target_states = nodes[target][edges[:, 1]]
-        positive = model.decoder.relation(relation, nodes[source][edges[:, 0]], target_states)
-        negative = model.decoder.relation(relation, nodes[source][other], target_states)
+        positive, negative = (
+            model.decoder.relation(relation, nodes[source][pairs[:, 0]], nodes[target][pairs[:, 1]])
+            for pairs in (global_edges(graph, relation), drawn_non_edges(graph, relation, generator))
+        )
         total = total + objectives.relation_loss(positive, negative)
     return total / len(RELATIONS)
 
 
-@torch.no_grad()
-def embed_batch(model: GraphRae, batch: SceneBatch, path: EncoderPath = "fast") -> Tensor:
-    """Embed the scenes of a batch.
+def drawn_non_edges(graph: SceneGraph, relation: str, generator: torch.Generator) -> Tensor:
+    """Draw pairs of nodes that are no edges: for each edge another source for its target, of the same scene.
+
+    Telling scenes apart would be too easy. Draws that are edges themselves are left out.
 
     Args:
-        model: In evaluation mode; the scenes are taken to its device and become graphs there.
-        batch: N scenes.
-        path: See `encoder.GraphEncoder`.
+        graph: N scenes.
+        relation: A key of RELATIONS.
+        generator: Source of the draws.
 
     Returns:
-        Float32 (N, D), on the device of the model.
+        Int64 (E, 2), batch-wide, at most as many as there are edges.
     """
-    device = next(model.parameters()).device
-    graph = graph_from_batch(batch.to(device), use_future=model.config.use_future)
-    return model.encoder.embed(graph, path).float()
-
-
-def embed(
-    model: GraphRae, pool: ScenePool, rows: np.ndarray | None = None, batch_size: int = GRAPH_CHUNK
-) -> np.ndarray:
-    """Embed scenes of a pool.
-
-    Args:
-        model: In evaluation mode, on any device.
-        pool: Scenes.
-        rows: Row numbers; None for all.
-        batch_size: Scenes encoded at a time; bears on memory only.
-
-    Returns:
-        Float32 (N, D), in the order of `rows`.
-    """
-    chosen = np.arange(len(pool)) if rows is None else np.asarray(rows, dtype=np.int64)
-    parts = [embed_batch(model, batch).cpu().numpy() for batch in _pool_batches(pool, chosen, batch_size)]
-    return np.concatenate([np.zeros((0, model.config.embedding_size), np.float32), *parts])
-
-
-def save(model: GraphRae, folder: Path | str) -> None:
-    """Write weights (safetensors) and configuration (JSON) into a folder.
-
-    Args:
-        model: Any model.
-        folder: Created if it is missing.
-    """
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path / WEIGHTS_FILE)
-    described = {
-        "format": FORMAT_VERSION,
-        "feature_sizes": model.feature_sizes,
-        "num_responses": model.num_responses,
-        "config": dataclasses.asdict(model.config),
-    }
-    (path / CONFIG_FILE).write_text(json.dumps(described, indent=1, sort_keys=True), encoding="utf-8")
-
-
-def load(folder: Path | str) -> GraphRae:
-    """Read a model written by `save`.
-
-    Args:
-        folder: Folder with both files.
-
-    Raises:
-        ArtifactError: A file is missing, of another format, or does not fit the other.
-    """
-    path = Path(folder)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (path / name).is_file():
-            raise ArtifactError(str(path / name), "file of a saved encoder is missing")
-    try:
-        described = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ArtifactError(str(path / CONFIG_FILE), "must be JSON") from error
-    if described.get("format") != FORMAT_VERSION:
-        raise ArtifactError(
-            str(path / CONFIG_FILE), f"format must be {FORMAT_VERSION}", described.get("format")
-        )
-    config = TypeAdapter(RepresentationConfig).validate_python(described["config"])
-    model = new_model(config, described["feature_sizes"], 0, described["num_responses"])
-    try:
-        model.load_state_dict(load_file(path / WEIGHTS_FILE))
-    except RuntimeError as error:
-        raise ArtifactError(
-            str(path / WEIGHTS_FILE), "weights do not fit the configuration beside them"
-        ) from error
-    return model
+    edges = global_edges(graph, relation)
+    source, target = RELATIONS[relation]
+    owner = row_of(graph.edge_offsets[relation])
+    count = graph.offsets[source].diff()[owner]
+    share = torch.rand(len(owner), generator=generator).to(owner.device)
+    drawn = torch.stack([graph.offsets[source][owner] + (share * count).long(), edges[:, 1]], dim=1)
+    num_targets = graph.offsets[target][-1]
+    is_edge = torch.isin(*(pairs[:, 0] * num_targets + pairs[:, 1] for pairs in (drawn, edges)))
+    return drawn[~is_edge]

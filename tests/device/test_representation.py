@@ -14,14 +14,12 @@ from safetensors.torch import load_file
 
 from autoscale_ray.config import RepresentationConfig
 from autoscale_ray.representation import objectives, sharded
+from autoscale_ray.representation.model import embed_batch, feature_sizes_of, new_model
 from autoscale_ray.representation.scene_graph import graph_from_batch, select_scenes
 from autoscale_ray.representation.training import (
     batch_terms,
-    embed_batch,
-    feature_sizes_of,
     fit,
     fit_scenario_distance,
-    new_model,
     take_scenes,
     training_set,
 )

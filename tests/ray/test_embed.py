@@ -17,7 +17,7 @@ from autoscale_ray.config import RayConfig
 from autoscale_ray.distributed.board import TaskBoard
 from autoscale_ray.distributed.stages import RayStages
 from autoscale_ray.inputs import open_inputs
-from autoscale_ray.representation.training import embed, load
+from autoscale_ray.representation.model import embed, load
 from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.session import open_run
 from tests.ray.conftest import processes_below

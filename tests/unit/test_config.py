@@ -54,7 +54,8 @@ def test_file_and_overrides(tmp_path):
             ["overrides: representation.loss: must have a term above 0"],
         ),
         (
-            "representation.distance={drive: 0, speed: 0, agents: 0, interaction: 0, lanes: 0, controls: 0}",
+            "representation.distance={heading: 0, speed: 0, speed_change: 0, agents: 0, interaction: 0,"
+            " lanes: 0, controls: 0}",
             ["overrides: representation.distance: must have a weight above 0"],
         ),
         ("seed=yes", ["seed", "true or false", "True"]),

@@ -37,23 +37,28 @@ def test_distance_to_itself_is_zero_and_both_ways_equal():
 
 def test_ranks_are_the_share_of_closer_pairs():
     signature = signature_of(random_batch(60, 1))
-    found = fit_scenario_distance(signature, {"drive": 1.0}, 0, num_scenes=400)(signature, signature)
-    raw = aspect_distances(signature, signature)["drive"].numpy().ravel()
+    found = fit_scenario_distance(signature, {"speed": 1.0}, 0, num_scenes=400)(signature, signature)
+    raw = aspect_distances(signature, signature)["speed"].numpy().ravel()
     expected = (rankdata(raw, method="min") - 1) / len(raw)
     # 400 x 400 pairs sampled with repeats from 60 scenes, read off 256 quantiles.
     assert np.abs(found.numpy().ravel() - expected).max() < 0.06
 
 
-def test_drive_distance_is_the_mean_displacement_over_common_frames():
+def test_motion_is_compared_over_common_frames():
     batch = random_batch(2, 2)
     batch.ego_valid_NT[1, 6:] = False
+    batch.ego_states_NT7[0, :, 2] += 6.0  # apart by more than half a turn
     found = aspect_distances(signature_of(batch), signature_of(batch))
     frames = [frame for frame in range(1, 13) if bool(batch.ego_valid_NT[1, frame])]
-    states = batch.ego_states_NT7.numpy()
-    gap = np.hypot(*(states[0, frames, :2] - states[1, frames, :2]).T).mean()
-    speed = np.abs(np.hypot(*states[0, frames, 3:5].T) - np.hypot(*states[1, frames, 3:5].T)).mean()
-    assert float(found["drive"][0, 1]) == pytest.approx(gap, rel=1e-5)
-    assert float(found["speed"][0, 1]) == pytest.approx(speed, rel=1e-5)
+    assert len(frames) == 5
+    yaw = batch.ego_states_NT7.numpy()[:, :, 2]
+    speed = np.hypot(*np.moveaxis(batch.ego_states_NT7.numpy()[:, :, 3:5], 2, 0))
+    change = speed - speed[:, [CURRENT_FRAME]]
+    turn = np.abs(np.angle(np.exp(1j * (yaw[0, frames] - yaw[1, frames])))).mean()
+    assert float(found["heading"][0, 1]) == pytest.approx(turn, rel=1e-4)
+    for name, table in {"speed": speed, "speed_change": change}.items():
+        expected = np.abs(table[0, frames] - table[1, frames]).mean()
+        assert float(found[name][0, 1]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_agent_distance_follows_exact_transport():

@@ -13,8 +13,8 @@ from scenes import small_world
 from autoscale_ray.config import RepresentationConfig, WorldConfig
 from autoscale_ray.representation import fused
 from autoscale_ray.representation.encoder import BLOCK
+from autoscale_ray.representation.model import embed_batch, feature_sizes_of, new_model
 from autoscale_ray.representation.scene_graph import graph_from_batch
-from autoscale_ray.representation.training import embed_batch, feature_sizes_of, new_model
 from autoscale_ray.scenes.batch import batch_from_table
 from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.scenes.ragged import offsets_of, row_of

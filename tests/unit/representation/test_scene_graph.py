@@ -17,7 +17,7 @@ from autoscale_ray.representation.scene_graph import (
     join_graphs,
     select_scenes,
 )
-from autoscale_ray.representation.segments import cut_lanes, segment_links
+from autoscale_ray.representation.segments import KINDS, cut_lanes, segment_links
 from autoscale_ray.scenes.ragged import row_of
 from autoscale_ray.scenes.schema import CURRENT_FRAME
 from tests.unit.representation.random_scenes import random_batch
@@ -127,9 +127,40 @@ def test_segments_are_linked_along_and_across():
         links_E3=torch.tensor([[0, 1, 1], [0, 2, 0]]),  # lane 1 is left of lane 0, lane 2 follows lane 0
         link_offsets=torch.tensor([0, 2]),
     )
-    found = {tuple(pair) for pair in segment_links(batch, cut_lanes(batch)).tolist()}
-    one_way = {(0, 1), (2, 3), (1, 4), (0, 2), (1, 3)}
-    assert found == one_way | {(target, source) for source, target in one_way}
+    found = {
+        (source, target, KINDS[kind])
+        for source, target, kind in segment_links(batch, cut_lanes(batch)).tolist()
+    }
+    along, across = {(0, 1), (2, 3), (1, 4)}, {(0, 2), (1, 3)}
+    expected = {(first, second, "previous") for first, second in along}
+    expected |= {(second, first, "next") for first, second in along}
+    expected |= {(right, left, "right") for right, left in across}
+    expected |= {(left, right, "left") for right, left in across}
+    assert found == expected
+
+
+def test_lanes_know_how_many_segments_they_are_linked_to_and_which_way_they_go_on():
+    """A lane of two pieces with one beside it, which parts into one straight on and one to the left."""
+    batch = random_batch(1, 0, num_lanes=4)
+    lanes = [[[0.0, 0.0], [40.0, 0.0]], [[0.0, 3.5], [20.0, 3.5]], [[40.0, 0.0], [50.0, 0.0]],
+             [[40.0, 0.0], [40.0, 10.0]]]  # fmt: skip
+    batch = dataclasses.replace(
+        batch,
+        lane_points_V2=torch.tensor(lanes).flatten(0, 1),
+        lane_point_offsets=torch.arange(5) * 2,
+        links_E3=torch.tensor([[0, 1, 1], [0, 2, 0], [0, 3, 0]]),
+        link_offsets=torch.tensor([0, 3]),
+    )
+    found = graph_from_batch(batch).features["lane"][:, -6:]
+    one, two = np.log(2), np.log(3)
+    expected = [  # next, previous, left, right; cos and sin of the turn
+        [one, 0, one, 0, 1, 0],
+        [two, one, one, 0, 0.5, 0.5],
+        [0, 0, 0, two, 0, 0],
+        [0, one, 0, 0, 0, 0],
+        [0, one, 0, 0, 0, 0],
+    ]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32), atol=1e-6, rtol=0)
 
 
 def test_nodes_are_the_objects_near_the_ego():

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from autoscale_ray.config import EmbeddingLossConfig, RepresentationConfig
 from autoscale_ray.errors import ConfigError
+from autoscale_ray.representation import model as models
 from autoscale_ray.representation import training
 from autoscale_ray.representation.sharded import WHOLE_BATCH_TERMS, Group, fit_shared, save_state
 from tests.unit.representation.random_scenes import random_batch
@@ -91,7 +92,7 @@ def test_a_step_is_that_of_the_whole_batch_up_to_rounding(scenes, num_shards):
 
 def whole_batch_gradient(scenes, config):
     """Return the clipped gradient of the first step, taken through the encoder in one piece."""
-    model = training.new_model(config, training.feature_sizes_of(scenes.graph), 3).train()
+    model = models.new_model(config, models.feature_sizes_of(scenes.graph), 3).train()
     distance = training.fit_scenario_distance(scenes.signature, dataclasses.asdict(config.distance), 3)
     rows, copies = next(
         training.draw_batches(scenes.source_N, config.batch_size, torch.Generator().manual_seed(4))

@@ -9,9 +9,12 @@ import torch
 
 from autoscale_ray.config import EmbeddingLossConfig, RepresentationConfig
 from autoscale_ray.errors import ArtifactError, PoolError
+from autoscale_ray.representation import model as models
 from autoscale_ray.representation import training
 from autoscale_ray.representation.distance import fit_scenario_distance
 from autoscale_ray.representation.quality import distance_correlation
+from autoscale_ray.representation.scene_graph import RELATIONS, global_edges
+from autoscale_ray.scenes.ragged import row_of
 from tests.unit.representation.random_scenes import random_batch
 
 SMALL = RepresentationConfig(hidden_size=16, embedding_size=16, num_layers=1, num_steps=4, batch_size=32)
@@ -51,6 +54,17 @@ def test_each_term_alone_is_computed_and_falls(scenes, name):
     training.fit(scenes, config, 1, lambda step, terms: values.append(terms))
     assert {key for terms in values for key in terms} == {name}
     assert np.mean([terms[name] for terms in values[-8:]]) < np.mean([terms[name] for terms in values[:4]])
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_pairs_that_are_taught_as_no_edges_are_none(scenes, relation):
+    edges = {tuple(pair) for pair in global_edges(scenes.graph, relation).tolist()}
+    source, target = RELATIONS[relation]
+    owners = [row_of(scenes.graph.offsets[name]) for name in (source, target)]
+    found = training.drawn_non_edges(scenes.graph, relation, torch.Generator().manual_seed(0))
+    assert 0 < len(found) <= len(edges)
+    assert not edges & {tuple(pair) for pair in found.tolist()}
+    assert torch.equal(owners[0][found[:, 0]], owners[1][found[:, 1]]), "of the same scene"
 
 
 def test_metric_learning_brings_embedding_and_scenario_distances_together(scenes):
@@ -98,29 +112,29 @@ def test_batches_hold_copies_then_their_sources_and_cover_an_epoch():
 def test_saved_model_embeds_the_same(scenes, tmp_path):
     batch = random_batch(10, 5)
     model = training.fit(scenes, dataclasses.replace(SMALL, loss=EVERY_TERM), 0)
-    training.save(model, tmp_path)
-    loaded = training.load(tmp_path)
-    assert torch.equal(training.embed_batch(loaded, batch), training.embed_batch(model, batch))
+    models.save(model, tmp_path)
+    loaded = models.load(tmp_path)
+    assert torch.equal(models.embed_batch(loaded, batch), models.embed_batch(model, batch))
     assert loaded.config == model.config
 
 
 def test_damaged_model_files_give_one_clear_line(scenes, tmp_path):
     model = training.fit(scenes, dataclasses.replace(SMALL, num_steps=0), 0)
-    training.save(model, tmp_path)
-    config_file = tmp_path / training.CONFIG_FILE
+    models.save(model, tmp_path)
+    config_file = tmp_path / models.CONFIG_FILE
     text = config_file.read_text()
     config_file.write_text(json.dumps(json.loads(text) | {"format": 99}))
-    with pytest.raises(ArtifactError, match=r"format must be 1 .found 99"):
-        training.load(tmp_path)
+    with pytest.raises(ArtifactError, match=r"format must be 2 .found 99"):
+        models.load(tmp_path)
     config_file.write_text(text.replace('"hidden_size": 16', '"hidden_size": 32'))
     with pytest.raises(ArtifactError, match="do not fit"):
-        training.load(tmp_path)
+        models.load(tmp_path)
     config_file.write_text("{")
     with pytest.raises(ArtifactError, match="JSON"):
-        training.load(tmp_path)
+        models.load(tmp_path)
     config_file.unlink()
     with pytest.raises(ArtifactError, match="missing"):
-        training.load(tmp_path)
+        models.load(tmp_path)
 
 
 def test_sample_is_a_seeded_subset_over_all_pools():
