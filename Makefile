@@ -18,7 +18,7 @@ DEMO := loop.final_seeds=1 world.num_dev_per_family=60 world.num_test_per_family
 
 help:
 	@echo "make demo                 install into $(VENV) and run the loop on the built-in world (about 5 min, 2 cores)"
-	@echo "make demo-real DATA=DIR   run the loop on recorded and simulated traffic under DIR (about 20 min)"
+	@echo "make demo-real DATA=DIR   run the loop on recorded and simulated traffic under DIR (about 2 min)"
 	@echo "make check                lint, import rules, types, unit tests"
 	@echo "make test                 everything that continuous integration runs"
 	@echo "make test-slow            kill campaigns, long fuzz runs, cluster tests"

@@ -7,7 +7,7 @@ Layout below the run directory (docs/reliability.md)::
     rounds/00003.json               manifest of a round, made once; a journal slot names its content
     stages/<name>-<fp16>.json       record of a finished stage, made once
     objects/<2>/<sha256>            files of stages, and manifests, by content
-    events/<epoch>.jsonl            what happened when; never read back
+    events/<epoch>.jsonl            what happened when; `status` and `stop` look there for the cluster
     tmp/ scratch/ views/            nothing anyone relies on
     shared                          in a trial of a sweep: link to the run folder that all trials share
 

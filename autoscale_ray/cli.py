@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import sys
 from collections.abc import Callable, Sequence
@@ -17,8 +16,8 @@ from tyro.conf import Positional
 from autoscale_ray import __version__
 from autoscale_ray.cli_data import ingest, pool_info, pool_plot, pool_split, simulate_sumo, tree_of, world
 from autoscale_ray.config import RunConfig
-from autoscale_ray.config_file import load_config, override_of
-from autoscale_ray.errors import EXIT_BAD_INPUT, AutoScaleError, ConfigError, exit_code
+from autoscale_ray.config_file import override_of, read_arguments
+from autoscale_ray.errors import AutoScaleError, ConfigError, exit_code, path_error
 from autoscale_ray.run_folder import check_local
 
 EXIT_INTERRUPTED = 130
@@ -111,6 +110,8 @@ def sweep(arguments: Positional[tuple[str, ...]] = (), out: str | None = None) -
 def embed(arguments: Positional[tuple[str, ...]] = (), out: str | None = None, plot: bool = False) -> None:
     """Embed and cluster the pools of a run, without the loop; `run` goes on from there.
 
+    Works in this process; on a cluster: jobs/embed_pools.py.
+
     Args:
         arguments: [run.yaml] [section.field=value ...]
         out: Folder, or URL in a bucket, for everything the run writes (placement.run_dir).
@@ -187,11 +188,7 @@ def _scorer(
 
 
 def _config(arguments: Sequence[str], out: str | None) -> RunConfig:
-    files = [item for item in arguments if "=" not in item]
-    overrides = [item for item in arguments if "=" in item]
-    if len(files) > 1:
-        raise ConfigError(files[1], "only one configuration file can be given")
-    return load_config(files[0] if files else None, [*overrides, *_run_dir(out)])
+    return read_arguments(arguments, _run_dir(out))
 
 
 def _run_dir(out: str | None) -> list[str]:
@@ -271,11 +268,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"autoscale: {error}", file=sys.stderr)
         raise SystemExit(exit_code(error)) from None
     except OSError as error:
-        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        told = path_error(error)
+        if told is None:
             raise  # no path of the user's: ours to explain, with its traceback
-        place = "" if error.filename is None else f"{error.filename}: "
-        print(f"autoscale: {place}{error.strerror}", file=sys.stderr)
-        raise SystemExit(EXIT_BAD_INPUT) from None
+        print(f"autoscale: {told}", file=sys.stderr)
+        raise SystemExit(exit_code(told)) from None
     except KeyboardInterrupt:
         print("autoscale: interrupted", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None

@@ -34,8 +34,8 @@ def world(
     Args:
         out: Folder that receives the pools real, synthetic, dev and test.
         preset: Where the synthetic pool is faithful, gapped or harmful; docs/world.md.
-        seed: Seed of the training pools.
-        plot: Folder that receives a picture of every scenario family.
+        seed: Seed of real, synthetic and dev; the test scenes have world.test_seed.
+        plot: Folder that receives families.png, one sheet.
     """
     from autoscale_ray.records import SIDES
     from autoscale_ray.scenes.pool_writer import check_unused
@@ -84,7 +84,7 @@ def ingest(
         path: File, folder or zip to read.
         out: Folder of the new pool; must not exist or be empty.
         domain: Whether the scenes count as real or synthetic.
-        num_processes: Files read side by side.
+        num_processes: Parts of 8 files read side by side (backend local only); 8 files or fewer take one process.
         maps: Folder with nuPlan maps (navsim, simscale, navhard).
         filter: NAVSIM scene filter, YAML (navsim, simscale).
         rewards: Reward file, or folder with one for each token (simscale).
@@ -95,6 +95,10 @@ def ingest(
     from autoscale_ray.scenes.ingest import ingest as ingest_here
     from autoscale_ray.scenes.ingest import num_reader_faults
 
+    if backend == "ray" and num_processes != 1:
+        raise ConfigError(
+            "--num-processes", "is for --backend local; on Ray the cluster's CPUs read side by side"
+        )
     ingest_files = partial(ingest_here, num_processes=num_processes)
     if backend == "ray":
         from autoscale_ray.distributed.ingest import ingest_on_ray as ingest_files
@@ -142,7 +146,7 @@ def simulate_sumo(
         violation_share: Range of the share of drivers with minor violations.
         seed: Seed of everything.
         keep: Folder that keeps SUMO's own files.
-        num_processes: Runs read side by side.
+        num_processes: Parts of 8 runs read side by side; 8 runs or fewer take one process.
     """
     from autoscale_ray.scenes.sumo_simulation import SumoOptions, simulate
 

@@ -60,7 +60,7 @@ class WorldConfig:
     preset: Preset = "harm_low_deficit"
     """Where the synthetic pool is faithful, gapped or harmful; see docs/world.md."""
     seed: CountOrZero = 0
-    """Seed of the training pools; dev and test use their own streams."""
+    """Seed of real, synthetic and dev; test scenes have `test_seed`."""
     num_real: PoolSize | None = None
     """Real training scenes, 1 to 10^8; by default what the preset says: 700, and 30 for `null`."""
     num_synthetic: PoolSize = 10_000
@@ -109,7 +109,9 @@ class EmbeddingLossConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScenarioDistanceConfig:
-    """Weight of each aspect in the scenario distance that the metric term follows; 0 leaves an aspect out."""
+    """Weight of each aspect in the scenario distance, which the terms neighbours (on by default), metric, pairs and
+    laplacian follow; 0 leaves an aspect out.
+    """
 
     heading: NonNegative = 1.0
     """Mean difference of the ego's headings, -1.5 to 4 s."""
@@ -182,7 +184,8 @@ class AscentConfig:
     """Cluster-GA: how mixtures are proposed and how the final one is chosen."""
 
     method: str = "response"
-    """A key of `autoscale_ray.mixture.METHODS`, for example response or deficit."""
+    """A key of `autoscale_ray.mixture.METHODS`: a rule of docs/baselines.md, or one of ours: response, fused,
+    response_ascent, deficit, excess, progress, spsa, vector_spsa, alignment (docs/cluster_ga.md)."""
     seed: int = 0
     """Seed of the exploration design; the pair index enters beside it, so a replay draws the same signs."""
     perturbation: Annotated[float, Field(ge=0, le=10)] = 1.6
@@ -202,7 +205,8 @@ class AscentConfig:
     null_prior: Share = 0.007
     """Prior probability that all clusters share one curve, in [0, 1]; 0 switches the guard off."""
     exposure: Literal["count", "steps"] = "count"
-    """What a response follows: scenes of a cluster, or their share of the fixed steps beside the real scenes."""
+    """`count`: a response depends on a cluster's scene count; `steps`: on how often its scenes are drawn in the fixed
+    steps."""
     trust_radius: NonNegative = 0.08
     """Mirror ascent: largest KL divergence of one step, nats, >= 0; 0 stands still."""
     shrinkage: NonNegative = 1.0
@@ -240,7 +244,8 @@ class RetrievalConfig:
     max_queries: Count = 512
     """Largest number of dev queries a cluster keeps, highest weights first."""
     max_candidates: Count = 100_000
-    """About how many candidates of one cluster are compared; twice the count where more than half of it is wanted."""
+    """A cluster with more scenes is first cut to a shortlist of about this many, or of twice the wanted count where
+    that is more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -310,7 +315,10 @@ class LoopConfig:
         "union",
         "uniform",
     )
-    """Arms compared with AutoScale at the end, at equal optimiser steps; each at most once."""
+    """Arms compared with AutoScale at the end, at equal optimiser steps; each at most once. `real_only` has no
+    synthetic scenes, `vanilla` the budget in proportion to the clusters' pool sizes, `union` the whole pool, `uniform`
+    equally many scenes of every cluster. These draw at random inside a cluster, AutoScale chooses by guided
+    retrieval."""
 
     def __post_init__(self) -> None:
         if len(set(self.baselines)) < len(self.baselines):
@@ -353,7 +361,7 @@ class PlacementConfig:
     run_dir: str = "runs/default"
     """Folder that receives everything the run writes."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Threads of torch in the driver or the one local process, 1 to 1024; what is trained or scored takes one."""
+    """Torch threads of the driver or local process, 1 to 1024; training and scoring always use one."""
     ray: RayConfig = RayConfig()
 
 

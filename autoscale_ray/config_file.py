@@ -41,6 +41,23 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     return _validated(tree, where)
 
 
+def read_arguments(arguments: Sequence[str], overrides: Sequence[str] = ()) -> RunConfig:
+    """Read ``[run.yaml] [section.field=value ...]`` as on a command line.
+
+    Args:
+        arguments: At most one file; items with ``=`` are overrides.
+        overrides: Further overrides, which win.
+
+    Raises:
+        ConfigError: More than one file, or as `load_config`.
+    """
+    files = [item for item in arguments if "=" not in item]
+    if len(files) > 1:
+        raise ConfigError(files[1], "only one configuration file can be given")
+    given = [item for item in arguments if "=" in item]
+    return load_config(files[0] if files else None, [*given, *overrides])
+
+
 def override_of(name: str, value: object) -> str:
     """Return the override that gives a field this value; quoted, because YAML reads more into `7` or `a #1`.
 

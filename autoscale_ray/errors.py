@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class AutoScaleError(Exception):
     """Base of all errors this package raises on purpose; pickles with its message alone."""
@@ -81,6 +83,17 @@ class StorageUnavailableError(StorageError):
 
 class ArtifactError(InvalidInputError):
     """A stored artifact is missing, damaged or belongs to another run."""
+
+
+class PathError(InvalidInputError):
+    """The operating system refused a file or folder: not there, not permitted, no room left."""
+
+
+def path_error(error: OSError) -> PathError | None:
+    """Return an error of the operating system as one line, or None where it names nothing that a user could mend."""
+    if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    return PathError(str(error.filename or "storage"), str(error.strerror))
 
 
 def extra(name: str) -> str:

@@ -87,6 +87,10 @@ def scene_weights(pool: ScenePool, use_weights: bool) -> np.ndarray:
 
 def _world_pool(config: RunConfig, side: Side, world_dir: Path) -> Path:
     folder = world_dir / f"{side}-{fingerprint(dataclasses.asdict(config.world))[:12]}"
-    if not (folder / "manifest.json").is_file():
-        make_pool(config.world, side, folder)
+    try:
+        if not (folder / "manifest.json").is_file():
+            make_pool(config.world, side, folder)
+    except PoolError:  # trials that share a folder may draw one world at a time
+        if not (folder / "manifest.json").is_file():
+            raise
     return folder

@@ -1,6 +1,6 @@
 """Run the loop on recorded traffic with a simulated pool: a run-through on real input that claims no gain.
 
-Real scenes: NGSIM US-101 and two recordings groups of Lankershim Boulevard; dev and test: one other group each;
+Real scenes: NGSIM US-101 and two recording groups of Lankershim Boulevard; dev and test: one other group each;
 synthetic pool: SUMO scenarios. All are CommonRoad files under one data folder:
 
     python -m jobs.demo_real --data DATA --out demo-real

@@ -1,10 +1,11 @@
 """Run the data loop on a cluster.
 
-ray job submit --working-dir . --submission-id first -- \
-    python jobs/run_autoscale.py run.yaml placement.run_dir=/data/autoscale/runs/first
+ray job submit --working-dir . -- python jobs/run_autoscale.py run.yaml placement.run_dir=/data/autoscale/runs/first
 
-Choices: the run directory lies on storage that every node mounts; submitting again goes on where the run stopped;
-SIGTERM (`ray job stop`) ends it after the round in hand.
+Choices: the run directory lies on storage that every node mounts; because it is fixed, it is safe to submit again: the
+second start joins the driver, or goes on where the run stopped. Leave `--submission-id` out, or give a new one each
+time: Ray refuses an id it has seen (`ray job delete` frees it once that job has ended). SIGTERM (`ray job stop`) ends
+the run after the round in hand.
 """
 
 import sys

@@ -10,8 +10,10 @@ import os
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -21,7 +23,7 @@ from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import RunConfig, identity
 from autoscale_ray.distributed.board import AnyTask, TaskBoard
 from autoscale_ray.distributed.resources import NAMESPACE, set_environment, train_environment
-from autoscale_ray.errors import AutoScaleError, ConfigError
+from autoscale_ray.errors import AutoScaleError, ConfigError, path_error
 from autoscale_ray.run_folder import STOP_FILE, is_url, work_dir
 
 HEAD = "node:__internal_head__"
@@ -74,11 +76,10 @@ class Driver:
         threading.Thread(target=self._run, name="loop", daemon=True).start()
 
     def status(self) -> dict[str, Any]:
-        """Return state (running, paused, finished, stopped, failed), stage, summary, error, process, identity."""
+        """Return state (running, paused, finished, stopped, failed), stage, summary, error, process and what is run."""
         self._asked_s = time.monotonic()
-        mark = fingerprint(identity(self._config))
-        hand_over_s = list(self._board.hand_over_s)
-        return {**self._status, "pid": os.getpid(), "identity": mark, "hand_over_s": hand_over_s}
+        about = {"pid": os.getpid(), "mark": mark_of(self._config), "embed_only": self._embed_only}
+        return {**self._status, **about, "hand_over_s": list(self._board.hand_over_s)}
 
     def pause(self) -> None:
         """Hold the loop before its next stage."""
@@ -123,8 +124,9 @@ class Driver:
             self._status["state"] = "stopped"
         except AutoScaleError as error:
             self._status |= {"state": "failed", "error": error}
-        except BaseException:  # the end of a thread: whoever asks for the status raises it
-            self._status |= {"state": "failed", "error": RunFailedError(traceback.format_exc())}
+        except BaseException as error:  # the end of a thread: whoever asks for the status raises it
+            told = path_error(error) if isinstance(error, OSError) else None
+            self._status |= {"state": "failed", "error": told or RunFailedError(traceback.format_exc())}
         finally:
             self._board.close()
         self._asked_s = time.monotonic()
@@ -149,6 +151,8 @@ class Driver:
 
     @contextmanager
     def _watch(self, stage: str) -> Iterator[None]:
+        if self._stop and self._embed_only:
+            raise StoppedError(f"stopped before {stage}")
         outer, self._status["stage"] = self._status["stage"], stage
         if not self._go_on.is_set():
             self._status["state"] = "paused"
@@ -156,6 +160,11 @@ class Driver:
             self._status["state"] = "running"
         yield
         self._status["stage"] = outer
+
+
+def mark_of(config: RunConfig) -> str:
+    """Return what tells one run from another in the same folder: nobody may join a driver that runs something else."""
+    return fingerprint([identity(config), asdict(config.data), asdict(config.loop)])
 
 
 def driver_name(run_dir: str) -> str:
@@ -175,19 +184,25 @@ def start_driver(
         more: Further arguments of `Driver`.
 
     Raises:
-        ConfigError: A driver is running another configuration in the same folder.
+        ConfigError: A driver is running another configuration in the same folder, or the whole loop where only
+            embeddings are wanted.
     """
     run_dir = config.placement.run_dir
     name, found = driver_name(run_dir), find_driver(run_dir)
     if found is not None:
         status = status_of(found)
+        if status["state"] not in ENDED:
+            if status["mark"] != mark_of(config):
+                raise ConfigError(run_dir, "a driver is running another configuration in this folder")
+            if embed_only and not status["embed_only"]:
+                raise ConfigError(run_dir, "a driver is running the whole loop in this folder")
         if status["state"] == "running":  # its last client may have been told to stop
             ray.get(found.resume.remote())
             status = status_of(found)
+        if status["embed_only"] and not embed_only:  # what it makes is wanted first
+            (status,) = deque(follow(found), maxlen=1)
         if status["state"] in ENDED:
             end_driver(run_dir, found)
-        elif status["identity"] != fingerprint(identity(config)):
-            raise ConfigError(run_dir, "a driver is running another configuration in this folder")
     return (
         ray.remote(Driver)
         .options(

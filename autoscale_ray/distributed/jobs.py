@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from autoscale_ray.distributed.session import embed_on_ray, run_on_ray
-from autoscale_ray.distributed.sweep_plan import config_of
-from autoscale_ray.errors import AutoScaleError, exit_code
+from autoscale_ray.config_file import read_arguments
+from autoscale_ray.distributed.driver import StoppedError
+from autoscale_ray.distributed.session import embed_on_ray, run_on_ray, with_absolute_paths
+from autoscale_ray.errors import AutoScaleError, exit_code, path_error
 from autoscale_ray.inputs import open_inputs
 from autoscale_ray.reporting.tables import cluster_table
 from autoscale_ray.run_folder import work_dir
@@ -40,19 +41,22 @@ def sweep_budgets(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str], console: Console) -> str:
-    config = config_of(arguments)
+    config = with_absolute_paths(read_arguments(arguments))
     run_on_ray(config, console)
     return f"everything lies in {config.placement.run_dir}"
 
 
 def _embed(arguments: Sequence[str], console: Console) -> str:
-    config = config_of(arguments)
-    console.print(cluster_table(embed_on_ray(config, console)))
+    config = with_absolute_paths(read_arguments(arguments))
+    try:
+        console.print(cluster_table(embed_on_ray(config, console)))
+    except StoppedError as stopped:
+        return str(stopped)
     return f"embedded: everything lies in {config.placement.run_dir}"
 
 
 def _prepare(arguments: Sequence[str], console: Console) -> str:
-    config = config_of(arguments)
+    config = with_absolute_paths(read_arguments(arguments))
     inputs = open_inputs(config, work_dir(config) / "pools")
     for side, pool in inputs.pools.items():
         console.print(f"{side}: {len(pool.cached)} scenes in {pool.path}")
@@ -68,4 +72,10 @@ def _report(work: Callable[[Console], str]) -> int:
     except AutoScaleError as error:
         print(f"failed: {error}", file=sys.stderr)
         return exit_code(error)
+    except OSError as error:
+        told = path_error(error)
+        if told is None:
+            raise
+        print(f"failed: {told}", file=sys.stderr)
+        return exit_code(told)
     return 0

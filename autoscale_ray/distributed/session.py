@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from autoscale_ray.config import RunConfig
-from autoscale_ray.distributed.driver import end_driver, find_driver, follow, start_driver
+from autoscale_ray.distributed.driver import StoppedError, end_driver, find_driver, follow, start_driver
 from autoscale_ray.distributed.resources import connect, wait_for_room
 from autoscale_ray.preflight import check_ready
 from autoscale_ray.records import Clusters
@@ -47,6 +47,7 @@ def embed_on_ray(config: RunConfig, console: Console) -> Clusters:
     """Train the encoder, embed and cluster the pools of a run on a Ray cluster; the loop can go on from there.
 
     Raises:
+        StoppedError: It was asked to stop before its end.
         AutoScaleError: As `run_on_ray`.
     """
     # Imported here: a process that only starts a run and follows it can do without torch.
@@ -54,7 +55,8 @@ def embed_on_ray(config: RunConfig, console: Console) -> Clusters:
     from autoscale_ray.session import open_run
 
     config = with_absolute_paths(config)
-    drive(config, console, embed_only=True)
+    if drive(config, console, embed_only=True)["state"] == "stopped":
+        raise StoppedError("stopped when asked; the same command goes on")
     inputs, store = open_run(config)
     stages = LocalStages(config, inputs, store)  # everything is there: this only reads it
     return stages.cluster(stages.embed())
@@ -117,7 +119,9 @@ def stop_on_signal(driver: Any, console: Console) -> Iterator[None]:
     """Turn SIGTERM and Ctrl-C into a stop after the round in hand."""
 
     def stop(number: int, frame: object) -> None:
-        console.print(f"{signal.Signals(number).name}: the round in hand is finished first")
+        console.print(
+            f"{signal.Signals(number).name}: what is in hand, a round or a stage, is finished first"
+        )
         driver.stop.remote()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}

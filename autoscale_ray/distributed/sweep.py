@@ -23,9 +23,9 @@ from autoscale_ray.distributed.sweep_plan import (
     SLOT,
     Range,
     SweepPlan,
-    config_of,
     read_plan,
     trials_at_once,
+    with_swept,
 )
 from autoscale_ray.distributed.sweep_report import sweep_table, write_sweep
 from autoscale_ray.distributed.trial import SCORE, TIME, run_trial, swept_of, trial_dir
@@ -75,7 +75,7 @@ def sweep(arguments: Sequence[str], console: Console) -> Path:
 def prepare_shared(plan: SweepPlan) -> Path:
     """Embed and cluster the pools in a run of their own; trials take the finished stages from there."""
     shared = Path(plan.base.placement.run_dir) / "shared"
-    config = config_of(plan.arguments, {"placement.run_dir": shared})
+    config = with_swept(plan.sections, {"placement.run_dir": shared})
     try:
         (status,) = deque(follow(start_driver(config, lifetime=None, embed_only=True)), maxlen=1)
     finally:
@@ -92,7 +92,7 @@ def make_tuner(plan: SweepPlan, shared: Path, at_once: int) -> ray.tune.Tuner:
     path = folder / plan.name
     if ray.tune.Tuner.can_restore(str(path)) and any(path.glob("experiment_state-*.json")):
         return ray.tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=True)
-    fixed = {"arguments": list(plan.arguments), "shared": str(shared), "folder": str(folder)}
+    fixed = {"base": plan.sections, "shared": str(shared), "folder": str(folder)}
     return ray.tune.Tuner(
         trainable,
         param_space={"fixed": fixed, **{name: domain(plan, values) for name, values in plan.space.items()}},
@@ -168,7 +168,9 @@ def row_of(result: Any, plan: SweepPlan) -> dict[str, Any]:
     metrics = result.metrics or {}
     names = (SCORE, "se", "test_objective", "test_se", "num_scenes", "ended", "run_dir")
     row = {field: result.config[field] for field in plan.space}
-    row |= {"rounds": min(metrics.get(TIME, 0), plan.base.loop.num_rounds + 1)}
+    row |= {
+        "rounds": metrics.get(TIME, 0) - (metrics.get("ended") == "finished")
+    }  # the comparison counts as one
     row |= {name: metrics.get(name) for name in names}
     error = str(result.error or "").strip().rpartition("\n")[2]
     return {**row, "ended": "failed" if error else row["ended"], "error": error}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import Any
 
 import yaml
 
 from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import RunConfig
-from autoscale_ray.config_file import load_config, override_of
+from autoscale_ray.config_file import override_of, read_arguments
 from autoscale_ray.distributed.resources import Needs, ResourcesError
 from autoscale_ray.distributed.session import with_absolute_paths
 from autoscale_ray.errors import ConfigError, MissingExtraError, extra
@@ -22,6 +25,8 @@ from autoscale_ray.run_folder import is_url
 PREFIX = "sweep."
 SLOT = "trial_slot"
 SEARCHES = ("grid", "optuna")
+NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+"""What YAML 1.1 takes for text: it wants a point and a sign in 1.0e-4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +43,6 @@ class SweepPlan:
 
     space: Mapping[str, list[Any] | Range]
     """Swept fields by dotted name."""
-    arguments: tuple[str, ...]
-    """``[run.yaml] [section.field=value ...]``, the same for every trial."""
     search: str = "grid"
     """``grid`` runs every combination once, ``optuna`` chooses `num_trials` points."""
     num_trials: int = 0
@@ -48,17 +51,29 @@ class SweepPlan:
     """Loops at a time; 0 takes what the cluster holds."""
     early_stop: bool = True
     """Whether poor trials stop early by the scores of their rounds (ASHA)."""
-    base: RunConfig = field(compare=False)
-    """The configuration that `arguments` give."""
+    base: RunConfig
+    """The configuration that all trials share, with absolute paths."""
+
+    @property
+    def sections(self) -> dict[str, Any]:
+        """Return `base` as plain values: trials have other working directories than who asked for them."""
+        return sections_of(self.base)
 
     @property
     def name(self) -> str:
-        """Return a name that depends on what is searched, not on how many trials run at a time."""
+        """Return a name that depends on what is searched and how, not on how many trials run at a time or where."""
         space = {
             key: [item.low, item.high] if isinstance(item, Range) else item
             for key, item in self.space.items()
         }
-        return f"tune-{fingerprint([list(self.arguments), space, self.search, self.num_trials])[:8]}"
+        shared = {key: value for key, value in self.sections.items() if key != "placement"}
+        asked = [shared, space, self.search, self.num_trials, self.early_stop]
+        return f"tune-{fingerprint(asked)[:8]}"
+
+
+def sections_of(config: RunConfig) -> dict[str, Any]:
+    """Return a configuration as mappings, lists and plain values."""
+    return json.loads(json.dumps(asdict(config)))
 
 
 def read_plan(arguments: Sequence[str]) -> SweepPlan:
@@ -70,13 +85,17 @@ def read_plan(arguments: Sequence[str]) -> SweepPlan:
         MissingExtraError: Optuna is asked for and not installed, or faiss is not installed.
     """
     ours = [item for item in arguments if item.startswith(PREFIX) and "=" in item]  # not the file sweep.yaml
-    swept = dict(item.removeprefix(PREFIX).split("=", 1) for item in ours)
-    rest = tuple(item for item in arguments if item not in ours)
+    named = [item.removeprefix(PREFIX).partition("=") for item in ours]
+    twice = [name for place, (name, _, _) in enumerate(named) if name in [one for one, _, _ in named[:place]]]
+    if twice:
+        raise ConfigError(f"{PREFIX}{twice[0]}", "must be given at most once")
+    swept = {name: text for name, _, text in named}
+    base = with_absolute_paths(read_arguments([item for item in arguments if item not in ours]))
     options = {name: _option(name, swept.pop(name)) for name in OPTIONS if name in swept}
     space = {name: read_values(name, text) for name, text in swept.items()}
     if not space:
         raise ConfigError("sweep", f"name at least one field, for example {PREFIX}loop.budget=350,700")
-    plan = SweepPlan(space=space, arguments=rest, base=config_of(rest), **options)
+    plan = SweepPlan(space=_checked(space, base, options.get("search", "grid")), base=base, **options)
     _check(plan)
     return plan
 
@@ -101,22 +120,19 @@ def read_values(name: str, text: str) -> list[Any] | Range:
     return values
 
 
-def config_of(arguments: Sequence[str], swept: Mapping[str, Any] | None = None) -> RunConfig:
-    """Return the configuration of ``[run.yaml] [section.field=value ...]``, with absolute paths.
+def with_swept(base: Mapping[str, Any], swept: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration of a trial, its paths absolute.
 
     Args:
-        arguments: As on a command line.
-        swept: Values of a trial's own fields.
+        base: Sections of the shared configuration, as `SweepPlan.sections`.
+        swept: Values of the trial's own fields.
 
     Raises:
-        ConfigError: More than one file, or a bad field or value.
+        ConfigError: A field is not known, or its value is out of range.
     """
-    files = [item for item in arguments if "=" not in item]
-    if len(files) > 1:
-        raise ConfigError(files[1], "only one configuration file can be given")
-    overrides = [item for item in arguments if "=" in item]
-    overrides += [override_of(name, value) for name, value in (swept or {}).items()]
-    return with_absolute_paths(load_config(files[0] if files else None, overrides))
+    return with_absolute_paths(
+        read_arguments([], [override_of(name, value) for name, value in {**base, **swept}.items()])
+    )
 
 
 def trials_at_once(asked: int, needs: Needs, total: Mapping[str, float]) -> int:
@@ -154,27 +170,43 @@ def _check(plan: SweepPlan) -> None:
         raise MissingExtraError("optuna", extra("optuna"))
     if plan.search == "optuna" and plan.num_trials < 1:
         raise ConfigError(f"{PREFIX}num_trials", "a search by optuna needs a number of trials >= 1")
-    for name, values in plan.space.items():
-        if isinstance(values, Range):
-            if plan.search == "grid":
-                raise ConfigError(f"{PREFIX}{name}", f"a range needs {PREFIX}search=optuna")
-            values = [values.low, values.high]
-        for value in values:  # a bad field or value is said now, not by a trial an hour later
-            check_ready(config_of(plan.arguments, {name: value}))
+
+
+def _checked(space: Mapping[str, Any], base: RunConfig, search: str) -> dict[str, list[Any] | Range]:
+    """Return the swept fields, paths made absolute; a bad field or value is said now, not by a trial an hour later."""
+    found: dict[str, list[Any] | Range] = {}
+    for name, values in space.items():
+        if name == "placement.run_dir":
+            raise ConfigError(
+                f"{PREFIX}{name}", "every trial has a folder of its own; --out names that of the sweep"
+            )
+        if isinstance(values, Range) and search == "grid":
+            raise ConfigError(f"{PREFIX}{name}", f"a range needs {PREFIX}search=optuna")
+        ends = [values.low, values.high] if isinstance(values, Range) else values
+        configs = [with_swept(sections_of(base), {name: value}) for value in ends]
+        for config in configs:
+            check_ready(config)
+        is_path = name.startswith("data.")
+        found[name] = [attrgetter(name)(config) for config in configs] if is_path else values
+    return found
 
 
 def _yaml(name: str, text: str) -> Any:
+    """Return the value of a YAML text, or the number where it is one to everybody but YAML, such as 1e-4."""
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{PREFIX}{name}", "every value must be YAML without commas", text) from error
+    if isinstance(value, str) and NUMBER.fullmatch(value):
+        return float(value)
+    return value
 
 
 def _number(text: str) -> int | float | None:
-    """Return the number that a text is in YAML, or None."""
+    """Return the number that a text is, or None."""
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        value = _yaml("", text)
+    except ConfigError:
         return None
     return value if type(value) in (int, float) else None
 

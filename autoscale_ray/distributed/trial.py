@@ -12,10 +12,10 @@ import ray.tune
 
 from autoscale_ray.artifacts import share_with
 from autoscale_ray.canonical import fingerprint
-from autoscale_ray.config import RunConfig, identity
+from autoscale_ray.config import LoopConfig, RunConfig, identity
 from autoscale_ray.config_file import load_config
 from autoscale_ray.distributed.driver import end_driver, follow, start_driver
-from autoscale_ray.distributed.sweep_plan import config_of
+from autoscale_ray.distributed.sweep_plan import with_swept
 from autoscale_ray.errors import AutoScaleError
 from autoscale_ray.run_folder import CONFIG_FILE, SUMMARY_FILE
 
@@ -27,11 +27,11 @@ def run_trial(params: dict[str, Any]) -> None:
     """Run one loop and report every round; the driver belongs to the trial and ends with it.
 
     Args:
-        params: The swept fields, and under ``fixed`` what all trials share: arguments, folder, shared folder.
+        params: The swept fields, and under ``fixed`` what all trials share: base, folder, shared folder.
     """
     fixed, swept = params["fixed"], swept_of(params)
     run_dir = trial_dir(Path(fixed["folder"]), swept)
-    config = config_of(fixed["arguments"], {**swept, "placement.run_dir": run_dir})
+    config = with_swept(fixed["base"], {**swept, "placement.run_dir": run_dir})
     summary = finished_summary(run_dir, config)
     if summary is None:
         share_with(run_dir, Path(fixed["shared"]))
@@ -99,7 +99,14 @@ def finished_summary(run_dir: Path, config: RunConfig) -> dict[str, Any] | None:
     except (FileNotFoundError, AutoScaleError, json.JSONDecodeError):
         return None
     same = identity(before) == identity(config) and before.loop == config.loop
-    return summary if same and summary["arms"] else None
+    return summary if same and is_of(summary, config.loop) else None
+
+
+def is_of(summary: Mapping[str, Any], loop: LoopConfig) -> bool:
+    """Tell whether a summary ends with the comparison that is asked for; the file may be of an earlier start."""
+    compared = {arm["name"]: len(arm["seed_totals"]["objective"]) for arm in summary["arms"]}
+    rounds_are_there = loop.stop_early or len(summary["rounds"]) == loop.num_rounds + 1
+    return rounds_are_there and compared == dict.fromkeys((*loop.baselines, "autoscale"), loop.final_seeds)
 
 
 def swept_of(params: Mapping[str, Any]) -> dict[str, Any]:

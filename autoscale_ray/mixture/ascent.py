@@ -88,7 +88,7 @@ def extra_visits(counts: np.ndarray, real: np.ndarray, budget: float | np.ndarra
     """Scenes that would give each cluster the visits it gets from the fixed steps of a run at the full budget.
 
     x_k = (R_k + n_k) (N_R + B) / (N_R + sum n) - R_k: the count itself at the full budget, and R_k B / N_R in the
-    real-only run, whose steps all go to real scenes; world.md, learning curves.
+    real-only run, whose steps all go to real scenes; docs/cluster_ga.md, the response model, exposure.
 
     Args:
         counts: (..., K) synthetic scenes.

@@ -12,6 +12,7 @@ import ray
 from rich.console import Console
 
 from autoscale_ray.cli import main
+from autoscale_ray.config import PlacementConfig, RunConfig
 from autoscale_ray.distributed.driver import (
     RunFailedError,
     driver_name,
@@ -22,7 +23,7 @@ from autoscale_ray.distributed.driver import (
 )
 from autoscale_ray.distributed.session import run_on_ray
 from autoscale_ray.distributed.status import read_events
-from autoscale_ray.errors import AutoScaleError
+from autoscale_ray.errors import AutoScaleError, exit_code
 from autoscale_ray.journal import read_rounds
 from autoscale_ray.session import run_local
 from tests.ray.conftest import processes_below
@@ -116,8 +117,11 @@ def test_a_second_driver_is_refused_and_the_first_is_not_disturbed(cluster, refe
     driver = start_driver(config)
     hold(driver)
     assert start_driver(config)._actor_id == driver._actor_id, "the same run is joined"
-    with pytest.raises(AutoScaleError, match="another configuration"):
-        start_driver(config_of(run_dir, "loop.budget=61"))
+    for other in ("loop.budget=61", "loop.final_seeds=9", f"data.dev={run_dir}/another"):
+        with pytest.raises(AutoScaleError, match="another configuration"):
+            start_driver(config_of(run_dir, other))
+    with pytest.raises(AutoScaleError, match="running the whole loop"):
+        start_driver(config, embed_only=True)
     with pytest.raises(AutoScaleError, match="another process"):
         run_local(config, Console(quiet=True))
     assert ask(driver)["state"] == "paused"
@@ -140,6 +144,41 @@ def test_a_driver_that_nobody_follows_says_why_it_failed_and_goes(
     assert "driver ended (failed) since" in capsys.readouterr().out
     with pytest.raises(RunFailedError, match="ended from elsewhere"):
         list(follow(driver))
+
+
+@pytest.mark.timeout(120)
+def test_a_loop_waits_for_the_driver_that_embeds_its_pools_and_is_no_part_of_it(
+    cluster, reference, tmp_path
+) -> None:
+    """It used to join that driver, which ends without a summary: a TypeError."""
+    run_dir = with_cached_stages(tmp_path / "run", reference)
+    config = config_of(run_dir)
+    first = start_driver(config, embed_only=True)
+    second = start_driver(config)
+    assert second._actor_id != first._actor_id
+    assert not hold(second)["embed_only"]
+    end_driver(str(run_dir))
+
+
+@pytest.mark.timeout(120)
+def test_embedding_stops_before_its_next_stage_when_asked(cluster, reference, tmp_path) -> None:
+    run_dir = with_cached_stages(tmp_path / "run", reference)
+    driver = start_driver(config_of(run_dir), embed_only=True)
+    ray.get(driver.stop.remote())
+    *_, last = follow(driver, poll_s=0.1)
+    assert last["state"] in ("stopped", "finished")
+    end_driver(str(run_dir))
+
+
+@pytest.mark.timeout(120)
+def test_a_folder_that_cannot_be_made_is_one_line(cluster) -> None:
+    """It used to be the driver's whole traceback."""
+    driver = start_driver(RunConfig(placement=PlacementConfig(run_dir="/proc/none/run")))
+    *_, last = follow(driver, poll_s=0.1)
+    end_driver("/proc/none/run")
+    assert (last["state"], str(last["error"]).count("\n")) == ("failed", 0)
+    assert str(last["error"]).startswith("/proc/none")
+    assert exit_code(last["error"]) == 2
 
 
 @pytest.mark.timeout(120)

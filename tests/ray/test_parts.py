@@ -74,6 +74,18 @@ def test_a_task_goes_to_a_worker_and_its_files_come_back() -> None:
     assert board.fetch(None, 10) == "end"
 
 
+def test_a_task_that_comes_again_is_not_trained_again() -> None:
+    """Two arms may choose the same scenes; no worker takes again what it had last, so the second arm hung."""
+    board, files, got = TaskBoard(), {"w": b"yes"}, []
+    loop = threading.Thread(target=lambda: got.append(board.post(task("a"))))
+    loop.start()
+    board.fetch(None, 10)
+    board.deliver("a", files)
+    loop.join(10)
+    assert [*got, board.post(task("a"))] == [files, files]
+    assert board.num_delivered == 1
+
+
 def test_a_failed_training_run_wakes_the_loop() -> None:
     board = TaskBoard()
     threading.Timer(0.05, board.fail, [RuntimeError("out of workers")]).start()

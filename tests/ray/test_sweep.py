@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,15 +19,15 @@ from rich.console import Console
 from scipy import stats
 
 from autoscale_ray.cli import main
-from autoscale_ray.config import RunConfig
+from autoscale_ray.config import LoopConfig, RunConfig
 from autoscale_ray.distributed.driver import find_driver
 from autoscale_ray.distributed.jobs import sweep_budgets
 from autoscale_ray.distributed.resources import Needs, ResourcesError
 from autoscale_ray.distributed.status import read_events
-from autoscale_ray.distributed.sweep import domain, published_reports, scheduler, searcher, sweep
+from autoscale_ray.distributed.sweep import domain, published_reports, row_of, scheduler, searcher, sweep
 from autoscale_ray.distributed.sweep_plan import SLOT, Range, read_plan, trials_at_once
 from autoscale_ray.distributed.sweep_report import curves, write_sweep
-from autoscale_ray.distributed.trial import run_trial, trial_dir
+from autoscale_ray.distributed.trial import is_of, run_trial, trial_dir
 from autoscale_ray.errors import ConfigError, MissingExtraError
 from autoscale_ray.journal import read_rounds
 from tests.ray.small_run import SMALL, link_stages, with_shared_pools
@@ -87,7 +89,7 @@ def test_optuna_is_named_where_it_is_missing(monkeypatch) -> None:
 def test_a_trial_starts_with_two_links_however_many_have_finished(tmp_path, monkeypatch) -> None:
     shared, found = tmp_path / "shared", []
     (shared / "pools").mkdir(parents=True)
-    fixed = {"arguments": ["loop.num_rounds=1"], "shared": str(shared), "folder": str(tmp_path)}
+    fixed = {"base": {"loop": {"num_rounds": 1}}, "shared": str(shared), "folder": str(tmp_path)}
     totals = {"totals": {"objective": 0.5}, "total_se": {"objective": 0.1}}
     summary = {"rounds": [{"index": 0, "num_scenes": 0, **totals}], "arms": [{"name": "autoscale", **totals}]}
 
@@ -115,10 +117,32 @@ def test_a_trial_that_was_asked_to_stop_does_not_fail_and_is_told_apart(tmp_path
         "autoscale_ray.distributed.trial.run_loop", lambda config: {"rounds": rounds, "arms": []}
     )
     monkeypatch.setattr("ray.tune.report", heard.append)
-    fixed = {"arguments": [], "shared": str(tmp_path / "shared"), "folder": str(tmp_path)}
+    fixed = {"base": {}, "shared": str(tmp_path / "shared"), "folder": str(tmp_path)}
     run_trial({"loop.budget": 60, "fixed": fixed})
     assert [(report["ended"], report["rounds_done"]) for report in heard] == [("stopped", 2)]
     assert "test_objective" not in heard[0]
+
+
+def test_only_the_comparison_that_is_asked_for_counts_as_finished() -> None:
+    """The file may be of an earlier start of the trial, with other arms, seeds or rounds."""
+    loop = LoopConfig(num_rounds=1, final_seeds=2, baselines=("uniform",))
+    arms = [{"name": name, "seed_totals": {"objective": [0.5, 0.6]}} for name in ("uniform", "autoscale")]
+    assert is_of({"rounds": [0, 1], "arms": arms}, loop)
+    assert not is_of({"rounds": [0, 1], "arms": []}, loop)
+    assert not is_of({"rounds": [0, 1], "arms": arms[1:]}, loop)
+    assert not is_of({"rounds": [0, 1], "arms": arms}, dataclasses.replace(loop, final_seeds=4))
+    longer = dataclasses.replace(loop, num_rounds=2)
+    assert not is_of({"rounds": [0, 1], "arms": arms}, longer)
+    assert is_of({"rounds": [0, 1], "arms": arms}, dataclasses.replace(longer, stop_early=True))
+
+
+@pytest.mark.parametrize(("ended", "rounds"), [("finished", 9), ("early", 10)])
+def test_rounds_in_the_table_are_those_of_the_trial(ended, rounds) -> None:
+    """They used to be cut to those of the base; the comparison after the last round counts as one more."""
+    plan = read_plan(["loop.num_rounds=6", "sweep.loop.num_rounds=2,8"])
+    metrics = {"rounds_done": 10, "objective": 0.5, "ended": ended}
+    result = SimpleNamespace(metrics=metrics, config={"loop.num_rounds": 8}, error=None)
+    assert row_of(result, plan)["rounds"] == rounds
 
 
 def test_a_sweep_into_a_bucket_is_one_line_before_anything_starts(tmp_path, monkeypatch, capsys) -> None:

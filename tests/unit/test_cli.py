@@ -151,7 +151,7 @@ def test_a_disk_or_quota_that_is_full_is_one_line(number, monkeypatch, capsys):
         raise OSError(number, os.strerror(number))  # as from a write, which knows no path
 
     monkeypatch.setitem(COMMANDS, "report", full)
-    assert ended(["report"], capsys) == (2, f"autoscale: {os.strerror(number)}\n")
+    assert ended(["report"], capsys) == (2, f"autoscale: storage: {os.strerror(number)}\n")
 
 
 def test_a_side_that_is_there_is_told_before_anything_is_drawn(tmp_path, capsys):
@@ -171,8 +171,8 @@ def test_ctrl_c_is_one_line(tmp_path):
     program = [sys.executable, "-c", code, "world", "--out", str(out)]
     with subprocess.Popen(program, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
-        while not out.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)  # polling another process, nothing is asserted on time
+        while not (out.exists() and any(out.iterdir())) and time.monotonic() < deadline:
+            time.sleep(0.01)  # until a pool is being drawn; imports before it may swallow the signal
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
     assert (process.returncode, told) == (130, "autoscale: interrupted\n")

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from unittest.mock import Mock
 
 import matplotlib.image
 import numpy as np
@@ -20,10 +21,12 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from autoscale_ray import tasks, tasks_scores
+from autoscale_ray import inputs, tasks, tasks_scores
 from autoscale_ray.artifacts import share_with
 from autoscale_ray.cli import main
+from autoscale_ray.config import RunConfig
 from autoscale_ray.config_file import load_config
+from autoscale_ray.errors import PoolError
 from autoscale_ray.inputs import open_inputs
 from autoscale_ray.journal import read_rounds
 from autoscale_ray.mixture import METHODS
@@ -31,6 +34,7 @@ from autoscale_ray.reporting.embedding_plots import retrieval_figure
 from autoscale_ray.reporting.tables import round_table
 from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.session import embed_local, run_local
+from autoscale_ray.world.pools import make_pool
 
 SIDES = ("real", "synthetic", "dev", "test")
 TINY = (
@@ -323,6 +327,25 @@ def test_bad_pools_give_one_line_and_write_nothing(damage, parts, pools, tmp_pat
     for part in fails(["run", "--backend", "local", *arguments(broken, run_dir)], capsys, parts):
         assert part
     assert not run_dir.exists() or not any(run_dir.rglob("*.json"))
+
+
+def test_a_world_that_another_process_draws_meanwhile_is_taken(tmp_path, monkeypatch):
+    """Trials of a sweep share a folder of pools: who came second used to fail after minutes of drawing."""
+    drawn = []
+
+    def too_late(world, side, folder):
+        drawn.append(make_pool(dataclasses.replace(world, num_real=4), "real", folder))
+        raise PoolError(str(folder), "was written by another process meanwhile")
+
+    monkeypatch.setattr(inputs, "make_pool", too_late)
+    config = RunConfig()
+    path = inputs._world_pool(config, "real", tmp_path)
+    assert len(open_pool(path)) == 4
+    assert inputs._world_pool(config, "real", tmp_path) == path
+    assert len(drawn) == 1
+    monkeypatch.setattr(inputs, "make_pool", Mock(side_effect=PoolError("folder", "is not empty")))
+    with pytest.raises(PoolError, match="is not empty"):
+        inputs._world_pool(config, "dev", tmp_path)
 
 
 def test_some_pools_named_and_some_not(pools, tmp_path, capsys):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autoscale_ray.distributed.sweep_plan import Range, config_of, read_plan, read_values
+from autoscale_ray.distributed.sweep_plan import Range, read_plan, read_values, with_swept
 from autoscale_ray.errors import ConfigError
 
 
@@ -12,7 +12,7 @@ def test_a_file_named_like_a_swept_field_is_the_configuration(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     Path("sweep.yaml").write_text("loop: {num_rounds: 3}")
     plan = read_plan(["sweep.yaml", "sweep.loop.budget=20,60"])
-    assert (plan.arguments, plan.base.loop.num_rounds) == (("sweep.yaml",), 3)
+    assert (list(plan.space), plan.base.loop.num_rounds) == (["loop.budget"], 3)
     with pytest.raises(ConfigError, match=r"sweep\.loop\.budget: no such configuration file"):
         read_plan(["sweep.loop.budget", "sweep.seed=0,1"])
 
@@ -20,16 +20,64 @@ def test_a_file_named_like_a_swept_field_is_the_configuration(tmp_path, monkeypa
 def test_trials_get_the_values_that_were_named():
     plan = read_plan(["sweep.world.preset=even,null"])
     presets = [
-        config_of(plan.arguments, {"world.preset": value}).world.preset
+        with_swept(plan.sections, {"world.preset": value}).world.preset
         for value in plan.space["world.preset"]
     ]
     assert presets == ["even", "null"]
     folder = Path("/runs/a #1: \u00fc")
-    assert config_of([], {"placement.run_dir": folder}).placement.run_dir == str(folder)
+    assert with_swept(plan.sections, {"placement.run_dir": folder}).placement.run_dir == str(folder)
+
+
+def test_trials_that_run_elsewhere_find_what_was_named_here(tmp_path, monkeypatch):
+    """Tune gives every trial a working directory of its own: the file and relative pools were not found there."""
+    here, elsewhere = tmp_path / "here", tmp_path / "trial"
+    here.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(here)
+    Path("run.yaml").write_text("{data: {synthetic: pools/a}, loop: {num_rounds: 3}, seed: 7}")
+    plan = read_plan(["run.yaml", "data.dev=dev", "sweep.data.real=../x,../y"])
+    monkeypatch.chdir(elsewhere)
+    real = plan.space["data.real"]
+    assert real == [f"{here}/../x", f"{here}/../y"]
+    config = with_swept(plan.sections, {"data.real": real[1], "placement.run_dir": tmp_path / "t"})
+    assert (config.data.synthetic, config.data.dev, config.data.real) == (
+        f"{here}/pools/a", f"{here}/dev", f"{here}/../y")  # fmt: skip
+    assert (config.loop.num_rounds, config.seed) == (3, 7)
+
+
+def test_a_sweep_is_another_one_where_anything_that_bears_on_its_trials_is():
+    def name(*arguments: str) -> str:
+        return read_plan(["sweep.loop.budget=20,60", *arguments]).name
+
+    assert name() == name("sweep.at_once=3") == name("placement.ray.num_trainers=2")
+    others = [name("loop.num_rounds=3"), name("sweep.early_stop=false"), name("data.real=pools/real")]
+    assert len({name(), *others}) == 4
+
+
+def test_numbers_are_numbers_also_where_yaml_wants_a_point():
+    assert read_values("planner.learning_rate", "1e-4,3e-4") == [1e-4, 3e-4]
+    assert read_values("planner.learning_rate", "1e-4..1e-2") == Range(1e-4, 1e-2)
+    assert read_values("data.real", "1e-4x,e-4") == ["1e-4x", "e-4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["sweep.loop.budget=20", "sweep.loop.budget=60"],
+            r"sweep\.loop\.budget: must be given at most once",
+        ),
+        (["sweep.placement.run_dir=a,b"], r"sweep\.placement\.run_dir: every trial has a folder of its own"),
+    ],
+)
+def test_what_would_be_lost_is_refused(arguments, told):
+    with pytest.raises(ConfigError, match=told):
+        read_plan(arguments)
 
 
 def test_a_range_lies_between_two_numbers_and_paths_are_values():
-    assert read_plan(["sweep.data.real=../a,../b"]).space == {"data.real": ["../a", "../b"]}
+    here = Path.cwd()
+    assert read_plan(["sweep.data.real=../a,../b"]).space == {"data.real": [f"{here}/../a", f"{here}/../b"]}
     assert read_values("data.real", '"../a","../b"') == ["../a", "../b"]
     assert read_values("ascent.floor_explore", "0.1...5") == Range(0.1, 0.5)
     with pytest.raises(ConfigError, match=r"loop\.budget: .*integer.*20\.\.many"):
