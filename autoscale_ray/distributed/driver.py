@@ -151,13 +151,13 @@ class Driver:
 
     @contextmanager
     def _watch(self, stage: str) -> Iterator[None]:
-        if self._stop and self._embed_only:
-            raise StoppedError(f"stopped before {stage}")
         outer, self._status["stage"] = self._status["stage"], stage
         if not self._go_on.is_set():
             self._status["state"] = "paused"
             self._go_on.wait()
             self._status["state"] = "running"
+        if self._stop and self._embed_only:  # a loop ends after its round instead
+            raise StoppedError(f"stopped before {stage}")
         yield
         self._status["stage"] = outer
 

@@ -82,7 +82,7 @@ def simulate(
         out: Folder of the new pool.
         options: What is simulated.
         keep: Folder that keeps SUMO's own files (network, routes, floating car data); a temporary one by default.
-        num_processes: Runs read side by side.
+        num_processes: Parts of 8 runs read side by side.
         progress: Called with one line for every step.
 
     Returns:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -260,12 +261,15 @@ def test_asha_stops_a_poor_trial_and_remembers_those_that_ended_before_a_kill(re
 @pytest.mark.slow  # 110 CPU s: with it, tests in every change would come near their ten minutes
 @pytest.mark.timeout(900)
 def test_a_killed_sweep_goes_on_stops_a_poor_trial_and_computes_nothing_twice(
-    cluster, reference, tmp_path
+    cluster, reference, tmp_path, monkeypatch
 ) -> None:
+    """With a configuration file named by a relative path, as docs/sweeps.md has it."""
     folder = tmp_path / "sweep"
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text("planner: {num_steps: 300}")
     shared = with_shared_pools(folder / "shared", reference)
     link_stages(reference, shared)  # embedded and clustered before; its planners had fewer steps
-    arguments = [*SMALL, "planner.num_steps=300", f"sweep.loop.budget={GOOD},{POOR}", "sweep.at_once=1"]
+    arguments = ["run.yaml", *without_steps(SMALL), f"sweep.loop.budget={GOOD},{POOR}", "sweep.at_once=1"]
     kill_after_a_round([*arguments, "--out", str(folder)], folder)
     (first,) = (folder / "trials").iterdir()
     before = {path: path.read_bytes() for path in (first / "rounds").iterdir()}
@@ -284,6 +288,10 @@ def test_a_killed_sweep_goes_on_stops_a_poor_trial_and_computes_nothing_twice(
     assert sweep(given, Console(quiet=True)) == folder
     assert (folder / "sweep.csv").read_bytes() == table
     assert num_events(folder) == events, "a finished sweep is restored, not run again"
+
+
+def without_steps(overrides: Sequence[str]) -> list[str]:
+    return [item for item in overrides if not item.startswith("planner.num_steps=")]
 
 
 def kill_after_a_round(arguments: list[str], folder: Path) -> None:
