@@ -85,7 +85,10 @@ def stop(run_dir: Positional[str]) -> None:
     from autoscale_ray.distributed.status import stop_run
 
     stop_run(run_dir)
-    Console().print(f"{run_dir}: stops after the round in hand; the `autoscale run` that started it goes on", soft_wrap=True)
+    Console().print(
+        f"{run_dir}: stops after the round in hand; the `autoscale run` that started it goes on",
+        soft_wrap=True,
+    )
 
 
 def sweep(arguments: Positional[tuple[str, ...]] = (), out: str | None = None) -> None:

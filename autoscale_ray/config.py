@@ -120,7 +120,7 @@ class ScenarioDistanceConfig:
     speed_change: NonNegative = 1.0
     """Mean difference of what its speeds have changed by since t = 0."""
     agents: NonNegative = 1.0
-    """Transport distance between the agents, by kind of motion, in route coordinates."""
+    """Difference of soft histograms of the agents, by kind of motion, in route coordinates."""
     interaction: NonNegative = 1.0
     """How near the ego comes to others, gap and closing speed ahead."""
     lanes: NonNegative = 1.0
@@ -145,8 +145,8 @@ class RepresentationConfig:
     """Message passing layers, >= 1."""
     num_steps: CountOrZero = 400
     """Optimiser steps of the autoencoder training, >= 0 (0 leaves the encoder untrained)."""
-    batch_size: Count = 128
-    """Scenes a step."""
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    """Scenes a step, >= 2: they are compared with one another."""
     learning_rate: Positive = 4e-3
     """Peak AdamW learning rate."""
     num_shards: Literal[1, 4] = 1

@@ -33,6 +33,7 @@ from autoscale_ray.records import (
     number_or_nan,
     number_or_none,
 )
+from autoscale_ray.representation import ENCODER_VERSION
 from autoscale_ray.stages import Work
 
 
@@ -71,7 +72,12 @@ class RecordedStages:
         section = tasks.stage_identity(self.config.representation)
         encoder = self._stage(
             "encoder",
-            {"config": section, "seed": self.config.seed, "pools": self._marks("real", "synthetic")},
+            {
+                "config": section,
+                "seed": self.config.seed,
+                "pools": self._marks("real", "synthetic"),
+                "encoder_version": ENCODER_VERSION,
+            },
             self.work.train_encoder,
         )
         identity = {"encoder": encoder.fingerprint, "pools": self._marks(*SIDES)}

@@ -10,7 +10,7 @@ and one of the two descriptors. Graph-RAE is judged with the whitened embedding 
 with its raw and its whitened one, and counts with the better of the two. Homogeneity is compared between equally many
 groups: 16, to which rare tags are merged, and as many as there are tags. The scenario distance, which Graph-RAE is
 taught by, stands in the table beside it and is no rival. Finished cells are kept in `--out` under arm, seed and a mark
-of the configuration, and not run again.
+of configuration and code, and not run again.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from benchmarks.representation_data import (
     Side,
     built_in_world,
     ingest_recordings,
+    mark_of_sources,
     most_common,
     recordings,
     tags_of,
@@ -330,13 +331,13 @@ def run_everything(
 ) -> list[dict]:
     """Run the cells that are not there yet; return all."""
     options.out.mkdir(parents=True, exist_ok=True)
-    cells = []
+    code, cells = mark_of_sources("representation", "mixture/similarity.py"), []
     for seed in range(options.seed, options.seed + options.seeds):
         for name, make in data_sets.items():
             prepared: dict[tuple[bool, ...], Prepared] = {}
             for arm in arms_of(options, name):
                 config = config_of(arm, options)
-                mark = fingerprint(dataclasses.asdict(config))[:8]
+                mark = fingerprint([dataclasses.asdict(config), code])[:8]
                 size = "-quick" if options.quick else ""
                 file = options.out / f"{name}-{arm.replace(' ', '_')}-{seed}-{mark}{size}.json"
                 if not file.is_file():
@@ -402,6 +403,8 @@ def missed(cells: Sequence[Mapping], arm_of_ours: str = "graph-rae") -> list[str
     tables = {name: table_of(cells, name) for name in dict.fromkeys(cell["data"] for cell in cells)}
     lines = [f"{name} without {arm}" for name in tables for arm in BASELINES if arm not in tables[name]]
     lines += [f"{name} was not run" for name in ("world", "recordings") if name not in tables]
+    lines += [f"{name} without {arm_of_ours}" for name in tables if arm_of_ours not in tables[name]]
+    tables = {name: table for name, table in tables.items() if arm_of_ours in table}
     for name, table in tables.items():
         rivals = [table[arm] for arm in BASELINES if arm in table and arm not in TAGS]
         for key in (*RETRIEVAL, *CLUSTERING):

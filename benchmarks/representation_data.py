@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+import autoscale_ray
+from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import PlannerConfig, WorldConfig
 from autoscale_ray.evaluation.from_pool import PreparedPool, prepare_pool, score_pool
 from autoscale_ray.planning.features import PlannerFeatures, concatenate, features_of_pool
@@ -42,6 +44,19 @@ NUM_PLANNERS = 3
 NUM_LESSONS = 1500
 TEST_LOG_SHARE = 0.3
 HELD_SEED = 3_000_017
+
+
+JUDGES = ("world", "planning", "evaluation", "scenes")
+"""Rooms of the package that pools and scores of planners depend on."""
+
+
+def mark_of_sources(*places: str) -> str:
+    """Return a mark of the sources of these rooms or modules and of the benchmark: what is kept is of this code."""
+    package = Path(autoscale_ray.__file__).parent
+    files = sorted(Path(__file__).parent.glob("*representation*.py"))
+    for place in places:
+        files += sorted((package / place).rglob("*.py")) or [package / place]
+    return fingerprint([file.read_text(encoding="utf-8") for file in files])[:8]
 
 
 @dataclass(frozen=True)
@@ -96,7 +111,7 @@ def built_in_world(folder: Path, seed: int, *, quick: bool) -> DataSet:
         seed: World seed; the test scenes and the held pools have their own.
         quick: A small pool.
     """
-    size = "quick" if quick else "full"
+    size = f"{'quick' if quick else 'full'}-{mark_of_sources(*JUDGES)}"
     per_family = 12 if quick else 60
     config = WorldConfig(seed=seed, num_real=200 if quick else 700, num_synthetic=800 if quick else 5000,
                          num_dev_per_family=per_family, num_test_per_family=per_family,
@@ -214,7 +229,7 @@ def recordings(folder: Path, out: Path, seed: int, *, quick: bool) -> DataSet:
         order = np.random.default_rng(seed).permutation(len(logs))
         held = logs[order[: max(1, round(TEST_LOG_SHARE * len(logs)))]]
         in_test = np.isin(pool.log_ids, held)
-        split = out / f"recordings-{seed}-{'quick' if quick else 'full'}"
+        split = out / f"recordings-{seed}-{'quick' if quick else 'full'}-{mark_of_sources(*JUDGES)}"
         for side, parts, rows, limit in (
             ("train", train, np.flatnonzero(~in_test), 600 if quick else 8000),
             ("test", test, np.flatnonzero(in_test), 200 if quick else 600),

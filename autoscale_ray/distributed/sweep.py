@@ -17,7 +17,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.searcher import Searcher
 from rich.console import Console
 
-from autoscale_ray.distributed.driver import end_driver, follow, start_driver
+from autoscale_ray.distributed.driver import StoppedError, end_driver, follow, start_driver
 from autoscale_ray.distributed.resources import connect, needs_of, wait_for_room
 from autoscale_ray.distributed.sweep_plan import (
     SLOT,
@@ -80,8 +80,8 @@ def prepare_shared(plan: SweepPlan) -> Path:
         (status,) = deque(follow(start_driver(config, lifetime=None, embed_only=True)), maxlen=1)
     finally:
         end_driver(str(shared))
-    if status["error"]:
-        raise status["error"]
+    if status["state"] != "finished":
+        raise status["error"] or StoppedError("the embedding that all trials share was stopped")
     return shared
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -36,6 +37,13 @@ class Range:
     low: float
     high: float
 
+    @property
+    def tried(self) -> list[float]:
+        """Return values that show what the field takes: both ends and, of fractions, one between them."""
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return [self.low, self.high]
+        return [self.low, self.high, self.low + 0.381966 * (self.high - self.low)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPlan:
@@ -61,13 +69,15 @@ class SweepPlan:
 
     @property
     def name(self) -> str:
-        """Return a name that depends on what is searched and how, not on how many trials run at a time or where."""
+        """Return a name that depends on all that Tune keeps of a sweep and would restore.
+
+        What is finished is found in the run folders of the trials, whatever the sweep is called.
+        """
         space = {
             key: [item.low, item.high] if isinstance(item, Range) else item
             for key, item in self.space.items()
         }
-        shared = {key: value for key, value in self.sections.items() if key != "placement"}
-        asked = [shared, space, self.search, self.num_trials, self.early_stop]
+        asked = [self.sections, space, self.search, self.num_trials, self.at_once, self.early_stop]
         return f"tune-{fingerprint(asked)[:8]}"
 
 
@@ -114,10 +124,15 @@ def read_values(name: str, text: str) -> list[Any] | Range:
     values = [_yaml(name, value) for value in text.split(",") if value.strip()]
     if not values:
         raise ConfigError(f"{PREFIX}{name}", "needs at least one value")
-    twice = [value for place, value in enumerate(values) if value in values[:place]]
-    if twice:  # two trials of one value would run in one folder
-        raise ConfigError(f"{PREFIX}{name}", "must name a value at most once", twice[0])
+    _refuse_twice(name, values)
     return values
+
+
+def _refuse_twice(name: str, values: Sequence[Any]) -> None:
+    """Two trials of one value would run in one folder."""
+    twice = [value for place, value in enumerate(values) if value in values[:place]]
+    if twice:
+        raise ConfigError(f"{PREFIX}{name}", "must name a value at most once", twice[0])
 
 
 def with_swept(base: Mapping[str, Any], swept: Mapping[str, Any]) -> RunConfig:
@@ -182,12 +197,14 @@ def _checked(space: Mapping[str, Any], base: RunConfig, search: str) -> dict[str
             )
         if isinstance(values, Range) and search == "grid":
             raise ConfigError(f"{PREFIX}{name}", f"a range needs {PREFIX}search=optuna")
-        ends = [values.low, values.high] if isinstance(values, Range) else values
+        ends = values.tried if isinstance(values, Range) else values
         configs = [with_swept(sections_of(base), {name: value}) for value in ends]
         for config in configs:
             check_ready(config)
-        is_path = name.startswith("data.")
-        found[name] = [attrgetter(name)(config) for config in configs] if is_path else values
+        if name.startswith("data.") and not isinstance(values, Range):
+            values = [str(Path(attrgetter(name)(config)).resolve()) for config in configs]
+            _refuse_twice(name, values)
+        found[name] = values
     return found
 
 

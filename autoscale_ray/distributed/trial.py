@@ -14,7 +14,7 @@ from autoscale_ray.artifacts import share_with
 from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import LoopConfig, RunConfig, identity
 from autoscale_ray.config_file import load_config
-from autoscale_ray.distributed.driver import end_driver, follow, start_driver
+from autoscale_ray.distributed.driver import RunFailedError, end_driver, follow, start_driver
 from autoscale_ray.distributed.sweep_plan import with_swept
 from autoscale_ray.errors import AutoScaleError
 from autoscale_ray.run_folder import CONFIG_FILE, SUMMARY_FILE
@@ -58,6 +58,12 @@ def run_loop(config: RunConfig) -> dict[str, Any]:
             for done in rounds[reported:]:
                 ray.tune.report(round_report(done, run_dir))
             reported = len(rounds)
+    except (
+        RunFailedError
+    ):  # another trial of the same values, which a search may name twice, ended the driver first
+        if (summary := finished_summary(run_dir, config)) is None:
+            raise
+        return summary
     finally:
         end_driver(config.placement.run_dir)
     if status["error"]:

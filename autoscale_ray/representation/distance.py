@@ -87,10 +87,10 @@ def _tent_weights(value_M: Tensor, grid: tuple[float, ...]) -> Tensor:
 
 
 def _agent_histogram(graph: SceneGraph) -> Tensor:
-    """Return soft counts of agents over (motion group, s, d) in route coordinates.
+    """Return the root of soft counts of agents over (motion group, s, d) in route coordinates (N, 486).
 
-    The L1 distance between soft histograms on a grid is a bounded transport distance between the agent sets: mass
-    that moves less than a cell costs its share of the cell, mass that moves farther costs 2.
+    An agent counts exp(-distance from the ego / 30 m). The L1 distance between two such tables grows with how far the
+    agents of one would have to move to lie as those of the other, up to about a cell of the grid.
     """
     place = graph.targets["agent.place"]
     weight_M = torch.exp(-graph.targets["agent.box"][:, :2].norm(dim=1) / 30.0)
@@ -107,9 +107,9 @@ def _interaction(graph: SceneGraph) -> Tensor:
     owner = row_of(graph.offsets["agent"])
     groups = _motion_groups(graph)
     kinds_M3 = torch.stack([groups[:, :4].sum(1), groups[:, 4], groups[:, 5]], dim=1) > 0.5
-    plan = graph.targets["ego.drive"][:, 4:][owner]
+    plan = graph.targets["ego.drive"][:, NOW + 1 :][owner]
     gap = (graph.targets["agent.future"] - plan).norm(dim=2)
-    unseen = ~(graph.targets["agent.future_valid"] & graph.targets["ego.drive_valid"][:, 4:][owner])
+    unseen = ~(graph.targets["agent.future_valid"] & graph.targets["ego.drive_valid"][:, NOW + 1 :][owner])
     nearest_M = gap.masked_fill(unseen, torch.inf).amin(dim=1)
     approach_M = torch.exp(-nearest_M / APPROACH_SCALE_M)
     place, box = graph.targets["agent.place"], graph.targets["agent.box"]

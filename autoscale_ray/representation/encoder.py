@@ -1,6 +1,6 @@
 """The encoder: message passing over the scene graph, attention pooling by node type, one embedding per scene.
 
-The modules are PyG layers. `encode` runs them as they are (`path="pyg"`) or by segment sums on the flat tables
+The modules are PyG layers. `GraphEncoder` runs them as they are (`path="pyg"`) or by segment sums on the flat tables
 (`path="fast"`, same weights, same result within 1e-5 in float32), which is what makes a CPU fast enough.
 
 Shape legend: N scenes, M nodes of one type, H hidden size, E edges, D embedding size.

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import TypeAdapter
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoscale_ray.config import RepresentationConfig
 from autoscale_ray.errors import ArtifactError
+from autoscale_ray.representation import ENCODER_VERSION
 from autoscale_ray.representation.decoder import GraphDecoder
 from autoscale_ray.representation.encoder import GraphEncoder
 from autoscale_ray.representation.encoder import Path as EncoderPath
@@ -29,7 +31,6 @@ GRAPH_CHUNK = 1024
 """Scenes turned into a graph at a time; bounds memory, not the result."""
 WEIGHTS_FILE = "graph_rae.safetensors"
 CONFIG_FILE = "graph_rae.json"
-FORMAT_VERSION = 2
 
 
 class GraphRae(nn.Module):
@@ -122,7 +123,7 @@ def save(model: GraphRae, folder: Path | str) -> None:
     path.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path / WEIGHTS_FILE)
     described = {
-        "format": FORMAT_VERSION,
+        "version": ENCODER_VERSION,
         "feature_sizes": model.feature_sizes,
         "num_responses": model.num_responses,
         "config": dataclasses.asdict(model.config),
@@ -137,7 +138,7 @@ def load(folder: Path | str) -> GraphRae:
         folder: Folder with both files.
 
     Raises:
-        ArtifactError: A file is missing, of another format, or does not fit the other.
+        ArtifactError: A file is missing, damaged, of another version, or does not fit the other.
     """
     path = Path(folder)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -145,17 +146,19 @@ def load(folder: Path | str) -> GraphRae:
             raise ArtifactError(str(path / name), "file of a saved encoder is missing")
     try:
         described = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ArtifactError(str(path / CONFIG_FILE), "must be JSON") from error
-    if described.get("format") != FORMAT_VERSION:
-        raise ArtifactError(
-            str(path / CONFIG_FILE), f"format must be {FORMAT_VERSION}", described.get("format")
-        )
-    config = TypeAdapter(RepresentationConfig).validate_python(described["config"])
-    model = new_model(config, described["feature_sizes"], 0, described["num_responses"])
+        version = described["version"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ArtifactError(str(path / CONFIG_FILE), "must be the description of an encoder") from error
+    if version != ENCODER_VERSION:
+        raise ArtifactError(str(path / CONFIG_FILE), f"must be of encoder version {ENCODER_VERSION}", version)
+    try:
+        config = TypeAdapter(RepresentationConfig).validate_python(described["config"])
+        model = new_model(config, described["feature_sizes"], 0, described["num_responses"])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # pydantic's are ValueErrors
+        raise ArtifactError(str(path / CONFIG_FILE), "must be the description of an encoder") from error
     try:
         model.load_state_dict(load_file(path / WEIGHTS_FILE))
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise ArtifactError(
             str(path / WEIGHTS_FILE), "weights do not fit the configuration beside them"
         ) from error

@@ -47,7 +47,7 @@ class SceneGraph:
     edge_offsets: dict[str, Tensor]
     """First edge of each scene by relation, int64, N+1."""
     targets: dict[str, Tensor]
-    """What decoders reconstruct, never encoder input; rows follow the node type before the dot (`ego.future`)."""
+    """What decoders reconstruct, never encoder input; rows follow the node type before the dot (`ego.drive`)."""
 
     def __len__(self) -> int:
         return len(self.features["ego"])
@@ -109,11 +109,12 @@ def _pairs(batch: SceneBatch, scene: features.SceneGeometry) -> dict[str, Tensor
 
 
 def _ranked(pairs: Tensor, kept_source: Tensor, kept_target: Tensor) -> Tensor:
-    """Return the pairs as node numbers, ordered by target, then source."""
+    """Return the pairs as node numbers, each once, ordered by target, then source."""
     source = torch.searchsorted(kept_source, pairs[:, 0].contiguous())
     target = torch.searchsorted(kept_target, pairs[:, 1].contiguous())
-    order = torch.argsort(target * (len(kept_source) + 1) + source)
-    return torch.stack([source, target], dim=1)[order]
+    size = len(kept_source) + 1
+    ordered = torch.unique(target * size + source)
+    return torch.stack([ordered % size, ordered // size], dim=1)
 
 
 def _edge_tables(edges_E2: Tensor, starts_N1: Tensor, targets_N1: Tensor) -> tuple[Tensor, Tensor, Tensor]:

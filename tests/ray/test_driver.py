@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from autoscale_ray.distributed.driver import (
     find_driver,
     follow,
     start_driver,
+    status_of,
 )
 from autoscale_ray.distributed.session import run_on_ray
 from autoscale_ray.distributed.status import read_events
@@ -154,7 +156,14 @@ def test_a_loop_waits_for_the_driver_that_embeds_its_pools_and_is_no_part_of_it(
     run_dir = with_cached_stages(tmp_path / "run", reference)
     config = config_of(run_dir)
     first = start_driver(config, embed_only=True)
-    second = start_driver(config)
+    hold(first)
+    with ThreadPoolExecutor(
+        1
+    ) as elsewhere:  # the client of the first one ends it while the second waits for it
+        waiting = elsewhere.submit(start_driver, config)
+        wait_for(lambda: status_of(first)["state"] != "paused")
+        end_driver(str(run_dir), first)
+        second = waiting.result(60)
     assert second._actor_id != first._actor_id
     assert not hold(second)["embed_only"]
     end_driver(str(run_dir))

@@ -38,10 +38,10 @@ def test_trials_that_run_elsewhere_find_what_was_named_here(tmp_path, monkeypatc
     plan = read_plan(["run.yaml", "data.dev=dev", "sweep.data.real=../x,../y"])
     monkeypatch.chdir(elsewhere)
     real = plan.space["data.real"]
-    assert real == [f"{here}/../x", f"{here}/../y"]
+    assert real == [str(tmp_path / "x"), str(tmp_path / "y")]
     config = with_swept(plan.sections, {"data.real": real[1], "placement.run_dir": tmp_path / "t"})
     assert (config.data.synthetic, config.data.dev, config.data.real) == (
-        f"{here}/pools/a", f"{here}/dev", f"{here}/../y")  # fmt: skip
+        f"{here}/pools/a", f"{here}/dev", str(tmp_path / "y"))  # fmt: skip
     assert (config.loop.num_rounds, config.seed) == (3, 7)
 
 
@@ -49,9 +49,25 @@ def test_a_sweep_is_another_one_where_anything_that_bears_on_its_trials_is():
     def name(*arguments: str) -> str:
         return read_plan(["sweep.loop.budget=20,60", *arguments]).name
 
-    assert name() == name("sweep.at_once=3") == name("placement.ray.num_trainers=2")
-    others = [name("loop.num_rounds=3"), name("sweep.early_stop=false"), name("data.real=pools/real")]
-    assert len({name(), *others}) == 4
+    others = ["loop.num_rounds=3", "sweep.early_stop=false", "data.real=pools/real", "sweep.at_once=3"]
+    others += [
+        "placement.ray.num_trainers=2",
+        "placement.run_dir=elsewhere",
+    ]  # Tune would restore the old ones
+    assert name() == name()
+    assert len({name(), *map(name, others)}) == 7
+
+
+def test_one_folder_named_in_two_ways_is_named_twice():
+    with pytest.raises(ConfigError, match=r"sweep\.data\.real: must name a value at most once"):
+        read_plan(["sweep.data.real=pools/a,./pools/a"])
+
+
+def test_a_range_of_fractions_is_refused_for_whole_numbers():
+    with pytest.raises(ConfigError, match=r"loop\.budget"):
+        read_plan(["sweep.loop.budget=1e2..1e3", "sweep.search=optuna", "sweep.num_trials=2"])
+    plan = read_plan(["sweep.ascent.floor_final=1e-3..1e-1", "sweep.search=optuna", "sweep.num_trials=2"])
+    assert plan.space == {"ascent.floor_final": Range(1e-3, 1e-1)}
 
 
 def test_numbers_are_numbers_also_where_yaml_wants_a_point():
@@ -76,8 +92,8 @@ def test_what_would_be_lost_is_refused(arguments, told):
 
 
 def test_a_range_lies_between_two_numbers_and_paths_are_values():
-    here = Path.cwd()
-    assert read_plan(["sweep.data.real=../a,../b"]).space == {"data.real": [f"{here}/../a", f"{here}/../b"]}
+    above = Path.cwd().parent
+    assert read_plan(["sweep.data.real=../a,../b"]).space == {"data.real": [f"{above}/a", f"{above}/b"]}
     assert read_values("data.real", '"../a","../b"') == ["../a", "../b"]
     assert read_values("ascent.floor_explore", "0.1...5") == Range(0.1, 0.5)
     with pytest.raises(ConfigError, match=r"loop\.budget: .*integer.*20\.\.many"):

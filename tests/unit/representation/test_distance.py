@@ -45,9 +45,13 @@ def test_ranks_are_the_share_of_closer_pairs():
 
 
 def test_motion_is_compared_over_common_frames():
-    batch = random_batch(2, 2)
+    batch, rng = random_batch(2, 2), np.random.default_rng(0)
+    states = batch.ego_states_NT7
+    states[:, :, 2] = torch.from_numpy(
+        rng.uniform(-4, 4, states.shape[:2])
+    ).float()  # also more than half a turn apart
+    states[:, :, 3:5] = torch.from_numpy(rng.uniform(0, 9, (*states.shape[:2], 2))).float()
     batch.ego_valid_NT[1, 6:] = False
-    batch.ego_states_NT7[0, :, 2] += 6.0  # apart by more than half a turn
     found = aspect_distances(signature_of(batch), signature_of(batch))
     frames = [frame for frame in range(1, 13) if bool(batch.ego_valid_NT[1, frame])]
     assert len(frames) == 5
@@ -58,6 +62,7 @@ def test_motion_is_compared_over_common_frames():
     assert float(found["heading"][0, 1]) == pytest.approx(turn, rel=1e-4)
     for name, table in {"speed": speed, "speed_change": change}.items():
         expected = np.abs(table[0, frames] - table[1, frames]).mean()
+        assert expected > 0.5
         assert float(found[name][0, 1]) == pytest.approx(expected, rel=1e-4)
 
 

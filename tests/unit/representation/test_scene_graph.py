@@ -163,6 +163,20 @@ def test_lanes_know_how_many_segments_they_are_linked_to_and_which_way_they_go_o
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32), atol=1e-6, rtol=0)
 
 
+def test_a_pair_that_is_linked_in_two_ways_is_one_edge():
+    """Two lanes in a ring follow each other."""
+    batch = random_batch(1, 0, num_lanes=2)
+    lanes = [[[0.0, 0.0], [10.0, 0.0]], [[10.0, 0.0], [0.0, 0.0]]]
+    batch = dataclasses.replace(
+        batch,
+        lane_points_V2=torch.tensor(lanes).flatten(0, 1),
+        lane_point_offsets=torch.arange(3) * 2,
+        links_E3=torch.tensor([[0, 1, 0], [1, 0, 0]]),
+        link_offsets=torch.tensor([0, 2]),
+    )
+    assert global_edges(graph_from_batch(batch), "lane_lane").tolist() == [[1, 0], [0, 1]]
+
+
 def test_nodes_are_the_objects_near_the_ego():
     batch = random_batch(50, 1)
     graph = graph_from_batch(batch)

@@ -9,8 +9,8 @@ import torch
 
 from autoscale_ray.config import EmbeddingLossConfig, RepresentationConfig
 from autoscale_ray.errors import ArtifactError, PoolError
+from autoscale_ray.representation import ENCODER_VERSION, training
 from autoscale_ray.representation import model as models
-from autoscale_ray.representation import training
 from autoscale_ray.representation.distance import fit_scenario_distance
 from autoscale_ray.representation.quality import distance_correlation
 from autoscale_ray.representation.scene_graph import RELATIONS, global_edges
@@ -123,14 +123,27 @@ def test_damaged_model_files_give_one_clear_line(scenes, tmp_path):
     models.save(model, tmp_path)
     config_file = tmp_path / models.CONFIG_FILE
     text = config_file.read_text()
-    config_file.write_text(json.dumps(json.loads(text) | {"format": 99}))
-    with pytest.raises(ArtifactError, match=r"format must be 2 .found 99"):
+    config_file.write_text(json.dumps(json.loads(text) | {"version": 99}))
+    with pytest.raises(ArtifactError, match=rf"must be of encoder version {ENCODER_VERSION} .found 99"):
         models.load(tmp_path)
     config_file.write_text(text.replace('"hidden_size": 16', '"hidden_size": 32'))
     with pytest.raises(ArtifactError, match="do not fit"):
         models.load(tmp_path)
-    config_file.write_text("{")
-    with pytest.raises(ArtifactError, match="JSON"):
+    version = f'"version": {ENCODER_VERSION}'
+    for damaged in (
+        "{",
+        "[]",
+        "{}",
+        f"{{{version}}}",
+        text.replace('"hidden_size": 16', '"hidden_size": -1'),
+    ):
+        config_file.write_text(damaged)
+        with pytest.raises(ArtifactError, match="must be the description of an encoder"):
+            models.load(tmp_path)
+    config_file.write_text(text)
+    weights = tmp_path / models.WEIGHTS_FILE
+    weights.write_bytes(weights.read_bytes()[:-9])
+    with pytest.raises(ArtifactError, match="do not fit"):
         models.load(tmp_path)
     config_file.unlink()
     with pytest.raises(ArtifactError, match="missing"):
