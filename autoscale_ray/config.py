@@ -113,11 +113,11 @@ class ScenarioDistanceConfig:
     laplacian follow; 0 leaves an aspect out.
     """
 
-    heading: NonNegative = 1.0
+    heading: NonNegative = 0.5
     """Mean difference of the ego's headings, -1.5 to 4 s."""
     speed: NonNegative = 0.5
     """Mean difference of its speeds."""
-    speed_change: NonNegative = 1.0
+    speed_change: NonNegative = 0.5
     """Mean difference of what its speeds have changed by since t = 0."""
     agents: NonNegative = 1.0
     """Difference of soft histograms of the agents, by kind of motion, in route coordinates."""

@@ -28,7 +28,7 @@ PAIR_SCALE = 0.25
 """Scenario distance at which the pull between a perturbed scene and its source has fallen to 1/e."""
 NEIGHBOUR_SCALE = 0.05
 """Scenario distance at which a scene's share as a neighbour has fallen to 1/e: a handful of scenes of a batch."""
-NEIGHBOUR_TEMPERATURE = 0.2
+NEIGHBOUR_TEMPERATURE = 0.05
 
 
 def scene_loss(found: SceneReconstruction, raster_N4C: Tensor, drive_NT2: Tensor, valid_NT: Tensor,
@@ -127,7 +127,7 @@ def metric_loss(z_ND: Tensor, delta_NN: Tensor) -> Tensor:
 def neighbour_loss(z_ND: Tensor, delta_NN: Tensor, log_N: Tensor) -> Tensor:
     """Make the scenes of a batch that look nearest be those that are nearest: mean_a KL(P_a || Q_a).
 
-    P_ai ~ exp(-delta_ai / 0.05), Q_ai ~ exp(cos(z_a, z_i) / 0.2): stochastic neighbour embedding (Hinton and Roweis
+    P_ai ~ exp(-delta_ai / 0.05), Q_ai ~ exp(cos(z_a, z_i) / 0.05): stochastic neighbour embedding (Hinton and Roweis
     2002, eqs. 1-3) with the scenario distance as the given one. Where the log-ratio loss weighs all distances alike,
     this one sees the near ones, which are what retrieval and clusters use. The scenes i are those of other logs:
     windows of one recording overlap, are nearest for that alone, and would teach places, not situations. A scene
