@@ -196,14 +196,15 @@ def start_driver(
                 raise ConfigError(run_dir, "a driver is running another configuration in this folder")
             if embed_only and not status["embed_only"]:
                 raise ConfigError(run_dir, "a driver is running the whole loop in this folder")
-        is_in_the_way = status["embed_only"] and not embed_only
-        if status["state"] == "running" or is_in_the_way:  # its last client may have been told to stop
+        if status["embed_only"] and not embed_only:  # what it makes is wanted first
+            with suppress(RunFailedError, RayActorError):  # who else waits for it may end it first
+                ray.get(found.resume.remote())
+                deque(follow(found), maxlen=0)
+            end_driver(run_dir, found)
+        elif status["state"] == "running":  # its last client may have been told to stop
             ray.get(found.resume.remote())
             status = status_of(found)
-        if is_in_the_way:  # what it makes is wanted first
-            with suppress(RunFailedError):  # who else waits for it may end it first
-                deque(follow(found), maxlen=0)
-        if is_in_the_way or status["state"] in ENDED:
+        if status["state"] in ENDED:
             end_driver(run_dir, found)
     return (
         ray.remote(Driver)
