@@ -147,7 +147,8 @@ def _played(
 
 
 STALL = """
-import sys, threading
+import os, socket, sys, threading, time
+import torch.distributed as d
 from pathlib import Path
 from autoscale_ray.distributed.deadline import Deadline
 
@@ -158,12 +159,11 @@ with Deadline(1, Path(sys.argv[1])) as deadline:
 """
 HANGS = {
     "a lock": "lock = threading.Lock(); lock.acquire(); lock.acquire()",
-    "a socket": "import socket; a, b = socket.socketpair(); a.recv(1)",
-    "a pipe": "import os; r, w = os.pipe(); os.read(r, 1)",
+    "a socket": "a, b = socket.socketpair(); a.recv(1)",
+    "a pipe": "r, w = os.pipe(); os.read(r, 1)",
     "a thread": "threading.Thread(target=threading.Event().wait).start(); threading.Event().wait()",
     "a collective": (
-        "import torch.distributed as d; d.init_process_group('gloo', init_method='tcp://127.0.0.1:{port}', "
-        "rank=0, world_size=2)"
+        "d.init_process_group('gloo', init_method='tcp://127.0.0.1:{port}', rank=0, world_size=2)"
     ),
 }
 
@@ -179,6 +179,6 @@ def test_a_stall_ends_its_process_and_leaves_its_stacks(hang: str, tmp_path: Pat
 
 
 def test_work_that_goes_on_is_left_alone_and_leaves_nothing(tmp_path: Path) -> None:
-    code = STALL.format(hang="import time; [(time.sleep(0.2), deadline.renew()) for _ in range(10)]")
+    code = STALL.format(hang="[(time.sleep(0.2), deadline.renew()) for _ in range(10)]")
     subprocess.run([sys.executable, "-c", code, tmp_path], timeout=30, check=True)
     assert not list(tmp_path.glob("*.txt"))
