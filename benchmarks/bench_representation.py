@@ -39,12 +39,12 @@ from benchmarks import representation_baselines as baselines
 from benchmarks import representation_figure
 from benchmarks.representation_data import (
     DataSet,
-    Side,
     built_in_world,
     ingest_recordings,
     mark_of_sources,
     most_common,
     recordings,
+    source_rows,
     tags_of,
 )
 from benchmarks.surroundings import surroundings
@@ -157,12 +157,6 @@ class Prepared:
     def batches(self) -> tuple[Iterator[SceneBatch], ...]:
         """Return the scenes of the training, the test and the held side."""
         return tuple(side.batches() for side in (self.data.train, self.data.test, self.data.held))
-
-
-def source_rows(side: Side) -> np.ndarray:
-    ids, origins = side.column("scene_id"), side.column("origin_id")
-    row_by_id = {scene_id: row for row, scene_id in enumerate(ids)}
-    return np.array([row_by_id.get(origin, -1) if origin else -1 for origin in origins])
 
 
 def prepare(data: DataSet, config: RepresentationConfig) -> Prepared:

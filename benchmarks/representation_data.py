@@ -80,6 +80,12 @@ class Side:
         )
 
 
+def source_rows(side: Side) -> np.ndarray:
+    ids, origins = side.column("scene_id"), side.column("origin_id")
+    row_by_id = {scene_id: row for row, scene_id in enumerate(ids)}
+    return np.array([row_by_id.get(origin, -1) if origin else -1 for origin in origins])
+
+
 @dataclass(frozen=True)
 class DataSet:
     """One data set of the benchmark."""

@@ -52,14 +52,7 @@ def play_here(
     worker_device()  # hides the GPUs of this node, which are not the driver's
     run_dir = work_dir(config)
     inputs, store = open_run(config)
-    trainers = threading.Thread(target=_train, args=(config, driver, board), name="train", daemon=True)
-    if embed_only:
-        board.begin = trainers.start  # everything may be there already
-    else:
-        trainers.start()
-        threading.Thread(
-            target=load_search, name="search", daemon=True
-        ).start()  # else between the first two rounds
+    trainers = _trainers(config, driver, board, embed_only=embed_only)
     settings = {"seed": config.seed, "budget": config.loop.budget}
     name = config.placement.run_dir.rstrip("/").rpartition("/")[2]
     observer = Observer(name, run_dir, store.log, settings, config.loop.num_rounds)
@@ -90,6 +83,18 @@ def play_here(
         board.close()  # workers go home, whatever trackers still have to do
         observer.close(ended, reason)
     return made
+
+
+def _trainers(config: RunConfig, driver: str, board: TaskBoard, *, embed_only: bool) -> threading.Thread:
+    """Return the thread of the Train run: started, or where embeddings may all be there, at the first task."""
+    trainers = threading.Thread(target=_train, args=(config, driver, board), name="train", daemon=True)
+    if embed_only:
+        board.begin = trainers.start
+    else:
+        trainers.start()
+        # Here and not between the first two rounds, where it would be waited for.
+        threading.Thread(target=load_search, name="search", daemon=True).start()
+    return trainers
 
 
 def _embed(stages: RayStages, board: TaskBoard, trainers: threading.Thread) -> None:

@@ -172,7 +172,7 @@ def test_ctrl_c_is_one_line(tmp_path):
     with subprocess.Popen(program, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while not (out.exists() and any(out.iterdir())) and time.monotonic() < deadline:
-            time.sleep(0.01)  # until a pool is being drawn; imports before it may swallow the signal
+            time.sleep(0.01)  # polling another process until it draws a pool; imports may swallow the signal
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
     assert (process.returncode, told) == (130, "autoscale: interrupted\n")
