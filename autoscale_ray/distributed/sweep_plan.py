@@ -42,6 +42,7 @@ class Range:
         """Return values that show what the field takes: both ends and, of fractions, one between them."""
         if isinstance(self.low, int) and isinstance(self.high, int):
             return [self.low, self.high]
+        # A share at which hardly any two ends have a whole number between them.
         return [self.low, self.high, self.low + 0.381966 * (self.high - self.low)]
 
 

@@ -58,9 +58,8 @@ def run_loop(config: RunConfig) -> dict[str, Any]:
             for done in rounds[reported:]:
                 ray.tune.report(round_report(done, run_dir))
             reported = len(rounds)
-    except (
-        RunFailedError
-    ):  # another trial of the same values, which a search may name twice, ended the driver first
+    except RunFailedError:
+        # Another trial of the same values, which a search may name twice, has ended the driver first.
         if (summary := finished_summary(run_dir, config)) is None:
             raise
         return summary
