@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autoscale_ray.scenes.ragged import ragged
+from autoscale_ray.scenes.rings import is_tangled, mend_rings
 from autoscale_ray.scenes.road_map import RoadMap
 from autoscale_ray.scenes.schema import NUM_FRAMES, POLYGON_LAYERS
 
@@ -22,12 +24,6 @@ AREA_MARGIN_M = 0.1
 
 Flat = tuple[np.ndarray, np.ndarray]
 """Values and the number of them in each window."""
-
-
-def ragged(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return the elements of runs laid end to end: starts [5, 0], lengths [2, 1] give [5, 6, 0]."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
 
 
 def to_scene_frame(points: np.ndarray, origins_M3: np.ndarray, window: np.ndarray) -> np.ndarray:
@@ -89,7 +85,7 @@ def crop_road(
     A lane is kept from its first to its last vertex within the radius around the ego and one vertex more at
     each end. Each lane with borders gives two polygons: its own (lane or lane_connector), and the area it
     belongs to (roadblock or intersection), which is `AREA_MARGIN_M` larger; the union of those areas is the
-    drivable area.
+    drivable area. Polygons that cross themselves are mended, see `rings.mend_rings`.
 
     Args:
         road: Road in map coordinates.
@@ -181,6 +177,8 @@ class _Rings:
     layer_Q: np.ndarray
     lane_Q: np.ndarray
     """Lane of the road map, -1 without."""
+    area_Q: np.ndarray
+    """Area of the road map, -1 for the borders of a lane."""
     start_Q2: np.ndarray
     """Where the run forwards and the run backwards begin."""
     length_Q2: np.ndarray
@@ -203,17 +201,23 @@ def _polygons(
         areas,
     ]
     order = np.argsort(np.concatenate([part.window_Q for part in parts]), kind="stable")
-    window_Q, layer_Q, lane_Q, start_Q2, length_Q2 = (
+    window_Q, layer_Q, lane_Q, area_Q, start_Q2, length_Q2 = (
         np.concatenate([getattr(part, name) for part in parts])[order]
-        for name in ("window_Q", "layer_Q", "lane_Q", "start_Q2", "length_Q2")
+        for name in ("window_Q", "layer_Q", "lane_Q", "area_Q", "start_Q2", "length_Q2")
     )
-    count_Q = length_Q2.sum(1)
     points_W2 = lines_BN2.reshape(-1, 2)
     points_W2 = np.concatenate([points_W2, area_points]) if len(area_points) else points_W2
     # A row of 8 bytes moves several times as fast as one number than as a pair.
     points_W2 = (
         points_W2.view(np.int64).take(_forth_and_back(start_Q2, length_Q2)).view(np.float32).reshape(-1, 2)
     )
+    suspect_L, suspect_A = (
+        _tangled_lanes(road, cut),
+        is_tangled(road.area_points_W2, np.diff(road.area_offsets)),
+    )
+    suspects = np.flatnonzero(_at(suspect_L, lane_Q) & (area_Q < 0) | _at(suspect_A, area_Q))
+    points_W2, count_Q, source_Q = mend_rings(points_W2, length_Q2.sum(1), suspects)
+    window_Q, layer_Q, lane_Q = window_Q[source_Q], layer_Q[source_Q], lane_Q[source_Q]
     num_M = np.bincount(window_Q, minlength=len(origins_M3))
     has_lane_Q = lane_Q >= 0
     red_QT = np.zeros((len(window_Q), NUM_FRAMES), dtype=bool)
@@ -257,7 +261,32 @@ def _lane_rings(road: RoadMap, cut: _Cut, plain: str, crossing: str, base: int) 
     first = base + (np.cumsum(cut.count_J) - cut.count_J)[keep]
     layer = np.where(road.is_connector_L[lane], POLYGON_LAYERS.index(crossing), POLYGON_LAYERS.index(plain))
     starts = np.stack([first, first + cut.count_J.sum() + count - 1], axis=1)
-    return _Rings(cut.window_J[keep], layer, lane, starts, np.stack([count, count], axis=1))
+    return _Rings(
+        cut.window_J[keep], layer, lane, np.full(len(lane), -1), starts, np.stack([count, count], axis=1)
+    )
+
+
+def _tangled_lanes(road: RoadMap, cut: _Cut) -> np.ndarray:
+    """Tell which lanes of the cut have borders, their own or the widened ones, that cross (bool, L)."""
+    flags = np.zeros(road.num_lanes, dtype=bool)
+    lane_J = np.unique(cut.lane_J)
+    count_J = np.diff(road.offsets)[lane_J]
+    vertex_N = ragged(road.offsets[lane_J], count_J)
+    starts = np.cumsum(count_J) - count_J
+    starts_J2, counts_J2 = (
+        np.stack([starts, starts + count_J - 1 + len(vertex_N)], axis=1),
+        np.stack([count_J] * 2, axis=1),
+    )
+    turns = _forth_and_back(starts_J2, counts_J2)
+    for left_V2, right_V2 in ((road.left_V2, road.right_V2), _widened(road)):
+        rings = np.concatenate([left_V2[vertex_N], right_V2[vertex_N]])[turns]
+        flags[lane_J] |= is_tangled(rings, 2 * count_J)
+    return flags
+
+
+def _at(flag: np.ndarray, index_Q: np.ndarray) -> np.ndarray:
+    """Return the flags at an index, False where it is -1."""
+    return np.append(flag, False)[index_Q]
 
 
 def _widened(road: RoadMap) -> tuple[np.ndarray, np.ndarray]:
@@ -298,4 +327,5 @@ def _area_rings(
     )
     lengths = np.stack([count_Q, nothing], axis=1)
     with np.errstate(over="ignore"):
-        return _Rings(window, layer[area], road.area_lane_Q[area], starts, lengths), points.astype(np.float32)
+        rings = _Rings(window, layer[area], road.area_lane_Q[area], area, starts, lengths)
+        return rings, points.astype(np.float32)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import shapely
 
-from autoscale_ray.scenes.crops import ragged
 from autoscale_ray.scenes.kinematics import wrap_angle
+from autoscale_ray.scenes.ragged import ragged
 from autoscale_ray.scenes.road_map import SUCCESSOR, RoadMap
 
 MATCH_DISTANCE_M = 0.75

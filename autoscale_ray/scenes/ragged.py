@@ -56,6 +56,11 @@ def ragged_index(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     return shift.add_(torch.arange(len(shift), device=starts.device)), offsets
 
 
+def ragged(starts: Int64, lengths: Int64) -> Int64:
+    """Return the elements of runs laid end to end: starts [5, 0], lengths [2, 1] give [5, 6, 0]."""
+    return _ragged_index(starts, lengths)[0]
+
+
 def _ragged_index(starts: Int64, lengths: Int64) -> tuple[Int64, Int64]:
     offsets = _offsets_of(lengths)
     index = np.repeat(starts - offsets[:-1], lengths)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import shapely
 
-from autoscale_ray.scenes.crops import ragged
 from autoscale_ray.scenes.kinematics import wrap_angle
+from autoscale_ray.scenes.ragged import ragged
 from autoscale_ray.scenes.road_map import SUCCESSOR, RoadMap
 
 LANE_CHANGE_COST_M = 50.0

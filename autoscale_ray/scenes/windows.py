@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from autoscale_ray.errors import InvalidInputError
-from autoscale_ray.scenes.crops import Flat, crop_radius, crop_road, frames_of, ragged, to_scene_frame, turned
+from autoscale_ray.scenes.crops import Flat, crop_radius, crop_road, frames_of, to_scene_frame, turned
 from autoscale_ray.scenes.kinematics import center_velocities, gapless_runs, rear_axle_states, wrap_angle
 from autoscale_ray.scenes.lane_matching import LaneMatcher
+from autoscale_ray.scenes.ragged import ragged
 from autoscale_ray.scenes.recording import Recording
 from autoscale_ray.scenes.routes import Route, RoutePlanner, cut_lines
 from autoscale_ray.scenes.schema import (

@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
-from autoscale_ray.scenes.crops import Flat, local_offsets, ragged, to_scene_frame
+from autoscale_ray.scenes.crops import Flat, local_offsets, to_scene_frame
 from autoscale_ray.scenes.gates import QUARANTINE_SCHEMA
 from autoscale_ray.scenes.kinematics import wrap_angle
+from autoscale_ray.scenes.ragged import ragged
 from autoscale_ray.scenes.readers.nuplan_map import NuplanMap
 from autoscale_ray.scenes.readers.nuplan_route import NavsimRoute, RouteFinder
 from autoscale_ray.scenes.readers.openscene import OpensceneLog, filled_velocities

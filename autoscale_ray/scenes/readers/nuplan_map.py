@@ -23,8 +23,8 @@ import numpy as np
 import shapely
 
 from autoscale_ray.errors import InputRejectedError, MissingExtraError
-from autoscale_ray.scenes.crops import ragged
 from autoscale_ray.scenes.geopackage import INSTALL, Layer, read_geopackage
+from autoscale_ray.scenes.ragged import ragged
 from autoscale_ray.scenes.schema import POLYGON_LAYERS
 from autoscale_ray.scenes.trust import read_file
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscale_ray.errors import InputRejectedError
+from autoscale_ray.evaluation.from_pool import row_values, scoring_scene
 from autoscale_ray.scenes.batch import batch_from_table
 from autoscale_ray.scenes.readers import commonroad
 from autoscale_ray.scenes.trust import parse_xml
@@ -168,6 +169,17 @@ def test_window_counts_agree_with_the_provenance(folder, site, num_windows):
         recording = next(commonroad.read(archive, name))
         count += len(find_anchors(recording, WindowOptions()).track_M)
     assert count == num_windows
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["USA_US101-13_1_T-1.xml", "USA_US101-22_1_T-1.xml"])
+def test_every_recorded_scene_can_be_scored(name):
+    """A border of this motorway's map steps back by a millimetre, on which every scene here was once refused."""
+    archive = DATA / "real" / "commonroad_ngsim" / "scenarios.zip"
+    (recording,) = commonroad.read(archive, name)
+    for table in cut_windows(recording, "real", WindowOptions()):
+        for row in range(len(table)):
+            scoring_scene(row_values(table, row))
 
 
 @needs_data

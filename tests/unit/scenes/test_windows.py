@@ -4,8 +4,10 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
+import shapely
 
 from autoscale_ray.errors import InvalidInputError
+from autoscale_ray.evaluation.from_pool import row_values, scoring_scene
 from autoscale_ray.scenes.batch import batch_from_table
 from autoscale_ray.scenes.recording import Recording, Track, gather_tracks
 from autoscale_ray.scenes.road_map import make_road_map
@@ -109,6 +111,38 @@ def test_lanes_are_cut_near_the_crop_radius_and_never_inside_it():
     x = batch.lane_points_V2[:, 0].numpy()
     assert -91.0 <= x.min() <= -80.0
     assert 80.0 <= x.max() <= 91.0
+
+
+def test_a_border_that_crosses_itself_gives_simple_polygons_and_a_scene_that_is_scored():
+    """The left border of lane a steps back by 2 cm; a parking space is a bow tie."""
+    road = two_cars().road
+    steps_back = road.left_V2.copy()
+    steps_back[3] = steps_back[2] - place(np.array([[0.02, 0.01]]))[0] + place(np.zeros((1, 2)))[0]
+    bow_tie = place(np.array([(20.0, 5.0), (30.0, 9.0), (30.0, 5.0), (20.0, 9.0)]))
+    tangled = dataclasses.replace(
+        road,
+        left_V2=steps_back,
+        area_offsets=np.array([0, 4]),
+        area_points_W2=bow_tie,
+        area_layer=("carpark_area",),
+        area_lane_Q=np.array([-1]),
+    )
+    before, table = (_cut(dataclasses.replace(two_cars(), road=one)).slice(1, 1) for one in (road, tangled))
+    batch = batch_from_table(table)
+    layers = [POLYGON_LAYERS[k] for k in batch.polygon_layer_Q.tolist()]
+    assert [layers.count(name) for name in ("carpark_area", "lane", "lane_connector")] == [
+        2,
+        *(
+            [POLYGON_LAYERS[k] for k in batch_from_table(before).polygon_layer_Q.tolist()].count(name)
+            for name in ("lane", "lane_connector")
+        ),
+    ]
+    rings = np.split(batch.polygon_points_W2.numpy(), batch.polygon_point_offsets[1:-1].numpy())
+    assert all(shapely.Polygon(ring).is_valid for ring in rings)
+    on_lane = batch.polygon_lane_Q == 0
+    area = sum(shapely.Polygon(rings[row]).area for row in np.flatnonzero(on_lane.numpy()))
+    assert area == pytest.approx(400.0, rel=0.01)
+    scoring_scene(row_values(table, 0))
 
 
 def test_centerline_reaches_beyond_the_drive_and_bears_its_direction():
