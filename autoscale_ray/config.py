@@ -114,11 +114,11 @@ class ScenarioDistanceConfig:
     """
 
     heading: NonNegative = 0.5
-    """Mean difference of the ego's headings, -1.5 to 4 s."""
+    """Mean difference of the ego's headings, -1.5 to 4 s, beyond 0.05 rad."""
     speed: NonNegative = 0.5
     """Mean difference of its speeds."""
     speed_change: NonNegative = 0.5
-    """Mean difference of what its speeds have changed by since t = 0."""
+    """Mean difference of what its speeds have changed by since t = 0, beyond 0.5 m/s."""
     agents: NonNegative = 1.0
     """Difference of soft histograms of the agents, by kind of motion, in route coordinates."""
     interaction: NonNegative = 1.0

@@ -25,6 +25,9 @@ Signature = dict[str, Tensor]
 
 MOTION = ("heading", "speed", "speed_change")
 """Aspects that compare profiles over the frames -1.5 ... 4 s."""
+NEGLIGIBLE = {"heading": 0.05, "speed_change": 0.5}
+"""Mean differences (rad, m/s) up to which two drives turn and brake alike. Most pairs of scenes go straight on at a
+steady speed; without this the ranks of turns and brakes would be crowded by those of noise."""
 ASPECTS = (*MOTION, "agents", "interaction", "lanes", "controls")
 GRID_S_M = (-40.0, -20.0, -8.0, 0.0, 8.0, 16.0, 28.0, 45.0, 60.0)
 GRID_D_M = (-20.0, -9.0, -4.5, -2.0, 0.0, 2.0, 4.5, 9.0, 20.0)
@@ -168,7 +171,7 @@ def aspect_distances(first: Signature, second: Signature) -> dict[str, Tensor]:
     """Compare every scene of one side with every scene of the other, aspect by aspect.
 
     Heading (rad, the short way round), speed and speed change (m/s): the mean over frames known in both scenes of the
-    absolute difference. The other aspects are L1 distances.
+    absolute difference, of heading and speed change what exceeds `NEGLIGIBLE`. The other aspects are L1 distances.
 
     Args:
         first: P scenes.
@@ -182,6 +185,7 @@ def aspect_distances(first: Signature, second: Signature) -> dict[str, Tensor]:
     gaps = {name: (first[name][:, None] - second[name][None]).abs() for name in MOTION}
     gaps["heading"] = torch.pi - (gaps["heading"] % (2 * torch.pi) - torch.pi).abs()
     found = {name: (gap_PQT * weight_PQT).sum(2) for name, gap_PQT in gaps.items()}
+    found |= {name: (found[name] - limit).clamp(min=0) for name, limit in NEGLIGIBLE.items()}
     return found | {name: torch.cdist(first[name], second[name], p=1) for name in ASPECTS[len(MOTION) :]}
 
 

@@ -10,6 +10,7 @@ from scipy.stats import rankdata, spearmanr
 
 from autoscale_ray.representation.distance import (
     ASPECTS,
+    NEGLIGIBLE,
     aspect_distances,
     fit_scenario_distance,
     scenario_signature,
@@ -59,11 +60,24 @@ def test_motion_is_compared_over_common_frames():
     speed = np.hypot(*np.moveaxis(batch.ego_states_NT7.numpy()[:, :, 3:5], 2, 0))
     change = speed - speed[:, [CURRENT_FRAME]]
     turn = np.abs(np.angle(np.exp(1j * (yaw[0, frames] - yaw[1, frames])))).mean()
-    assert float(found["heading"][0, 1]) == pytest.approx(turn, rel=1e-4)
+    assert float(found["heading"][0, 1]) == pytest.approx(turn - NEGLIGIBLE["heading"], rel=1e-4)
     for name, table in {"speed": speed, "speed_change": change}.items():
-        expected = np.abs(table[0, frames] - table[1, frames]).mean()
+        expected = np.abs(table[0, frames] - table[1, frames]).mean() - NEGLIGIBLE.get(name, 0.0)
         assert expected > 0.5
         assert float(found[name][0, 1]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_turns_stand_out_from_drives_that_are_as_good_as_straight():
+    """Of 40 drives 36 go straight on, each with a little noise of its own, 4 turn: a turn is far from all others."""
+    batch, rng = random_batch(40, 4), np.random.default_rng(0)
+    states = batch.ego_states_NT7
+    states[:, :, 2] = torch.from_numpy(rng.normal(scale=0.01, size=(40, 1))).float()
+    states[:4, CURRENT_FRAME + 1 :, 2] += torch.linspace(0.1, 1.2, states.shape[1] - CURRENT_FRAME - 1)
+    batch.ego_valid_NT[:] = True
+    signature = signature_of(batch)
+    delta = fit_scenario_distance(signature, {"heading": 1.0}, 0)(signature, signature)
+    assert float(delta[4:, 4:].max()) == 0
+    assert float(delta[:4, 4:].min()) > 0.6
 
 
 def test_agent_distance_follows_exact_transport():
