@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 
 from autoscale_ray.evaluation.observation import Tracks, red_light_steps, replay_tracks
 from autoscale_ray.evaluation.scene import (
-    CARPARK,
+    DRIVABLE_LAYERS,
     INTERSECTION,
     LANE,
     LANE_CONNECTOR,
     NUM_HISTORY_FRAMES,
-    ROADBLOCK,
     Flags,
     Floats,
     Integers,
@@ -200,7 +199,7 @@ def _ring_bounds(offsets: Integers, xy: Floats) -> Floats:
 def _ring_kinds(scene: ScoringScene) -> Integers:
     layers = scene.polygon_layers
     is_lane = (layers == LANE) | (layers == LANE_CONNECTOR)
-    is_drivable = (layers == ROADBLOCK) | (layers == INTERSECTION) | (layers == CARPARK)
+    is_drivable = np.isin(layers, DRIVABLE_LAYERS)
     kinds = is_lane * IS_LANE + is_drivable * IS_DRIVABLE + (is_lane & scene.polygon_on_route) * IS_ROUTE_LANE
     return (kinds + (layers == INTERSECTION) * IS_INTERSECTION).astype(np.int64)
 

@@ -25,7 +25,13 @@ from autoscale_ray.evaluation.epdms import (
 from autoscale_ray.evaluation.metrics import RULES_V1, RULES_V2, Rules
 from autoscale_ray.evaluation.pdms import pdms
 from autoscale_ray.evaluation.prepare import PreparedScene, prepare
-from autoscale_ray.evaluation.scene import NUM_FRAMES_V1, NUM_FRAMES_V2, ScoringScene, make_scene
+from autoscale_ray.evaluation.scene import (
+    DRIVABLE_LAYERS,
+    NUM_FRAMES_V1,
+    NUM_FRAMES_V2,
+    ScoringScene,
+    make_scene,
+)
 from autoscale_ray.evaluation.scene import POLYGON_LAYERS as SCORED_LAYERS
 from autoscale_ray.evaluation.scoring import Metric, ScoreResult
 from autoscale_ray.evaluation.vehicle import VehicleParameters
@@ -209,6 +215,9 @@ def _prepared(
         return scene
     if reference_poses is not None and not np.isfinite(reference_poses).all():
         return f"{scene.scene_id}: could not be prepared for {rules.version} before"
+    is_filtered = rules.version == "v2" and not scene.is_synthetic
+    if not is_filtered and not np.isin(scene.polygon_layers, DRIVABLE_LAYERS).any():
+        return f"{scene.scene_id}: polygon_layers: must hold a drivable area, else every trajectory is off the road"
     try:
         return prepare(scene, rules, reference_poses)
     except InvalidSceneError as error:

@@ -28,6 +28,8 @@ POLYGON_LAYERS = ("roadblock", "lane", "lane_connector", "intersection", "carpar
 """Polygon layer codes are positions in this tuple."""
 
 ROADBLOCK, LANE, LANE_CONNECTOR, INTERSECTION, CARPARK = range(5)
+DRIVABLE_LAYERS = (ROADBLOCK, INTERSECTION, CARPARK)
+"""Their union is the drivable area."""
 
 NUM_HISTORY_FRAMES = 4
 NUM_FRAMES_V2 = 9

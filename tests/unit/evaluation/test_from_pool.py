@@ -62,3 +62,28 @@ def test_a_previous_scene_too_far_away_is_refused_before_anything_is_scored(pool
     with pytest.raises(PoolError) as refused:
         prepare_pool(open_pool(tmp_path / "far"))
     assert str(refused.value) == line
+
+
+def test_without_a_drivable_area_no_score_is_given_that_could_only_be_zero(pool, tmp_path):
+    """EPDMS of a recorded scene forgives where the driver was off the road, too; nothing else does."""
+    table = pool.table(np.arange(2))
+    for name in table.column_names:
+        if name.startswith("polygon_"):
+            place, kind = table.schema.get_field_index(name), table.schema.field(name)
+            nothing = [[0]] * 2 if name == "polygon_offsets" else [[]] * 2
+            table = table.set_column(place, kind, pa.array(nothing, kind.type))
+    place, kind = table.schema.get_field_index("domain"), table.schema.field("domain")
+    table = table.set_column(place, kind, pa.array(["real", "synthetic"], kind.type))
+    write_pool(tmp_path / "no_map", [table])
+    prepared = prepare_pool(open_pool(tmp_path / "no_map"))
+    plans = np.stack([scene.human_poses for _, scene in scoring_scenes(open_pool(tmp_path / "no_map"))])
+    scores = score_pool(prepared, plans)
+    assert scores["pdms"].to_pylist() == [None, None]
+    assert scores["epdms"].is_null().to_pylist() == [False, True]
+    assert scores["epdms"][0].as_py() > 0.5
+    real, synthetic = table["scene_id"].to_pylist()
+    rule = "polygon_layers: must hold a drivable area, else every trajectory is off the road"
+    assert prepared.reasons == {
+        "epdms": {synthetic: f"{synthetic}: {rule}"},
+        "pdms": {real: f"{real}: {rule}", synthetic: f"{synthetic}: {rule}"},
+    }
