@@ -290,9 +290,21 @@ def _at(flag: np.ndarray, index_Q: np.ndarray) -> np.ndarray:
 
 
 def _widened(road: RoadMap) -> tuple[np.ndarray, np.ndarray]:
-    """Return the borders moved outwards by `AREA_MARGIN_M`, at the ends of a lane also along it."""
+    """Return the borders moved outwards by `AREA_MARGIN_M`, at the ends of a lane also along it.
+
+    Outwards is across the lane at each vertex. Where vertices of one border lie closer together than those of the
+    other, that would turn the border back on itself; such a vertex moves as the one before it.
+    """
     across_V2 = road.left_V2 - road.right_V2
     across_V2 = across_V2 / np.maximum(np.linalg.norm(across_V2, axis=1, keepdims=True), 1e-9) * AREA_MARGIN_M
+    turn_V2 = np.diff(across_V2, axis=0, prepend=0.0)
+    is_back_V = np.zeros(len(across_V2), dtype=bool)
+    for border_V2, side in ((road.left_V2, 1.0), (road.right_V2, -1.0)):
+        step_V2 = np.diff(border_V2, axis=0, prepend=0.0)
+        is_back_V |= ((step_V2 + side * turn_V2) * step_V2).sum(axis=1) <= 0.0
+    is_back_V[road.offsets[:-1]] = False
+    back = np.flatnonzero(is_back_V)
+    across_V2[back] = across_V2[back - 1]
     left_V2, right_V2 = road.left_V2 + across_V2, road.right_V2 - across_V2
     first, last = road.offsets[:-1], road.offsets[1:] - 1
     for ends, inner in ((first, first + 1), (last, last - 1)):

@@ -1,4 +1,4 @@
-"""Mend polygon rings that cross themselves: maps are drawn by hand and have borders that step back by a hair.
+"""Mend polygon rings that cross themselves, as the borders of a tight turn do where they meet.
 
 Shape legend: Q rings, W their vertices, S suspects, P parts of mended rings.
 """

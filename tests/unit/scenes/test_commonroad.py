@@ -174,7 +174,7 @@ def test_window_counts_agree_with_the_provenance(folder, site, num_windows):
 @needs_data
 @pytest.mark.parametrize("name", ["USA_US101-13_1_T-1.xml", "USA_US101-22_1_T-1.xml"])
 def test_every_recorded_scene_can_be_scored(name):
-    """A border of this motorway's map steps back by a millimetre, on which every scene here was once refused."""
+    """Vertices of this motorway's borders lie aslant; areas made wider across them crossed themselves by a hair."""
     archive = DATA / "real" / "commonroad_ngsim" / "scenarios.zip"
     (recording,) = commonroad.read(archive, name)
     for table in cut_windows(recording, "real", WindowOptions()):
