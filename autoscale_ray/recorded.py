@@ -19,7 +19,8 @@ from autoscale_ray import __version__, tasks, tasks_scores
 from autoscale_ray.artifacts import Artifact, RunStore
 from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import RunConfig, derive_seed
-from autoscale_ray.errors import ConfigError
+from autoscale_ray.errors import ConfigError, PoolError
+from autoscale_ray.evaluation.from_pool import SCORER_VERSION
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
 from autoscale_ray.records import (
@@ -166,28 +167,32 @@ class RecordedStages:
 
     def evaluate(self, planners: Planners, clusters: Clusters, side: str) -> Scores:
         """Score planners on the dev or test scenes."""
-        objective = self.config.evaluation.objective
+        objective, pool = self.config.evaluation.objective, self.inputs.pools[side]
+        reasons = self._unscored(side)
+        if len(reasons) == len(pool):
+            rule = f"must hold a scene that {objective} can score ({next(iter(reasons.values()))})"
+            raise PoolError(str(pool.path), rule, 0)
         artifact = self._stage(
             f"evaluate_{side}",
             {
                 "planners": planners.fingerprint,
                 "clusters": clusters.fingerprint,
                 "objective": objective,
+                "scorer_version": SCORER_VERSION,
                 "pool": self._marks(side, f"{side}_weights"),
             },
             lambda folder: tasks_scores.gather_scores(
                 [self._score_one(directory, side) for directory in planners.directories],
                 planners.seeds,
                 objective,
-                self.inputs.pools[side],
+                pool,
                 self.inputs.weights[side],
                 clusters.files[f"labels_{side}"],
                 clusters.cluster_ids,
                 folder,
             ),
         )
-        unscored: Mapping[str, Any] = self._reference_drives(side).values["unscored"]
-        return scores_record(artifact, side, planners.seeds, len(unscored[objective]))
+        return scores_record(artifact, side, planners.seeds, len(self._unscored(side)))
 
     def probe(self, planners: Planners, clusters: Clusters) -> Mapping[str, np.ndarray]:
         """Measure how the planners' training gradients on each cluster agree with dev."""
@@ -276,11 +281,17 @@ class RecordedStages:
 
     def _reference_drives(self, side: str) -> Artifact:
         if side not in self._drives:
-            pool, identity = self.inputs.pools[side], {"pool": self._marks(side)}
+            pool = self.inputs.pools[side]
+            identity = {"pool": self._marks(side), "scorer_version": SCORER_VERSION}
             self._drives[side] = self._stage(
                 "reference_drives", identity, lambda folder: tasks_scores.reference_drives(pool, folder)
             )
         return self._drives[side]
+
+    def _unscored(self, side: str) -> Mapping[str, str]:
+        """Return why scenes have no objective, by scene id."""
+        reasons: Mapping[str, Any] = self._reference_drives(side).values["unscored"]
+        return reasons[self.config.evaluation.objective]
 
     def _once(self, name: str, side: str, stage: Callable[[], Artifact]) -> Path:
         """Return the folder of a stage that belongs to a pool; its files are checked once in a run."""

@@ -44,6 +44,8 @@ ASSUMED_HEIGHT_M = 1.6
 """Agents of a pool have no height and no rule reads it; the scorer's container asks for one."""
 RULES = {"epdms": RULES_V2, "pdms": RULES_V1}
 """The rules of both scores."""
+SCORER_VERSION = 2
+"""Rises with every change by which the same plans in a pool get other scores; stages of other versions are made anew."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -145,6 +147,10 @@ def scoring_scene(row: Mapping[str, object]) -> ScoringScene:
     frames = slice(CURRENT_FRAME, CURRENT_FRAME + num_frames)
     history = slice(CURRENT_FRAME - 3, CURRENT_FRAME + 1)
     limit = float(row["route_speed_limit_mps"])  # type: ignore[arg-type]
+    polygons = _polygons(row, frames)
+    if not np.isin(polygons["polygon_layers"], DRIVABLE_LAYERS).any():
+        rule = "must hold a drivable area, else every trajectory is off the road"
+        raise InvalidSceneError(f"{row['scene_id']}: polygon_layers", rule)
     return make_scene(
         str(row["scene_id"]),
         ego_history_times_us=_array(row, "ego_times_us", np.int64)[history],
@@ -155,7 +161,7 @@ def scoring_scene(row: Mapping[str, object]) -> ScoringScene:
         vehicle=_vehicle(row),
         is_synthetic=row["domain"] == DOMAINS[1],
         **_agents(row, frames),
-        **_polygons(row, frames),
+        **polygons,
     )
 
 
@@ -215,9 +221,6 @@ def _prepared(
         return scene
     if reference_poses is not None and not np.isfinite(reference_poses).all():
         return f"{scene.scene_id}: could not be prepared for {rules.version} before"
-    is_filtered = rules.version == "v2" and not scene.is_synthetic
-    if not is_filtered and not np.isin(scene.polygon_layers, DRIVABLE_LAYERS).any():
-        return f"{scene.scene_id}: polygon_layers: must hold a drivable area, else every trajectory is off the road"
     try:
         return prepare(scene, rules, reference_poses)
     except InvalidSceneError as error:

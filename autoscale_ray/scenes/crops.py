@@ -267,7 +267,11 @@ def _lane_rings(road: RoadMap, cut: _Cut, plain: str, crossing: str, base: int) 
 
 
 def _tangled_lanes(road: RoadMap, cut: _Cut) -> np.ndarray:
-    """Tell which lanes of the cut have borders, their own or the widened ones, that cross (bool, L)."""
+    """Tell which lanes of the cut have borders, their own or the widened ones, that cross (bool, L).
+
+    Whole lanes are looked at, because that is cheap. A ring that crosses itself only where its lane is cut off, or only
+    once it is rounded to float32, is not among them: the scorer refuses its scene. None is known in the recordings.
+    """
     flags = np.zeros(road.num_lanes, dtype=bool)
     lane_J = np.unique(cut.lane_J)
     count_J = np.diff(road.offsets)[lane_J]
@@ -293,7 +297,7 @@ def _widened(road: RoadMap) -> tuple[np.ndarray, np.ndarray]:
     """Return the borders moved outwards by `AREA_MARGIN_M`, at the ends of a lane also along it.
 
     Outwards is across the lane at each vertex. Where vertices of one border lie closer together than those of the
-    other, that would turn the border back on itself; such a vertex moves as the one before it.
+    other, that would turn the border back on itself; such vertices move as the last one before them that does not.
     """
     across_V2 = road.left_V2 - road.right_V2
     across_V2 = across_V2 / np.maximum(np.linalg.norm(across_V2, axis=1, keepdims=True), 1e-9) * AREA_MARGIN_M
@@ -303,8 +307,8 @@ def _widened(road: RoadMap) -> tuple[np.ndarray, np.ndarray]:
         step_V2 = np.diff(border_V2, axis=0, prepend=0.0)
         is_back_V |= ((step_V2 + side * turn_V2) * step_V2).sum(axis=1) <= 0.0
     is_back_V[road.offsets[:-1]] = False
-    back = np.flatnonzero(is_back_V)
-    across_V2[back] = across_V2[back - 1]
+    if is_back_V.any():
+        across_V2 = across_V2[np.maximum.accumulate(np.where(is_back_V, 0, np.arange(len(is_back_V))))]
     left_V2, right_V2 = road.left_V2 + across_V2, road.right_V2 - across_V2
     first, last = road.offsets[:-1], road.offsets[1:] - 1
     for ends, inner in ((first, first + 1), (last, last - 1)):

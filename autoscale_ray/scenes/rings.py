@@ -10,8 +10,6 @@ import shapely
 
 from autoscale_ray.scenes.ragged import ragged
 
-GRID_M = 1e-3
-"""Grid for the vertices of mended rings that rounding would cross again."""
 MIN_PART_M2 = 0.01
 """Parts of a mended ring below this are left out: hairs that it was crossed by."""
 
@@ -37,7 +35,8 @@ def is_tangled(points_W2: np.ndarray, counts_Q: np.ndarray) -> np.ndarray:
     counts = counts_Q[mendable]
     rings = _polygons(points_W2[ragged(first_Q[mendable], counts)], counts)
     flags = np.zeros(len(counts_Q), dtype=bool)
-    flags[mendable] = ~(shapely.is_valid(rings) & (shapely.area(rings) > 0.0))
+    with np.errstate(over="ignore"):  # A gate refuses what becomes infinite.
+        flags[mendable] = ~(shapely.is_valid(rings) & (shapely.area(rings) > 0.0))
     return flags
 
 
@@ -53,7 +52,8 @@ def mend_rings(
 
     Returns:
         Vertices, counts, and for each ring now the ring that it was; a ring without area is gone. A ring that
-        cannot be mended is kept: gates refuse it.
+        cannot be mended is kept, for gates and scorer to refuse: one that is not finite, and one that winds around
+        an area that is not its own, because outlines have no holes.
     """
     source_Q, first_Q = np.arange(len(counts_Q)), np.cumsum(counts_Q) - counts_Q
 
@@ -63,7 +63,14 @@ def mend_rings(
     bad_S = suspect_S[is_tangled(taken(suspect_S), counts_Q[suspect_S])]
     if not len(bad_S):
         return points_W2, counts_Q, source_Q
-    parts, owner = _simple_parts(_polygons(taken(bad_S), counts_Q[bad_S]), points_W2.dtype)
+    areas_S = shapely.make_valid(
+        _polygons(taken(bad_S), counts_Q[bad_S]), method="structure", keep_collapsed=False
+    )
+    is_whole_S = _area_of_holes(areas_S) < MIN_PART_M2
+    bad_S = bad_S[is_whole_S]
+    parts, owner = shapely.get_parts(areas_S[is_whole_S], return_index=True)
+    is_large = shapely.area(parts) >= MIN_PART_M2
+    parts, owner = parts[is_large], owner[is_large]
     outlines = shapely.get_exterior_ring(parts)
     # The last vertex of an outline repeats its first.
     counts_P = shapely.get_num_coordinates(outlines) - 1
@@ -79,19 +86,11 @@ def mend_rings(
     return points, counts, source[order]
 
 
-def _simple_parts(areas_S: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Return the parts of the areas that stay simple when they are rounded to `dtype`, and the area of each."""
-    parts, owner = shapely.get_parts(
-        shapely.make_valid(areas_S, method="structure", keep_collapsed=False), return_index=True
-    )
-    rounded = shapely.transform(parts, lambda points: points.astype(dtype).astype(np.float64))
-    crossed = ~shapely.is_valid(rounded)
-    if crossed.any():
-        snapped, of = shapely.get_parts(shapely.set_precision(parts[crossed], GRID_M), return_index=True)
-        parts = np.concatenate([rounded[~crossed], snapped])
-        owner = np.concatenate([owner[~crossed], owner[crossed][of]])
-    large = shapely.area(parts) >= MIN_PART_M2
-    return parts[large], owner[large]
+def _area_of_holes(areas_S: np.ndarray) -> np.ndarray:
+    """Return the area (m2) of what the outlines of each area enclose and it does not hold."""
+    parts, owner = shapely.get_parts(areas_S, return_index=True)
+    holes = shapely.area(shapely.polygons(shapely.get_exterior_ring(parts))) - shapely.area(parts)
+    return np.bincount(owner, weights=holes, minlength=len(areas_S))
 
 
 def _polygons(points_W2: np.ndarray, counts_Q: np.ndarray) -> np.ndarray:

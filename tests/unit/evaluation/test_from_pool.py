@@ -8,7 +8,9 @@ from autoscale_ray.config import WorldConfig
 from autoscale_ray.errors import PoolError
 from autoscale_ray.evaluation import epdms, pdms
 from autoscale_ray.evaluation.from_pool import prepare_pool, score_pool, scoring_scenes
+from autoscale_ray.evaluation.score_rows import score_rows
 from autoscale_ray.scenes.pool import open_pool, write_pool
+from autoscale_ray.scenes.schema import POLYGON_LAYERS
 from autoscale_ray.world.pools import make_pool
 
 
@@ -64,26 +66,49 @@ def test_a_previous_scene_too_far_away_is_refused_before_anything_is_scored(pool
     assert str(refused.value) == line
 
 
-def test_without_a_drivable_area_no_score_is_given_that_could_only_be_zero(pool, tmp_path):
-    """EPDMS of a recorded scene forgives where the driver was off the road, too; nothing else does."""
-    table = pool.table(np.arange(2))
+def without_polygons(table: pa.Table, *, keep_layer: int | None = None) -> pa.Table:
+    """Return scenes without polygons, or with their first one alone, on another layer."""
     for name in table.column_names:
         if name.startswith("polygon_"):
             place, kind = table.schema.get_field_index(name), table.schema.field(name)
-            nothing = [[0]] * 2 if name == "polygon_offsets" else [[]] * 2
-            table = table.set_column(place, kind, pa.array(nothing, kind.type))
-    place, kind = table.schema.get_field_index("domain"), table.schema.field("domain")
-    table = table.set_column(place, kind, pa.array(["real", "synthetic"], kind.type))
-    write_pool(tmp_path / "no_map", [table])
-    prepared = prepare_pool(open_pool(tmp_path / "no_map"))
-    plans = np.stack([scene.human_poses for _, scene in scoring_scenes(open_pool(tmp_path / "no_map"))])
-    scores = score_pool(prepared, plans)
-    assert scores["pdms"].to_pylist() == [None, None]
-    assert scores["epdms"].is_null().to_pylist() == [False, True]
-    assert scores["epdms"][0].as_py() > 0.5
-    real, synthetic = table["scene_id"].to_pylist()
+            values = [[0] if name == "polygon_offsets" else []] * len(table)
+            if keep_layer is not None:
+                ring = [-500.0, -500.0, 500.0, -500.0, 500.0, 500.0, -500.0, 500.0]
+                one = {
+                    "polygon_points": ring,
+                    "polygon_offsets": [0, 4],
+                    "polygon_layer": [keep_layer],
+                    "polygon_lane": [-1],
+                    "polygon_on_route": [False],
+                    "polygon_red": [False] * 15,
+                }
+                values = [one[name]] * len(table)
+            table = table.set_column(place, kind, pa.array(values, kind.type))
+    return table
+
+
+def test_without_a_drivable_area_there_is_no_score_that_could_only_be_zero(pool, tmp_path):
+    write_pool(tmp_path / "no_map", [without_polygons(pool.table(np.arange(2)))])
+    opened = open_pool(tmp_path / "no_map")
     rule = "polygon_layers: must hold a drivable area, else every trajectory is off the road"
-    assert prepared.reasons == {
-        "epdms": {synthetic: f"{synthetic}: {rule}"},
-        "pdms": {real: f"{real}: {rule}", synthetic: f"{synthetic}: {rule}"},
-    }
+    reasons = {str(name): f"{name}: {rule}" for name in opened.scene_ids}
+    prepared = prepare_pool(opened)
+    assert prepared.reasons == {"epdms": reasons, "pdms": reasons}
+    scores = score_pool(prepared, np.zeros((2, 8, 3)))
+    assert scores["pdms"].to_pylist() == scores["epdms"].to_pylist() == [None, None]
+    plans = {name: np.zeros((1, 8, 3)) for name in reasons}
+    scored, refused = score_rows(plans, tmp_path / "no_map")
+    assert scored == []
+    assert [(item.version, item.reason) for item in refused] == [
+        (version, reason) for reason in reasons.values() for version in ("v1", "v2")
+    ]
+
+
+@pytest.mark.parametrize("layer", ["roadblock", "intersection", "carpark_area"])
+def test_any_layer_of_the_drivable_area_is_enough(layer, pool, tmp_path):
+    table = without_polygons(pool.table(np.arange(2)), keep_layer=POLYGON_LAYERS.index(layer))
+    write_pool(tmp_path / "square", [table])
+    opened = open_pool(tmp_path / "square")
+    scenes = [scene for _, scene in scoring_scenes(opened)]
+    scores = score_pool(prepare_pool(opened), np.stack([scene.human_poses for scene in scenes]))
+    assert scores["drivable_area_compliance"].to_pylist() == [1.0, 1.0]
