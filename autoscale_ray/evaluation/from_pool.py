@@ -45,7 +45,7 @@ ASSUMED_HEIGHT_M = 1.6
 RULES = {"epdms": RULES_V2, "pdms": RULES_V1}
 """The rules of both scores."""
 SCORER_VERSION = 2
-"""Rises with every change by which the same plans in a pool get other scores; stages of other versions are made anew."""
+"""Rises when the same plans in a pool get other scores; what was scored by another version is scored anew."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

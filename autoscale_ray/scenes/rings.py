@@ -73,7 +73,7 @@ def mend_rings(
     parts, owner = parts[is_large], owner[is_large]
     outlines = shapely.get_exterior_ring(parts)
     # The last vertex of an outline repeats its first.
-    counts_P = shapely.get_num_coordinates(outlines) - 1
+    counts_P = shapely.get_num_coordinates(outlines).astype(np.int64) - 1
     outline_points = shapely.get_coordinates(outlines).astype(points_W2.dtype)
     first_P = len(points_W2) + np.cumsum(counts_P + 1) - (counts_P + 1)
     is_kept = np.ones(len(counts_Q), dtype=bool)
