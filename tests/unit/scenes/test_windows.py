@@ -9,7 +9,7 @@ import shapely
 from autoscale_ray.errors import InvalidInputError
 from autoscale_ray.evaluation.from_pool import row_values, scoring_scene
 from autoscale_ray.scenes.batch import batch_from_table
-from autoscale_ray.scenes.crops import _widened
+from autoscale_ray.scenes.crops import _cut_lanes, _tangled_lanes, _widened
 from autoscale_ray.scenes.recording import Recording, Track, gather_tracks
 from autoscale_ray.scenes.road_map import Lane, make_road_map
 from autoscale_ray.scenes.schema import DRIVING_COMMANDS, POLYGON_LAYERS
@@ -140,6 +140,28 @@ def test_a_border_that_crosses_itself_gives_simple_polygons_and_a_scene_that_is_
     area = sum(shapely.Polygon(rings[row]).area for row in np.flatnonzero(on_lane.numpy()))
     assert area == pytest.approx(400.0, rel=0.05)
     scoring_scene(row_values(table, 0))
+
+
+def test_lanes_are_suspects_by_their_own_borders_and_by_the_wider_ones():
+    """The borders of one lane meet in a point; the ends of another, a circle, are 15 cm apart."""
+    turn = np.linspace(0.0, 2 * np.pi - 0.015, 60)
+    around = np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    pinched = Lane(
+        key="pinched",
+        left=np.array([(0, 1), (5, 0), (10, 1)], dtype=float),
+        right=np.array([(0, -1), (5, 0), (10, -1)], dtype=float),
+    )
+    circle = Lane(key="circle", left=9 * around, right=11 * around)
+    plain = Lane(
+        key="plain", left=np.array([(0.0, 9.0), (9.0, 9.0)]), right=np.array([(0.0, 5.0), (9.0, 5.0)])
+    )
+    road = make_road_map([pinched, circle, plain])
+    cut = _cut_lanes(road, np.zeros((1, 3)), np.array([50.0]))
+    assert _tangled_lanes(road, cut).tolist() == [True, True, False]
+    alone = [
+        shapely.Polygon(np.concatenate([lane.left, lane.right[::-1]])).is_valid for lane in (pinched, circle)
+    ]
+    assert alone == [False, True]
 
 
 def test_wider_areas_do_not_turn_borders_back():
