@@ -19,8 +19,8 @@ from autoscale_ray import __version__, tasks, tasks_scores
 from autoscale_ray.artifacts import Artifact, RunStore
 from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import RunConfig, derive_seed
-from autoscale_ray.errors import ConfigError, PoolError
-from autoscale_ray.evaluation.from_pool import SCORER_VERSION
+from autoscale_ray.errors import ConfigError
+from autoscale_ray.evaluation.from_pool import SCORER_VERSION, check_scorable
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
 from autoscale_ray.records import (
@@ -67,6 +67,7 @@ class RecordedStages:
         self._pool_marks = inputs.identity()
         self._ready: dict[tuple[str, str], Path] = {}
         self._drives: dict[str, Artifact] = {}
+        self._is_scorable = False
 
     def embed(self) -> Embeddings:
         """Train the encoder and embed all four pools."""
@@ -153,6 +154,7 @@ class RecordedStages:
         self, selection: Selection, seeds: tuple[int, ...], *, start: Planners | None = None
     ) -> Planners:
         """Train one planner for each seed at the fixed number of steps."""
+        self._check_scorable()
         starts: list[tuple[str, Path] | None] = [None] * len(seeds)
         if start is not None:
             starts = list(zip(start.fingerprints, start.directories, strict=True))
@@ -168,10 +170,6 @@ class RecordedStages:
     def evaluate(self, planners: Planners, clusters: Clusters, side: str) -> Scores:
         """Score planners on the dev or test scenes."""
         objective, pool = self.config.evaluation.objective, self.inputs.pools[side]
-        reasons = self._unscored(side)
-        if len(reasons) == len(pool):
-            rule = f"must hold a scene that {objective} can score ({next(iter(reasons.values()))})"
-            raise PoolError(str(pool.path), rule, 0)
         artifact = self._stage(
             f"evaluate_{side}",
             {
@@ -192,7 +190,8 @@ class RecordedStages:
                 folder,
             ),
         )
-        return scores_record(artifact, side, planners.seeds, len(self._unscored(side)))
+        unscored: Mapping[str, Any] = self._reference_drives(side).values["unscored"]
+        return scores_record(artifact, side, planners.seeds, len(unscored[objective]))
 
     def probe(self, planners: Planners, clusters: Clusters) -> Mapping[str, np.ndarray]:
         """Measure how the planners' training gradients on each cluster agree with dev."""
@@ -288,10 +287,12 @@ class RecordedStages:
             )
         return self._drives[side]
 
-    def _unscored(self, side: str) -> Mapping[str, str]:
-        """Return why scenes have no objective, by scene id."""
-        reasons: Mapping[str, Any] = self._reference_drives(side).values["unscored"]
-        return reasons[self.config.evaluation.objective]
+    def _check_scorable(self) -> None:
+        """Refuse sides that have no scores before anything is trained for them."""
+        if not self._is_scorable:
+            for side in ("dev", "test"):
+                check_scorable(self.inputs.pools[side], self.config.evaluation.objective)
+            self._is_scorable = True
 
     def _once(self, name: str, side: str, stage: Callable[[], Artifact]) -> Path:
         """Return the folder of a stage that belongs to a pool; its files are checked once in a run."""

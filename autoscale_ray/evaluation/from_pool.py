@@ -103,6 +103,25 @@ def prepare_pool(pool: ScenePool, references: Mapping[str, np.ndarray] | None = 
     )
 
 
+def check_scorable(pool: ScenePool, version: str) -> None:
+    """Refuse a pool of which no scene can be scored; costs one scene where the first can.
+
+    Args:
+        pool: Dev or test pool.
+        version: ``epdms`` or ``pdms``.
+
+    Raises:
+        PoolError: No scene can be scored; says why the first cannot.
+    """
+    reason = ""
+    for _, scene in scoring_scenes(pool):
+        prepared = _prepared(scene, RULES[version], None)
+        if isinstance(prepared, PreparedScene):
+            return
+        reason = reason or prepared
+    raise PoolError(str(pool.path), f"must hold a scene that {version} can score ({reason})", 0)
+
+
 def score_pool(prepared: PreparedPool, poses_N83: np.ndarray) -> pa.Table:
     """Score one planned trajectory for every scene by both scores.
 

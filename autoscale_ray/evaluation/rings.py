@@ -18,11 +18,7 @@ def first_crossing_ring(offsets_G1: npt.NDArray[np.int64], xy_V2: npt.NDArray[np
     """
     if len(offsets_G1) < 2:
         return -1
-    import shapely  # here: the scorer is imported without it
+    from autoscale_ray.scenes.rings import is_tangled  # here: the scorer is imported without shapely
 
-    origin = xy_V2[0]
-    ring_of_vertex = np.repeat(np.arange(len(offsets_G1) - 1), np.diff(offsets_G1))
-    rings = shapely.linearrings(xy_V2 - origin, indices=ring_of_vertex)
-    polygons = shapely.polygons(rings)
-    bad_G = ~shapely.is_valid(polygons) | (shapely.area(polygons) <= 0.0)
+    bad_G = is_tangled(xy_V2 - xy_V2[0], np.diff(offsets_G1))
     return int(np.argmax(bad_G)) if bad_G.any() else -1

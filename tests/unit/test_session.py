@@ -433,23 +433,6 @@ def test_scenes_that_cannot_be_scored_are_counted_where_scores_are_read(
     assert "scenes without a score, in no mean: 1 of dev, 1 of test" in report
 
 
-@pytest.mark.parametrize("side", ["dev", "test"])
-def test_a_side_that_cannot_be_scored_at_all_is_refused(side, pools, tmp_path, monkeypatch, capsys):
-    """As one from a source without a map; no run with nothing but missing scores."""
-    drive = tasks_scores.reference_drives
-
-    def without_any(pool, folder: Path) -> dict:
-        told = drive(pool, folder)
-        if pool.path.name != side:
-            return told
-        return {"unscored": {**told["unscored"], "epdms": dict.fromkeys(pool.scene_ids.tolist(), "no map")}}
-
-    monkeypatch.setattr(tasks_scores, "reference_drives", without_any)
-    given = arguments(pools, tmp_path / "run", "loop.num_rounds=0", "loop.baselines=[]")
-    told = [f"{pools / side}: must hold a scene that epdms can score (no map) (found 0)"]
-    fails(["run", "--backend", "local", *given], capsys, told)
-
-
 @pytest.mark.parametrize("name", ["spent", "gains", "rounds", "clusters"])
 def test_a_damaged_summary_gives_no_report_and_one_line(name, finished, tmp_path, capsys):
     summary = json.loads((finished / "summary.json").read_text())

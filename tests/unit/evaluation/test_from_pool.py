@@ -12,6 +12,7 @@ from autoscale_ray.evaluation.score_rows import score_rows
 from autoscale_ray.scenes.pool import open_pool, write_pool
 from autoscale_ray.scenes.schema import POLYGON_LAYERS
 from autoscale_ray.world.pools import make_pool
+from tests.unit.evaluation.polygons import with_polygon, without_polygons
 
 
 @pytest.fixture(scope="module")
@@ -66,27 +67,6 @@ def test_a_previous_scene_too_far_away_is_refused_before_anything_is_scored(pool
     assert str(refused.value) == line
 
 
-def without_polygons(table: pa.Table, *, keep_layer: int | None = None) -> pa.Table:
-    """Return scenes without polygons, or with their first one alone, on another layer."""
-    for name in table.column_names:
-        if name.startswith("polygon_"):
-            place, kind = table.schema.get_field_index(name), table.schema.field(name)
-            values = [[0] if name == "polygon_offsets" else []] * len(table)
-            if keep_layer is not None:
-                ring = [-500.0, -500.0, 500.0, -500.0, 500.0, 500.0, -500.0, 500.0]
-                one = {
-                    "polygon_points": ring,
-                    "polygon_offsets": [0, 4],
-                    "polygon_layer": [keep_layer],
-                    "polygon_lane": [-1],
-                    "polygon_on_route": [False],
-                    "polygon_red": [False] * 15,
-                }
-                values = [one[name]] * len(table)
-            table = table.set_column(place, kind, pa.array(values, kind.type))
-    return table
-
-
 def test_without_a_drivable_area_there_is_no_score_that_could_only_be_zero(pool, tmp_path):
     write_pool(tmp_path / "no_map", [without_polygons(pool.table(np.arange(2)))])
     opened = open_pool(tmp_path / "no_map")
@@ -106,7 +86,7 @@ def test_without_a_drivable_area_there_is_no_score_that_could_only_be_zero(pool,
 
 @pytest.mark.parametrize("layer", ["roadblock", "intersection", "carpark_area"])
 def test_any_layer_of_the_drivable_area_is_enough(layer, pool, tmp_path):
-    table = without_polygons(pool.table(np.arange(2)), keep_layer=POLYGON_LAYERS.index(layer))
+    table = with_polygon(pool.table(np.arange(2)), POLYGON_LAYERS.index(layer))
     write_pool(tmp_path / "square", [table])
     opened = open_pool(tmp_path / "square")
     scenes = [scene for _, scene in scoring_scenes(opened)]
