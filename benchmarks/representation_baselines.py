@@ -304,7 +304,7 @@ def with_attention(scenes: TrainingSet, config: RepresentationConfig, seed: int)
         transformer_rival(model.encoder, config.hidden_size)
     distance = fit_scenario_distance(scenes.signature, dataclasses.asdict(config.distance), seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
-    draws = draw_batches(scenes.source_N, config.batch_size, torch.Generator().manual_seed(seed + 1))
+    draws = draw_batches(scenes.source_N, config, torch.Generator().manual_seed(seed + 1))
     generator = torch.Generator().manual_seed(seed)
     for step in range(config.num_steps):
         optimizer.param_groups[0]["lr"] = config.learning_rate * learning_rate_factor(step, config.num_steps)

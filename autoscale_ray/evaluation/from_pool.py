@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from autoscale_ray.errors import InvalidSceneError, PoolError
+from autoscale_ray.evaluation.combine import COLUMNS_V2
 from autoscale_ray.evaluation.epdms import (
     MAX_INTERVAL_S,
     epdms,
@@ -44,6 +45,8 @@ ASSUMED_HEIGHT_M = 1.6
 """Agents of a pool have no height and no rule reads it; the scorer's container asks for one."""
 RULES = {"epdms": RULES_V2, "pdms": RULES_V1}
 """The rules of both scores."""
+SCORE_COLUMNS = (*COLUMNS_V2, "extended_comfort", "epdms", "pdms_comfort", "pdms")
+"""What `score_pool` tells of a scene, beside its id; the columns are there whatever the scenes."""
 SCORER_VERSION = 2
 """Rises when the same plans in a pool get other scores; what was scored by another version is scored anew."""
 
@@ -133,17 +136,15 @@ def score_pool(prepared: PreparedPool, poses_N83: np.ndarray) -> pa.Table:
         One row a scene: scene_id, every sub-score of EPDMS (human filter applied), extended_comfort, epdms,
         pdms, pdms_comfort; null where a score cannot be given.
     """
-    columns: dict[str, np.ndarray] = {}
+    columns = {name: np.full(len(poses_N83), np.nan) for name in SCORE_COLUMNS}
     for rows, result in _comfortable(prepared, _driven(prepared, poses_N83)):
         values = {name: metric.value for name, metric in result.filtered.items()}
         values["extended_comfort"] = result.extended_comfort.value
-        _fill(columns, rows, {**values, "epdms": result.score_with_comfort.value}, len(poses_N83))
+        _fill(columns, rows, {**values, "epdms": result.score_with_comfort.value})
     for rows, scenes in _scorable(prepared.scenes["pdms"]):
         result = pdms(scenes, poses_N83[rows][:, None])
         values = {"pdms_comfort": result.filtered["comfort"].value, "pdms": result.score.value}
-        _fill(columns, rows, values, len(poses_N83))
-    for name in RULES:
-        columns.setdefault(name, np.full(len(poses_N83), np.nan))
+        _fill(columns, rows, values)
     arrays = {name: pa.array(values, from_pandas=True) for name, values in sorted(columns.items())}
     return pa.table({"scene_id": pa.array(prepared.scene_ids), **arrays})
 
@@ -337,8 +338,6 @@ def _states(result: ScoreResult) -> Tensor:
     return result.states[:, 0]
 
 
-def _fill(
-    columns: dict[str, np.ndarray], rows: np.ndarray, values: Mapping[str, Tensor], num_scenes: int
-) -> None:
+def _fill(columns: Mapping[str, np.ndarray], rows: np.ndarray, values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
-        columns.setdefault(name, np.full(num_scenes, np.nan))[rows] = value[:, 0].numpy()
+        columns[name][rows] = value[:, 0].numpy()

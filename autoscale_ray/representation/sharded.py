@@ -93,7 +93,7 @@ def fit_shared(
     """
     check_shareable(config)
     group = Group(range(config.num_shards)) if group is None else group
-    draws = draw_batches(scenes.source_N, config.batch_size, torch.Generator().manual_seed(seed + 1))
+    draws = draw_batches(scenes.source_N, config, torch.Generator().manual_seed(seed + 1))
     scenes = scenes.to(device)
     state = new_state(scenes, config, seed) if start is None else state_from(scenes, config, seed, start)
     distance = fit_scenario_distance(scenes.signature, dataclasses.asdict(config.distance), seed)

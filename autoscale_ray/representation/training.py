@@ -53,7 +53,7 @@ WARMUP_SHARE = 0.05
 WEIGHT_DECAY = 1e-4
 MAX_GRADIENT_NORM = 5.0
 PAIR_SHARE = 0.125
-"""Share of a batch given to perturbed scenes, with as many places for their sources."""
+"""Share of a batch given to perturbed scenes, with as many places for their sources, where pairs are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ def fit(
         device: Holds scenes and model while they are trained; every draw is made on the CPU, alike for all.
     """
     num_responses = 0 if scenes.responses_NR is None else scenes.responses_NR.shape[1]
-    draws = draw_batches(scenes.source_N, config.batch_size, torch.Generator().manual_seed(seed + 1))
+    draws = draw_batches(scenes.source_N, config, torch.Generator().manual_seed(seed + 1))
     scenes = scenes.to(device)
     model = new_model(config, feature_sizes_of(scenes.graph), seed, num_responses).to(device)
     distance = fit_scenario_distance(scenes.signature, dataclasses.asdict(config.distance), seed)
@@ -230,13 +230,16 @@ def learning_rate_factor(step: int, num_steps: int) -> float:
     return 0.5 * (1 + np.cos(np.pi * min(1.0, (step - warmup) / max(1, num_steps - warmup))))
 
 
-def draw_batches(source_N: Tensor, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, int]]:
+def draw_batches(
+    source_N: Tensor, config: RepresentationConfig, generator: torch.Generator
+) -> Iterator[tuple[Tensor, int]]:
     """Yield rows of a batch and how many of them are copies.
 
-    The first k rows are perturbed scenes, the next k their sources, the rest an epoch-wise shuffle of everything.
+    The rows are an epoch-wise shuffle of everything. Where the objective has the term `pairs`, the first k rows are
+    perturbed scenes and the next k their sources.
     """
-    copies_C = torch.nonzero(source_N >= 0).flatten()
-    num_copies = min(int(size * PAIR_SHARE), len(copies_C))
+    size, copies_C = config.batch_size, torch.nonzero(source_N >= 0).flatten()
+    num_copies = min(int(size * PAIR_SHARE), len(copies_C)) if config.loss.pairs > 0 else 0
     order, place = torch.randperm(len(source_N), generator=generator), 0
     while True:
         chosen = copies_C[torch.randint(max(len(copies_C), 1), (num_copies,), generator=generator)]

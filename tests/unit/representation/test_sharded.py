@@ -94,9 +94,7 @@ def whole_batch_gradient(scenes, config):
     """Return the clipped gradient of the first step, taken through the encoder in one piece."""
     model = models.new_model(config, models.feature_sizes_of(scenes.graph), 3).train()
     distance = training.fit_scenario_distance(scenes.signature, dataclasses.asdict(config.distance), 3)
-    rows, copies = next(
-        training.draw_batches(scenes.source_N, config.batch_size, torch.Generator().manual_seed(4))
-    )
+    rows, copies = next(training.draw_batches(scenes.source_N, config, torch.Generator().manual_seed(4)))
     terms = training.batch_terms(
         model, training.take_scenes(scenes, rows), copies, distance, torch.Generator()
     )

@@ -98,7 +98,8 @@ def test_training_leaves_the_global_generator_alone(scenes):
 def test_batches_hold_copies_then_their_sources_and_cover_an_epoch():
     source_N = torch.full((90,), -1)
     source_N[80:] = torch.arange(10)
-    draws = training.draw_batches(source_N, 16, torch.Generator().manual_seed(0))
+    config = dataclasses.replace(SMALL, batch_size=16, loss=EmbeddingLossConfig(pairs=1.0))
+    draws = training.draw_batches(source_N, config, torch.Generator().manual_seed(0))
     rest = []
     for _ in range(20):
         rows, copies = next(draws)
@@ -107,6 +108,17 @@ def test_batches_hold_copies_then_their_sources_and_cover_an_epoch():
         assert torch.equal(rows[copies : 2 * copies], source_N[rows[:copies]])
         rest.append(rows[2 * copies :])
     assert len(torch.cat(rest)[:90].unique()) == 90
+
+
+def test_perturbed_scenes_are_drawn_like_all_others_where_pairs_are_not_compared():
+    source_N = torch.full((96,), -1)
+    source_N[90:] = torch.arange(6)
+    config = dataclasses.replace(SMALL, batch_size=16)
+    assert config.loss.pairs == 0
+    draws = training.draw_batches(source_N, config, torch.Generator().manual_seed(0))
+    batches = [next(draws) for _ in range(12)]
+    assert {copies for _, copies in batches} == {0}
+    assert torch.equal(torch.cat([rows for rows, _ in batches]).bincount(), torch.full((96,), 2))
 
 
 def test_saved_model_embeds_the_same(scenes, tmp_path):
