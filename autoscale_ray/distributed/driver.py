@@ -35,6 +35,10 @@ MAX_RESTARTS = 100
 """Times Ray starts a driver again; one that is killed by what it does itself must come to an end."""
 LINGER_S = 600.0
 """How long a driver whose run has ended waits for somebody to ask how; the run's folder tells it afterwards."""
+LEAVE_S = 2.0
+"""The same once somebody who followed the run to its end has left: all others who follow it ask more often."""
+LEAVE_TIMEOUT_S = 20.0
+"""How long whoever leaves waits for the end of the driver before ending it."""
 
 
 class StoppedError(AutoScaleError):
@@ -95,6 +99,10 @@ class Driver:
         self._keep_wish(stop=True)
         self._go_on.set()
 
+    def leave(self) -> None:
+        """Wait for others only shortly once the run has ended: whoever calls this knows how it did."""
+        self._linger_s = min(self._linger_s, LEAVE_S)
+
     def fetch_task(self, last: str | None, wait_s: float) -> AnyTask | str:
         """Return the open training task, ``wait`` or ``end``; see `TaskBoard.fetch`."""
         return self._board.fetch(last, wait_s)
@@ -131,8 +139,7 @@ class Driver:
             self._board.close()
         self._asked_s = time.monotonic()
         while time.monotonic() - self._asked_s < self._linger_s:
-            # Whoever asks meanwhile puts it off; a second more or less is no matter.
-            time.sleep(min(1.0, self._linger_s))
+            time.sleep(0.2)  # whoever asks meanwhile puts it off
         ray.kill(ray.get_actor(self._name, namespace=NAMESPACE))  # nobody is left who would
 
     def _play(self) -> dict[str, Any] | None:
@@ -243,8 +250,29 @@ def end_driver(run_dir: str, driver: Any = None) -> None:
     driver = driver or find_driver(run_dir)
     if driver is not None:
         ray.kill(driver)
-        while (found := find_driver(run_dir)) is not None and found._actor_id == driver._actor_id:
-            time.sleep(0.05)  # Ray says of no actor that it has ended; its name is asked for
+        while _is_there(run_dir, driver):
+            time.sleep(0.05)
+
+
+def leave_driver(run_dir: str, driver: Any) -> None:
+    """Let a driver whose run has ended tell all others who follow it how, then end it; wait until it is gone.
+
+    Args:
+        run_dir: Folder of the run.
+        driver: One that was followed to the end of its run.
+    """
+    driver.leave.remote()
+    latest = time.monotonic() + LEAVE_TIMEOUT_S
+    while _is_there(run_dir, driver) and time.monotonic() < latest:
+        time.sleep(0.05)
+    if _is_there(run_dir, driver):
+        end_driver(run_dir, driver)
+
+
+def _is_there(run_dir: str, driver: Any) -> bool:
+    """Tell whether a driver has not ended. Ray says it of no actor; the name is asked for."""
+    found = find_driver(run_dir)
+    return found is not None and found._actor_id == driver._actor_id
 
 
 def status_of(driver: Any) -> dict[str, Any]:

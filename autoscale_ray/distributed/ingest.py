@@ -5,6 +5,7 @@ No scene passes through the object store, and the pool is the one that a local i
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,10 +13,10 @@ from typing import Any, cast
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from autoscale_ray.config import RayConfig
-from autoscale_ray.distributed.embed import NO_PROGRESS_TIMEOUT_S
 from autoscale_ray.distributed.resources import connect
 from autoscale_ray.errors import AutoScaleError, SourceReadError
 from autoscale_ray.scenes.ingest import PartJob, ingest, run_part
@@ -52,34 +53,46 @@ def ingest_on_ray(
     return ingest(format, source, target, domain, files=beside, run_parts=run_tasks, **options)
 
 
+PART_TIMEOUT_S = 6 * 3600.0
+"""How long no part of a source may come to its end before the ingest does. Some files hold hours of traffic, and Ray
+Data counts parts that ended, not parts at work."""
+
+
 def run_tasks(jobs: Sequence[PartJob]) -> Iterator[object]:
     """Run every job as a task of its own; yield as they finish."""
     if not jobs:
         return
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
-    blocks = [pa.table({"number": [number]}) for number in range(len(jobs))]
-    done = ray.data.from_arrow(blocks).map_batches(
-        cast(Any, _run_numbered), batch_format="pyarrow", batch_size=1, fn_args=(list(jobs),), num_cpus=1
+    context.execution_no_progress_timeout_s = PART_TIMEOUT_S
+    rows = [{"number": number, "job": pickle.dumps(job)} for number, job in enumerate(jobs)]
+    done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        cast(Any, _run_job), batch_format="pyarrow", batch_size=1, num_cpus=1
     )
     finished: list[int] = []
     try:
         for row in done.iter_rows():
             finished.append(row["number"])
             yield row["number"]
+    except ExecutionTimeoutError as error:
+        rule = (
+            "a part of the source must be read within that time; the same call goes on with what is finished"
+        )
+        raise SourceReadError(
+            jobs[0].path, f"no part was finished in {PART_TIMEOUT_S:g} s: {rule}"
+        ) from error
     except RayError as error:
         raise _own_error(error, jobs[0].path) from error
     assert sorted(finished) == list(range(len(jobs))), "every part is read once"
 
 
-def _run_numbered(numbers: pa.Table, jobs: Sequence[PartJob]) -> pa.Table:
+def _run_job(rows: pa.Table) -> pa.Table:
     import torch
 
     torch.set_num_threads(1)
-    for number in numbers["number"].to_pylist():
-        run_part(jobs[number])
-    return numbers
+    for job in rows["job"].to_pylist():
+        run_part(pickle.loads(job))
+    return rows.select(["number"])
 
 
 def _own_error(error: BaseException, path: str) -> AutoScaleError:

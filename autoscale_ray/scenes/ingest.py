@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from autoscale_ray import __version__
 from autoscale_ray.errors import InputRejectedError, InvalidInputError, SourceReadError
 from autoscale_ray.scenes.gates import QUARANTINE_SCHEMA, gate
 from autoscale_ray.scenes.manifest import PoolManifest
@@ -54,14 +55,14 @@ class PartJob:
     options: WindowOptions
     staging: str
     signature: str
-    """Size and time of the source files, so that a changed source is read again."""
+    """Size and time of the source files and of what stands beside them, so that a changed source is read again."""
     files: tuple[tuple[str, str], ...] = ()
     """Names and paths of files beside the source, see `Reader.with_files`."""
 
     @property
     def stem(self) -> str:
-        """Return the file stem of the finished part: the same job gives the same stem."""
-        source = [self.format, self.path, self.units, self.files, self.signature]
+        """Return the file stem of the finished part: the same job of the same release gives the same stem."""
+        source = [__version__, self.format, self.path, self.units, self.files, self.signature]
         identity = json.dumps([*source, self.domain, asdict(self.options)])
         return hashlib.sha256(identity.encode()).hexdigest()[:24]
 
@@ -144,6 +145,7 @@ def plan_parts(
         raise InvalidInputError(str(path), f"holds nothing that the format {format} can read")
     staging = target.with_name(f".{target.name}.ingest")
     groups = [tuple(names[low : low + UNITS_PER_PART]) for low in range(0, len(names), UNITS_PER_PART)]
+    others = " ".join([_others(Path(path), names), _signature(Path(), [file for _, file in beside])])
     return [
         PartJob(
             format=format,
@@ -152,7 +154,7 @@ def plan_parts(
             domain=domain,
             options=options or reader.options,
             staging=str(staging),
-            signature=_signature(Path(path), group) + _signature(Path(), [file for _, file in beside]),
+            signature=f"{_signature(Path(path), group)} {others}",
             files=beside,
         )
         for group in groups
@@ -164,8 +166,29 @@ def _reader(format: str, files: Iterable[tuple[str, str]]) -> Reader:
 
 
 def _signature(path: Path, units: Iterable[str]) -> str:
-    files = [path / unit for unit in units] if path.is_dir() else [path]
-    return " ".join(f"{file.stat().st_size}@{file.stat().st_mtime_ns}" for file in files if file.exists())
+    """Return size and time of every file of some units; a unit may be a folder."""
+    places = [path / unit for unit in units] if path.is_dir() else [path]
+    files = [file for place in places for file in (sorted(place.rglob("*")) if place.is_dir() else [place])]
+    return " ".join(_size_and_time(file.stat()) for file in files if file.is_file())
+
+
+def _others(path: Path, units: Iterable[str]) -> str:
+    """Return a digest of the files in a source folder that are of no unit, such as a network or maps."""
+    names, found, folders = set(units), [], [path] if path.is_dir() else []
+    while folders:
+        for entry in os.scandir(folders.pop()):
+            name = os.path.relpath(entry.path, path)
+            if name in names or entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                folders.append(Path(entry.path))
+            elif entry.is_file():
+                found.append(f"{name} {_size_and_time(entry.stat())}")
+    return hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()[:24]
+
+
+def _size_and_time(stat: os.stat_result) -> str:
+    return f"{stat.st_size}@{stat.st_mtime_ns}"
 
 
 def _run_all(jobs: Sequence[PartJob], num_processes: int) -> Iterator[object]:

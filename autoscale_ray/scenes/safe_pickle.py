@@ -23,11 +23,14 @@ from autoscale_ray.errors import InputRejectedError
 DEADLINE_S = 60.0
 MAX_REPLY_BYTES = 3 << 30
 _CPU_SECONDS = 3600
+"""A child's processor time, over all pickles that it reads."""
+READS_OF_A_CHILD = 256
+"""A new child reads on after so many pickles: far less than an hour of work, and what it leaked ends with it."""
 _PLAIN_CHILD = "autoscale_ray.scenes.pickle_child"
 
 
 class PickleReader:
-    """One child that reads any number of pickles; started on first use and again after it died.
+    """One child that reads pickles; started on first use, again after it died and after `READS_OF_A_CHILD` of them.
 
     Args:
         deadline_s: Wall time for one pickle, > 0.
@@ -38,6 +41,7 @@ class PickleReader:
         self._deadline_s = deadline_s
         self._start = f"from {child} import serve; serve({_CPU_SECONDS})"
         self._child: subprocess.Popen[bytes] | None = None
+        self._num_reads = 0
 
     def read(self, content: bytes, where: str) -> Any:
         """Return the content of a pickle as plain Python values and NumPy arrays.
@@ -49,6 +53,9 @@ class PickleReader:
         Raises:
             InputRejectedError: The pickle does more than hold plain values, is damaged, or exceeds a limit.
         """
+        if self._num_reads % READS_OF_A_CHILD == 0:
+            self.close()
+        self._num_reads += 1
         reply = self._exchange(content)
         if reply is None:
             self.close()

@@ -10,9 +10,8 @@ Shape legend: F frames of the log, A boxes over all frames.
 from __future__ import annotations
 
 import atexit
-import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -61,7 +60,6 @@ class OpensceneLog:
     """Centre x, y, yaw, vx, vy in map axes; the velocity is NaN where the log has none."""
 
 
-_READS_OF_A_CHILD = 256
 _LOG_CHILD, _PLAIN_CHILD = "autoscale_ray.scenes.openscene_child", "autoscale_ray.scenes.pickle_child"
 
 
@@ -87,19 +85,12 @@ def read_pickle(path: Path, unit: str) -> Any:
     return _shared_reader(_PLAIN_CHILD).read(read_member(path, unit), unit)
 
 
-def _shared_reader(child: str) -> PickleReader:
-    """Return one child for many files, because starting it costs more than a clip; renewed now and then."""
-    reader, count = _counted(child)
-    if next(count) % _READS_OF_A_CHILD == 0:
-        reader.close()
-    return reader
-
-
 @lru_cache(maxsize=2)
-def _counted(child: str) -> tuple[PickleReader, Iterator[int]]:
+def _shared_reader(child: str) -> PickleReader:
+    """Return one child for many files, because starting it costs more than a clip."""
     reader = PickleReader(child=child)
     atexit.register(reader.close)
-    return reader, itertools.count(1)
+    return reader
 
 
 def log_of(frames: Any, where: str) -> OpensceneLog:

@@ -117,6 +117,38 @@ def test_an_interrupted_ingest_goes_on_where_it_stopped(source, tmp_path, monkey
     assert resumed.content_hash == whole.content_hash
 
 
+@pytest.mark.parametrize("changed", ["town.net.xml", "log/map.json", "maps/city/map.gpkg"])
+def test_parts_are_read_again_when_something_beside_their_units_changed(changed, tmp_path, monkeypatch):
+    for name in ("town.fcd.xml", "town.net.xml", "log/annotations", "log/map.json", "maps/city/map.gpkg"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_text(name)
+    reader = replace(
+        READERS["sumo"], units=lambda path: ["log", "town.fcd.xml"], with_files=lambda files: READERS["sumo"]
+    )
+    monkeypatch.setitem(READERS, "sumo", reader)
+
+    def stems():
+        files = {"maps": tmp_path / "in" / "maps"}
+        jobs = plan_parts("sumo", tmp_path / "in", tmp_path / "in" / "pool", "real", files=files)
+        return [job.stem for job in jobs]
+
+    before = stems()
+    (tmp_path / "in" / ".pool.ingest").mkdir()
+    (tmp_path / "in" / ".pool.ingest" / "part.scenes").write_text("half")
+    assert stems() == before
+    (tmp_path / "in" / changed).write_text("another network")
+    assert stems() != before
+
+
+def test_parts_of_another_release_are_read_again(source, tmp_path, monkeypatch):
+    def stems():
+        return [job.stem for job in plan_parts("commonroad", source, tmp_path / "pool", "real")]
+
+    before = stems()
+    monkeypatch.setattr(ingest_module, "__version__", "99.0.0")
+    assert not set(stems()) & set(before)
+
+
 def test_links_between_windows_of_a_pair_point_into_the_pool(source, tmp_path):
     ingest("commonroad", source, tmp_path / "pool", "real", options=WindowOptions(pairs=True))
     pool = open_pool(tmp_path / "pool")

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscale_ray.errors import InputRejectedError
+from autoscale_ray.scenes import safe_pickle
 from autoscale_ray.scenes.pickle_child import Refused, answer, check_opcodes
 from autoscale_ray.scenes.safe_pickle import PickleReader
 
@@ -97,3 +98,11 @@ def test_damaged_pickles_give_values_or_a_refusal(changes):
     opcodes = {opcode.name for opcode, _, _ in pickletools.genops(io.BytesIO(bytes(content)))}
     if not opcodes & {"GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"}:
         assert answer(bytes(content))[:1] in (b"+", b"-")
+
+
+def test_a_new_child_reads_on_before_the_old_one_has_used_up_its_time(monkeypatch):
+    monkeypatch.setattr(safe_pickle, "READS_OF_A_CHILD", 3)
+    with PickleReader() as opened:
+        children = [(opened.read(pickle.dumps(number), "x"), opened._child.pid)[1] for number in range(7)]
+    assert [len(set(children[low : low + 3])) for low in (0, 3, 6)] == [1, 1, 1]
+    assert len(set(children)) == 3
