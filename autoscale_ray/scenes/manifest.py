@@ -42,6 +42,8 @@ class PoolManifest:
     counts: Mapping[str, Mapping[str, CountOrZero]]
     """Scenes by domain, by source and by log."""
     num_quarantined: CountOrZero = 0
+    side_tables: tuple[str, ...] = ()
+    """Names of the tables beside the scenes that were written with them."""
 
 
 class ContentHash:

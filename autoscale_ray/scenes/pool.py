@@ -183,7 +183,7 @@ def open_pool(
     allow_empty: bool = False,
     on_file: Callable[[], None] = lambda: None,
 ) -> ScenePool:
-    """Open a pool after checking its manifest, schema version and the size of every file.
+    """Open a pool after checking its manifest, its schema version, the size of every file and that none is missing.
 
     Args:
         path: Pool folder.
@@ -210,6 +210,9 @@ def open_pool(
             found = parquet.metadata.num_rows
         if found != file.num_scenes:
             raise PoolError(str(folder / file.name), f"must hold {file.num_scenes} scenes as recorded", found)
+    for name in manifest.side_tables:
+        if not (folder / f"{name}.parquet").exists():
+            raise PoolError(str(folder / f"{name}.parquet"), "must be there as recorded in the manifest", "none")
     return ScenePool(folder, manifest, Path(cache_dir) if cache_dir else None, on_file)
 
 

@@ -54,6 +54,7 @@ class PoolWriter:
         self._ids: set[str] = set()
         self._hash = ContentHash()
         self._num_quarantined = 0
+        self._side_tables: set[str] = set()
 
     def __enter__(self) -> PoolWriter:
         self._part = self._open.enter_context(partial_folder(self.path))
@@ -87,7 +88,10 @@ class PoolWriter:
         """
         assert name in SIDE_TABLES, name
         self._num_quarantined += len(table) if name == "quarantine" else 0
-        pq.write_table(table, self._part / f"{name}.parquet", compression="zstd")
+        self._side_tables.add(name)
+        path = self._part / f"{name}.parquet"
+        pq.write_table(table, path, compression="zstd")
+        sync(path)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -100,7 +104,10 @@ class PoolWriter:
         rest = pa.concat_tables(self._waiting) if self._waiting else SCENE_SCHEMA.empty_table()
         if len(rest):
             self._write_file(rest)
-        _write_text(self._part / MANIFEST_NAME, json.dumps(asdict(self.manifest), indent=1))
+        path = self._part / MANIFEST_NAME
+        path.write_text(json.dumps(asdict(self.manifest), indent=1), encoding="utf-8")
+        sync(path)
+        sync(self._part)
         try:
             os.rename(self._part, self.path)
         except OSError as error:
@@ -119,6 +126,7 @@ class PoolWriter:
             files=tuple(self._files),
             counts={key: dict(sorted(counter.items())) for key, counter in self._counts.items()},
             num_quarantined=self._num_quarantined,
+            side_tables=tuple(sorted(self._side_tables)),
         )
 
     def repeated(self, ids: list[str]) -> np.ndarray:
@@ -135,19 +143,17 @@ class PoolWriter:
 
     def _write_file(self, table: pa.Table) -> None:
         path = self._part / f"scenes-{len(self._files):05d}.parquet"
-        with path.open("wb") as file:
-            pq.write_table(
-                table.combine_chunks(),
-                file,
-                compression="zstd",
-                compression_level=1,
-                use_dictionary=False,
-                use_byte_stream_split=_float_leaves(),  # pyright: ignore[reportArgumentType]
-                row_group_size=ROW_GROUP_SIZE,
-                write_page_checksum=True,
-            )
-            file.flush()
-            os.fsync(file.fileno())
+        pq.write_table(
+            table.combine_chunks(),
+            path,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=False,
+            use_byte_stream_split=_float_leaves(),  # pyright: ignore[reportArgumentType]
+            row_group_size=ROW_GROUP_SIZE,
+            write_page_checksum=True,
+        )
+        sync(path)
         self._files.append(
             PoolFile(
                 name=path.name, num_scenes=len(table), num_bytes=path.stat().st_size, sha256=file_sha256(path)
@@ -161,13 +167,6 @@ def _float_leaves() -> list[str]:
         for item in SCENE_SCHEMA
         if pa.types.is_list(item.type) and pa.types.is_float32(item.type.value_type)
     ]
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def write_pool(
