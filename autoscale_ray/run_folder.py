@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +29,12 @@ def local_folder(run_dir: str) -> Path:
 
     It is the run folder, or a folder of this machine's cache for a run in a bucket.
     """
-    return cache_folder() / "runs" / fingerprint(run_dir)[:16] if is_url(run_dir) else Path(run_dir)
+    return cache_folder() / "runs" / fingerprint(one_name(run_dir))[:16] if is_url(run_dir) else Path(run_dir)
+
+
+def one_name(run_dir: str) -> str:
+    """Return the one name of a run's folder: a URL without slashes at its end, or an absolute path."""
+    return run_dir.rstrip("/") if is_url(run_dir) else os.path.abspath(run_dir)
 
 
 def is_url(run_dir: str) -> bool:

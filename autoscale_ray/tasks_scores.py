@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from autoscale_ray.evaluation.feedback import cluster_feedback, weighted_mean
-from autoscale_ray.evaluation.from_pool import RULES, PreparedPool, prepare_pool, score_pool
+from autoscale_ray.evaluation.from_pool import RULES, PreparedPool, drive_references, prepare_pool, score_pool
 from autoscale_ray.files import save_array
 from autoscale_ray.planning.spec import PlannerSpec
 from autoscale_ray.records import Arm, number_or_none
@@ -29,10 +29,10 @@ def reference_drives(pool: ScenePool, folder: Path) -> dict[str, Any]:
     Returns:
         By score, why scenes cannot be scored, by scene id.
     """
-    prepared = prepare_pool(pool)
-    for version in RULES:
-        save_array(folder / f"{version}.npy", prepared.references(version))
-    return {"unscored": {version: dict(prepared.reasons[version]) for version in RULES}}
+    poses, reasons = drive_references(pool)
+    for version, poses_NT3 in poses.items():
+        save_array(folder / f"{version}.npy", poses_NT3)
+    return {"unscored": reasons}
 
 
 def load_prepared(pool: ScenePool, references: Path) -> PreparedPool:

@@ -24,7 +24,7 @@ from autoscale_ray.config import RunConfig, identity
 from autoscale_ray.distributed.board import AnyTask, TaskBoard
 from autoscale_ray.distributed.resources import NAMESPACE, set_environment, train_environment
 from autoscale_ray.errors import AutoScaleError, ConfigError, path_error
-from autoscale_ray.run_folder import STOP_FILE, is_url, work_dir
+from autoscale_ray.run_folder import STOP_FILE, one_name, work_dir
 
 HEAD = "node:__internal_head__"
 """What Ray lets the head of a cluster offer; asking for a little of it leads there, softly wanted affinity does not."""
@@ -176,7 +176,7 @@ def mark_of(config: RunConfig) -> str:
 
 def driver_name(run_dir: str) -> str:
     """Return the actor name of a run: one run directory, one driver on a cluster."""
-    return f"driver-{fingerprint(run_dir if is_url(run_dir) else os.path.abspath(run_dir))[:16]}"
+    return f"driver-{fingerprint(one_name(run_dir))[:16]}"
 
 
 def start_driver(

@@ -23,6 +23,7 @@ from autoscale_ray.evaluation.epdms import (
     two_frame_extended_comfort,
     with_extended_comfort,
 )
+from autoscale_ray.evaluation.idm import NUM_STEPS
 from autoscale_ray.evaluation.metrics import RULES_V1, RULES_V2, Rules
 from autoscale_ray.evaluation.pdms import pdms
 from autoscale_ray.evaluation.prepare import PreparedScene, prepare
@@ -40,7 +41,9 @@ from autoscale_ray.scenes.pool import ScenePool
 from autoscale_ray.scenes.schema import CURRENT_FRAME, DOMAINS, NUM_FRAMES, NUM_PLAN_FRAMES
 
 CHUNK = 256
-"""Scenes read and scored at once."""
+"""Scenes scored at once."""
+ROWS_READ = 1024
+"""Rows read at once: a file of a pool holds 4,096, and is read again for every part of it."""
 ASSUMED_HEIGHT_M = 1.6
 """Agents of a pool have no height and no rule reads it; the scorer's container asks for one."""
 RULES = {"epdms": RULES_V2, "pdms": RULES_V1}
@@ -65,24 +68,14 @@ class PreparedPool:
     interval_N: np.ndarray
     """Seconds since that scene, NaN where there is none."""
 
-    def references(self, version: str) -> np.ndarray:
-        """Return the PDM-Closed poses (N, 41, 3) in each scene's frame, NaN where there are none."""
-        empty = np.full((41, 3), np.nan)
-        return np.stack(
-            [
-                empty if scene is None else scene.reference_poses + np.append(scene.arena.origin, 0.0)
-                for scene in self.scenes[version]
-            ]
-        )
-
 
 def prepare_pool(pool: ScenePool, references: Mapping[str, np.ndarray] | None = None) -> PreparedPool:
     """Prepare every scene of a pool for both scores.
 
     Args:
         pool: Dev or test pool.
-        references: PDM-Closed poses by version as `PreparedPool.references` returns them; None drives
-            PDM-Closed for every scene, which is most of the cost.
+        references: What `drive_references` returned; None drives PDM-Closed for every scene, which is most of the
+            cost.
 
     Returns:
         The prepared pool. A scene that breaks a rule of the scorer is listed with its reason, never scored 0.
@@ -90,13 +83,10 @@ def prepare_pool(pool: ScenePool, references: Mapping[str, np.ndarray] | None = 
     previous_N, interval_N = previous_rows(pool)
     scenes: dict[str, list[PreparedScene | None]] = {version: [] for version in RULES}
     reasons: dict[str, dict[str, str]] = {version: {} for version in RULES}
-    for row, (scene_id, scene) in enumerate(scoring_scenes(pool)):
-        for version, rules in RULES.items():
-            known = None if references is None else references[version][row]
-            prepared = _prepared(scene, rules, known)
-            scenes[version].append(prepared if isinstance(prepared, PreparedScene) else None)
-            if isinstance(prepared, str):
-                reasons[version][scene_id] = prepared
+    for version, _, scene_id, prepared in _prepared_scenes(pool, references):
+        scenes[version].append(prepared if isinstance(prepared, PreparedScene) else None)
+        if isinstance(prepared, str):
+            reasons[version][scene_id] = prepared
     return PreparedPool(
         scene_ids=tuple(pool.scene_ids.tolist()),
         scenes={version: tuple(items) for version, items in scenes.items()},
@@ -104,6 +94,37 @@ def prepare_pool(pool: ScenePool, references: Mapping[str, np.ndarray] | None = 
         previous_N=previous_N,
         interval_N=interval_N,
     )
+
+
+def drive_references(pool: ScenePool) -> tuple[dict[str, np.ndarray], dict[str, dict[str, str]]]:
+    """Drive PDM-Closed in every scene of a pool, one scene after another in memory.
+
+    Returns:
+        By score, the poses (N, 41, 3) in each scene's frame, NaN where there are none; and by scene id why a scene cannot
+        be scored.
+
+    Raises:
+        PoolError: As `previous_rows`.
+    """
+    previous_rows(pool)  # what `prepare_pool` would refuse later
+    poses = {version: np.full((len(pool), NUM_STEPS, 3), np.nan) for version in RULES}
+    reasons: dict[str, dict[str, str]] = {version: {} for version in RULES}
+    for version, row, scene_id, prepared in _prepared_scenes(pool, None):
+        if isinstance(prepared, str):
+            reasons[version][scene_id] = prepared
+        else:
+            poses[version][row] = prepared.reference_poses + np.append(prepared.arena.origin, 0.0)
+    return poses, reasons
+
+
+def _prepared_scenes(
+    pool: ScenePool, references: Mapping[str, np.ndarray] | None
+) -> Iterator[tuple[str, int, str, PreparedScene | str]]:
+    """Yield score, row, scene id and the prepared scene, or why it cannot be scored, of every scene for both."""
+    for row, (scene_id, scene) in enumerate(scoring_scenes(pool)):
+        for version, rules in RULES.items():
+            known = None if references is None else references[version][row]
+            yield version, row, scene_id, _prepared(scene, rules, known)
 
 
 def check_scorable(pool: ScenePool, version: str) -> None:
@@ -196,8 +217,8 @@ def scoring_scenes(pool: ScenePool) -> Iterator[tuple[str, ScoringScene | str]]:
 
 def pool_rows(pool: ScenePool, rows: np.ndarray) -> Iterator[dict[str, object]]:
     """Yield rows of a pool (row numbers, int64) as `scoring_scene` takes them."""
-    for start in range(0, len(rows), CHUNK):
-        table = pool.table(rows[start : start + CHUNK])
+    for start in range(0, len(rows), ROWS_READ):
+        table = pool.table(rows[start : start + ROWS_READ])
         for index in range(len(table)):
             yield row_values(table, index)
 

@@ -212,7 +212,9 @@ def open_pool(
             raise PoolError(str(folder / file.name), f"must hold {file.num_scenes} scenes as recorded", found)
     for name in manifest.side_tables:
         if not (folder / f"{name}.parquet").exists():
-            raise PoolError(str(folder / f"{name}.parquet"), "must be there as recorded in the manifest", "none")
+            raise PoolError(
+                str(folder / f"{name}.parquet"), "must be there as recorded in the manifest", "none"
+            )
     return ScenePool(folder, manifest, Path(cache_dir) if cache_dir else None, on_file)
 
 

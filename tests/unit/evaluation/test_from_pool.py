@@ -7,7 +7,13 @@ import pytest
 from autoscale_ray.config import WorldConfig
 from autoscale_ray.errors import PoolError
 from autoscale_ray.evaluation import epdms, pdms
-from autoscale_ray.evaluation.from_pool import prepare_pool, score_pool, scoring_scenes
+from autoscale_ray.evaluation.from_pool import (
+    SCORE_COLUMNS,
+    drive_references,
+    prepare_pool,
+    score_pool,
+    scoring_scenes,
+)
 from autoscale_ray.evaluation.score_rows import score_rows
 from autoscale_ray.scenes.pool import open_pool, write_pool
 from autoscale_ray.scenes.schema import POLYGON_LAYERS
@@ -34,6 +40,7 @@ def poses(pool):
 def test_scores_equal_the_scorer_called_scene_by_scene(pool, poses):
     prepared = prepare_pool(pool)
     table = score_pool(prepared, poses)
+    assert set(table.column_names) == {"scene_id", *SCORE_COLUMNS}
     assert table["scene_id"].to_pylist() == pool.scene_ids.tolist()
     for row, (_, scene) in enumerate(scoring_scenes(pool)):
         direct = epdms([scene], poses[row][None, None])
@@ -45,8 +52,9 @@ def test_scores_equal_the_scorer_called_scene_by_scene(pool, poses):
 
 
 def test_stored_references_give_the_same_scores(pool, poses):
-    first = prepare_pool(pool)
-    again = prepare_pool(pool, {version: first.references(version) for version in ("epdms", "pdms")})
+    references, reasons = drive_references(pool)
+    first, again = prepare_pool(pool), prepare_pool(pool, references)
+    assert reasons == first.reasons
     before, after = score_pool(first, poses), score_pool(again, poses)
     for name in ("epdms", "pdms", "ego_progress"):
         np.testing.assert_allclose(after[name].to_numpy(), before[name].to_numpy(), atol=1e-9)
@@ -64,6 +72,8 @@ def test_a_previous_scene_too_far_away_is_refused_before_anything_is_scored(pool
     line = f"{tmp_path / 'far'}: {ids[1]}: prev_scene_id: must name a scene less than 0.55 s earlier (found 0.55)"
     with pytest.raises(PoolError) as refused:
         prepare_pool(open_pool(tmp_path / "far"))
+    with pytest.raises(PoolError, match="prev_scene_id"):
+        drive_references(open_pool(tmp_path / "far"))
     assert str(refused.value) == line
 
 
@@ -76,6 +86,7 @@ def test_without_a_drivable_area_there_is_no_score_that_could_only_be_zero(pool,
     assert prepared.reasons == {"epdms": reasons, "pdms": reasons}
     scores = score_pool(prepared, np.zeros((2, 8, 3)))
     assert scores["pdms"].to_pylist() == scores["epdms"].to_pylist() == [None, None]
+    assert set(scores.column_names) == {"scene_id", *SCORE_COLUMNS}
     plans = {name: np.zeros((1, 8, 3)) for name in reasons}
     scored, refused = score_rows(plans, tmp_path / "no_map")
     assert scored == []
