@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from autoscale_ray import tasks
+from autoscale_ray import __version__, tasks
 from autoscale_ray.artifacts import RunStore
 from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import RunConfig
@@ -25,6 +25,7 @@ from autoscale_ray.distributed.evaluate import ScorerPool, Side
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.recorded import RecordedStages
 from autoscale_ray.records import Clusters, Embeddings, Scores, Selection
+from autoscale_ray.representation import ENCODER_VERSION
 from autoscale_ray.run_folder import work_dir
 
 
@@ -52,7 +53,8 @@ class RayWork:
         settings, seed = self._config.representation, tasks.encoder_seed(self._config)
         self._build_caches()
         pools = [self._inputs.pools[side] for side in ("real", "synthetic")]
-        what = [dataclasses.asdict(settings), seed, [pool.manifest.content_hash for pool in pools]]
+        scenes = [pool.manifest.content_hash for pool in pools]
+        what = [ENCODER_VERSION, dataclasses.asdict(settings), seed, scenes]
         task = EncoderTask(fingerprint(what)[:16], settings, tuple(pool.path for pool in pools), seed)
         write_files(self._board.post(task), folder)
         return {}
@@ -81,7 +83,7 @@ class RayWork:
         rows = tasks.training_rows(len(pools["real"]), pools["synthetic"], selection)
         folders = tuple(str(features[side]) for side in ("real", "synthetic"))
         chosen = hashlib.sha256(rows.tobytes()).hexdigest()
-        what = [dataclasses.asdict(planner), chosen, seed, folders, str(start)]
+        what = [__version__, dataclasses.asdict(planner), chosen, seed, folders, str(start)]
         begin = None if start is None else str(start)
         write_files(
             self._board.post(Task(fingerprint(what)[:16], planner, folders, rows, seed, begin)), folder

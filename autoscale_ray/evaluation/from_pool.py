@@ -100,8 +100,8 @@ def drive_references(pool: ScenePool) -> tuple[dict[str, np.ndarray], dict[str, 
     """Drive PDM-Closed in every scene of a pool, one scene after another in memory.
 
     Returns:
-        By score, the poses (N, 41, 3) in each scene's frame, NaN where there are none; and by scene id why a scene cannot
-        be scored.
+        By score, the poses (N, 41, 3) in each scene's frame, NaN where there are none; and by scene id, why a scene
+        cannot be scored.
 
     Raises:
         PoolError: As `previous_rows`.
