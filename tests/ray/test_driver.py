@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from autoscale_ray.distributed.driver import (
     end_driver,
     find_driver,
     follow,
+    leave_driver,
     start_driver,
     status_of,
 )
@@ -128,6 +130,23 @@ def test_a_second_driver_is_refused_and_the_first_is_not_disturbed(cluster, refe
         run_local(config, Console(quiet=True))
     assert ask(driver)["state"] == "paused"
     end_driver(str(run_dir))
+    assert find_driver(str(run_dir)) is None
+
+
+@pytest.mark.timeout(120)
+def test_all_who_follow_a_run_hear_how_it_ended(cluster, reference, tmp_path) -> None:
+    run_dir = with_cached_stages(tmp_path / "run", reference)
+    config = config_of(run_dir, "planner.factory=no_such_module:make")
+    driver = start_driver(config)
+    hold(driver)
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(lambda: list(follow(driver, poll_s=1.0)))
+        pool.submit(lambda: (time.sleep(2.0), ray.get(driver.resume.remote())))
+        *_, last = follow(driver, poll_s=0.1)  # hears of the end first, and leaves
+        leave_driver(str(run_dir), driver)
+        heard = slow.result()
+    assert heard[0]["state"] != last["state"] == heard[-1]["state"] == "failed"
+    assert "no_such_module" in str(heard[-1]["error"])
     assert find_driver(str(run_dir)) is None
 
 
