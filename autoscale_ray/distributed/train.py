@@ -1,7 +1,7 @@
 """Planner training on Ray: ONE Train run whose workers live through all rounds and share every step.
 
 The workers ask the driver for the next task over and over, because a new run costs half a minute and a hand-over on
-live workers a few milliseconds. Rank 0 asks and tells the others, so all see the same tasks in the same order.
+live workers a few milliseconds. The driver hands every task to every worker, so all see the same in the same order.
 """
 
 from __future__ import annotations
