@@ -361,7 +361,10 @@ class RunStore:
         difference = first_difference(published.payload, record.payload)
         path, before, now = difference or ("the manifest", published.sha256, record.sha256)
         where = self._storage.where(round_key(record.index))
-        raise ArtifactError(where, f"was published with another content: {path} was {before!r}, is {now!r}")
+        told = f"was published with another content: {path} was {before!r}, is {now!r}"
+        raise ArtifactError(
+            where, f"{told} (was the run begun by another release? then take a new run folder)"
+        )
 
 
 def share_with(run_dir: Path, shared: Path) -> None:

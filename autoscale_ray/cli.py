@@ -18,6 +18,7 @@ from autoscale_ray.cli_data import ingest, pool_info, pool_plot, pool_split, sim
 from autoscale_ray.config import RunConfig
 from autoscale_ray.config_file import override_of, read_arguments
 from autoscale_ray.errors import AutoScaleError, ConfigError, exit_code, path_error
+from autoscale_ray.files import is_writable
 from autoscale_ray.run_folder import check_local
 
 EXIT_INTERRUPTED = 130
@@ -156,10 +157,22 @@ def score(
         raise ConfigError("score", "--two-stage needs --metric-cache or --navhard")
     if (navhard is None) != (maps is None):
         raise ConfigError("score", "--navhard and --maps need each other")
-    if out.suffix != ".parquet" or out.is_dir() or not out.parent.is_dir():  # told now, not after hours
-        raise ConfigError("--out", "must be a file in an existing folder that ends in .parquet", str(out))
+    # Told now, not after hours.
+    if out.suffix != ".parquet" or out.is_dir() or not out.parent.is_dir() or not is_writable(out.parent):
+        raise ConfigError(
+            "--out", "must be a file in a folder to write to, with a name in .parquet", str(out)
+        )
+    if out.with_suffix(".json").is_dir():
+        raise ConfigError(
+            "--out", "must leave room for the summary beside it, a file", str(out.with_suffix(".json"))
+        )
     if out.resolve() == trajectories.resolve():
         raise ConfigError("--out", "must not be the file of trajectories", str(out))
+    for source in (pool, metric_cache, navhard):
+        if source is not None and out.resolve().is_relative_to(source.resolve()):
+            raise ConfigError("--out", "must not lie in the folder that is read", str(out))
+    if num_processes < 1:
+        raise ConfigError("--num-processes", "must be >= 1", num_processes)
     from autoscale_ray.evaluation.score_file import score_file
 
     console = Console()
@@ -167,7 +180,9 @@ def score(
         scorer = _scorer(pool, metric_cache, navhard, maps, num_processes)
         counts = score_file(trajectories, scorer, out, two_stage)
     scored, invalid = counts.pop("scored"), counts.pop("invalid")
-    console.print(f"{out}: {scored} trajectories scored, {invalid} reported invalid with a reason")
+    console.print(
+        f"{out}: {scored} rows scored (trajectory by version), {invalid} reported invalid with a reason"
+    )
     for title, values in counts.items():
         console.print(tree_of(title, values))
 

@@ -79,11 +79,24 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
+class _OneOfAKey(yaml.SafeLoader):
+    """Reads YAML in which no mapping gives a key twice: of two sections of one name the first would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping, or say which key comes again and where."""
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and str(key.value) in seen:
+                raise yaml.YAMLError(f"{key.value} is given twice, again in line {key.start_mark.line + 1}")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(str(path), "no such configuration file")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _OneOfAKey)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(str(path), f"must be YAML text: {error}") from error
     if tree is not None and not isinstance(tree, dict):

@@ -76,12 +76,18 @@ def scene_weights(pool: ScenePool, use_weights: bool) -> np.ndarray:
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
         raise PoolError(where, "weights must be numbers", str(kind))
     by_id = dict(zip(table["scene_id"].to_pylist(), table["weight"].to_pylist(), strict=True))
+    if len(by_id) < len(table):
+        raise PoolError(
+            where, "must hold one weight for a scene; rows more than scenes", len(table) - len(by_id)
+        )
     absent = [scene for scene in pool.scene_ids.tolist() if scene not in by_id]
     if absent:
         raise PoolError(where, "must hold a weight for every scene; missing", absent[0])
     weights_N = np.array([by_id[scene] for scene in pool.scene_ids.tolist()], dtype=np.float64)
-    if not (np.isfinite(weights_N).all() and (weights_N >= 0).all() and weights_N.sum() > 0):
-        raise PoolError(where, "weights must be finite, >= 0 and not all 0")
+    with np.errstate(over="ignore"):
+        total = weights_N.sum()
+    if not ((weights_N >= 0).all() and 0 < total < np.inf):
+        raise PoolError(where, "weights must be >= 0, not all 0, and of a finite sum")
     return weights_N
 
 

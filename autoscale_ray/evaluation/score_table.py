@@ -48,9 +48,9 @@ def write_scores(
     if unscored:
         reasons = {item.token: item.reason for item in unscored}
         summary["reasons"] = dict(itertools.islice(reasons.items(), MAX_REASONS))
-    with in_one_step(out) as temporary:
-        table = pa.Table.from_pylist(rows + refused, schema=score_schema())
-        pq.write_table(table, temporary, compression="zstd")
+    table = pa.Table.from_pylist(rows + refused, schema=score_schema())
+    with in_one_step(out) as temporary, temporary.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
     if mapping is not None:  # may be refused; the scores above are kept then
         summary["two_stage"] = two_stage_summary(scored, mapping)
     with in_one_step(out.with_suffix(".json")) as temporary:

@@ -108,6 +108,8 @@ def ingest(
             makes the pool of it.
         SourceReadError: The storage failed; what is finished is kept, the same call goes on there.
     """
+    if num_processes < 1:
+        raise InvalidInputError("num_processes", "must be >= 1", num_processes)
     if not 0 <= max_quarantined_share <= 1:
         raise InvalidInputError("max_quarantined_share", "must be in [0, 1]", max_quarantined_share)
     jobs = plan_parts(format, path, out, domain, options, files)

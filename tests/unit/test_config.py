@@ -84,6 +84,11 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ConfigError, match=r"list\.yaml: must be a mapping"):
         load_config(tmp_path / "list.yaml")
+    (tmp_path / "twice.yaml").write_text("loop: {budget: 5}\nseed: 1\nloop: {num_rounds: 1}\n")
+    with pytest.raises(
+        ConfigError, match=r"twice\.yaml: must be YAML text: loop is given twice, again in line 3"
+    ):
+        load_config(tmp_path / "twice.yaml")
     for text in ("a: [1\n", "a: 2026-13-40\n", "a: " + "[" * 2000):
         (tmp_path / "broken.yaml").write_text(text)
         with pytest.raises(ConfigError, match=r"broken\.yaml: must be YAML"):

@@ -308,6 +308,7 @@ def test_another_world_in_the_same_folder_is_refused_before_it_is_drawn(finished
         (lambda pools: same_logs(pools), ["share"]),
         (lambda pools: weigh(pools, {"scene": ["a"]}), ["weights.parquet", "scene_id, weight"]),
         (lambda pools: weigh(pools, {"scene_id": ["a"], "weight": ["b"]}), ["weights.parquet", "numbers"]),
+        (lambda pools: weigh(pools, {"scene_id": ["a", "a"], "weight": [1, 2]}), ["one weight for a scene"]),
     ],
     ids=[
         "missing folder",
@@ -317,6 +318,7 @@ def test_another_world_in_the_same_folder_is_refused_before_it_is_drawn(finished
         "leak",
         "weights without columns",
         "weights in words",
+        "weights given twice",
     ],
 )
 def test_bad_pools_give_one_line_and_write_nothing(damage, parts, pools, tmp_path, capsys):

@@ -106,7 +106,9 @@ def test_one_bad_cache_is_reported_and_the_rest_is_scored(inputs, tmp_path, caps
     np.savez(tmp_path / "plans.npz", scene_id=[f"token{place}" for place in range(4)], trajectories=plans)
     main(["score", str(tmp_path / "plans.npz"), "--metric-cache", str(tmp_path / "caches"), "--out",
           str(tmp_path / "out.parquet")])  # fmt: skip
-    assert "2 trajectories scored, 2 reported invalid" in re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "2 rows scored (trajectory by version), 2 reported invalid" in re.sub(
+        r"\s+", " ", capsys.readouterr().out
+    )
     rows = {row["scene_id"]: row for row in pq.read_table(tmp_path / "out.parquet").to_pylist()}
     assert [rows[f"token{place}"]["valid"] for place in range(4)] == [True, False, True, False]
     assert rows["token1"]["score"] is None

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -116,7 +117,7 @@ def test_columns_and_summary(pool, poses, tmp_path, capsys):
     assert summary["mean_v2"]["two_frame_extended_comfort"] == pytest.approx(np.mean(known), abs=1e-12)
     assert "two_frame_extended_comfort" not in summary["mean_v1"]
     told = re.sub(r"\s+", " ", capsys.readouterr().out)
-    assert f"{len(good)} trajectories scored, 4 reported invalid with a reason" in told
+    assert f"{len(good)} rows scored (trajectory by version), 4 reported invalid with a reason" in told
     assert f"two_frame_extended_comfort: {np.mean(known)}" in told
 
 
@@ -188,3 +189,33 @@ def test_refused_files_are_one_line_and_nothing_is_written(pool, poses, tmp_path
         assert str(tmp_path) in told
         assert rule in told
         assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("out", "rule"),
+    [
+        ("pool/scenes-00000.parquet", "must not lie in the folder that is read"),
+        ("pool/manifest.parquet", "must not lie in the folder that is read"),
+        ("taken.parquet", "must leave room for the summary"),
+        ("plans.parquet", "must not be the file of trajectories"),
+        ("plain/out.parquet", "must be a file in a folder to write to"),
+    ],
+)
+def test_a_place_that_scores_cannot_take_is_refused_before_scoring(out, rule, pool, tmp_path, capsys):
+    shutil.copytree(pool.path, tmp_path / "pool")
+    (tmp_path / "taken.json").mkdir()
+    (tmp_path / "plain").write_text("a file")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as ended:
+        main(["score", str(tmp_path / "plans.parquet"), str(tmp_path / "pool"), "--out", str(tmp_path / out)])
+    assert ended.value.code == 2
+    assert rule in re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_lets_nobody_write_is_refused_before_scoring(pool, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("autoscale_ray.cli.is_writable", lambda folder: folder != tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["score", str(tmp_path / "plans.npz"), str(pool.path), "--out", str(tmp_path / "out.parquet")])
+    assert ended.value.code == 2
+    assert "must be a file in a folder to write to" in re.sub(r"\s+", " ", capsys.readouterr().err)
