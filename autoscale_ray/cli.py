@@ -160,7 +160,7 @@ def score(
     # Told now, not after hours.
     if out.suffix != ".parquet" or out.is_dir() or not out.parent.is_dir() or not is_writable(out.parent):
         raise ConfigError(
-            "--out", "must be a file in a folder to write to, with a name in .parquet", str(out)
+            "--out", "must be a file in an existing folder to write to that ends in .parquet", str(out)
         )
     if out.with_suffix(".json").is_dir():
         raise ConfigError(

@@ -16,6 +16,7 @@ from tyro.conf import Positional
 from autoscale_ray.config import PresetName
 from autoscale_ray.config_file import load_config
 from autoscale_ray.errors import ConfigError
+from autoscale_ray.files import all_or_none
 
 MAX_LISTED = 20
 """Entries of one table that `pool info` prints: a pool may have thousands of logs."""
@@ -55,10 +56,12 @@ def world(
         console.print(f"drawn: {plot_families(plot)}")
     if out is None:
         return
-    for side in SIDES:
-        with console.status(f"drawing {side}"):
-            manifest = make_pool(config, side, out / side)
-        console.print(f"{out / side}: {manifest.num_scenes} scenes")
+    with all_or_none() as made:
+        for side in SIDES:
+            with console.status(f"drawing {side}"):
+                manifest = make_pool(config, side, out / side)
+            made.append(out / side)
+            console.print(f"{out / side}: {manifest.num_scenes} scenes")
 
 
 def ingest(

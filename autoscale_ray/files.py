@@ -39,8 +39,25 @@ def in_one_step(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)  # the name that the user knows
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(NotADirectoryError, PermissionError):  # then it was never there
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def all_or_none() -> Iterator[list[Path]]:
+    """Give a list for the folders that the block makes; when it fails or is interrupted they are removed again."""
+    made: list[Path] = []
+    try:
+        yield made
+    except BaseException:
+        for folder in made:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextmanager

@@ -96,7 +96,8 @@ def read_manifest(folder: Path) -> PoolManifest:
         PoolError: Missing, damaged, or of another schema version.
     """
     if not folder.is_dir():
-        raise PoolError(str(folder), "must be the folder of a scene pool", "no such folder")
+        found = "a file" if folder.exists() else "no such folder"
+        raise PoolError(str(folder), "must be the folder of a scene pool", found)
     path = folder / MANIFEST_NAME
     if not path.exists():
         raise PoolError(str(folder), f"must be the folder of a scene pool, with a {MANIFEST_NAME}")

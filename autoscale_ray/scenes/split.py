@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from autoscale_ray.errors import PoolError
+from autoscale_ray.files import all_or_none
 from autoscale_ray.scenes.pool import PoolManifest, ScenePool, write_pool
 from autoscale_ray.scenes.pool_writer import check_unused
 
@@ -73,15 +73,12 @@ def split_by_log(pool: ScenePool, side_of_log: Mapping[str, str], out: Path) -> 
     for side in sides:
         check_unused(out / side)
     sides_N = np.array([side_of_log.get(log, "") for log in logs.tolist()])
-    made: dict[str, PoolManifest] = {}
-    try:
+    manifests: dict[str, PoolManifest] = {}
+    with all_or_none() as made:
         for side in sides:
-            made[side] = write_pool(out / side, _tables(pool, np.flatnonzero(sides_N == side)))
-    except BaseException:
-        for side in made:  # all sides or none
-            shutil.rmtree(out / side, ignore_errors=True)
-        raise
-    return made
+            manifests[side] = write_pool(out / side, _tables(pool, np.flatnonzero(sides_N == side)))
+            made.append(out / side)
+    return manifests
 
 
 def _tables(pool: ScenePool, rows: np.ndarray) -> Iterator[pa.Table]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -143,6 +144,19 @@ def test_world_draws_its_families_and_says_what_it_needs(tmp_path, capsys):
     main(["world", "--plot", str(tmp_path / "out")])
     assert (tmp_path / "out" / "families.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["families.png"]
+
+
+def test_a_world_that_was_interrupted_leaves_no_side(tmp_path, monkeypatch):
+    def interrupted(config, side, path):
+        if side == "test":
+            raise KeyboardInterrupt
+        path.mkdir(parents=True)
+        return SimpleNamespace(num_scenes=0)
+
+    monkeypatch.setattr("autoscale_ray.world.pools.make_pool", interrupted)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        main(["world", "--out", str(tmp_path / "pools")])
+    assert list((tmp_path / "pools").iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

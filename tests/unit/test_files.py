@@ -13,6 +13,7 @@ import pytest
 
 from autoscale_ray.files import (
     ABANDONED_S,
+    all_or_none,
     begin_array,
     in_one_step,
     link_or_copy,
@@ -105,3 +106,28 @@ def test_a_full_disk_keeps_its_error_number():
     with pytest.raises(OSError, match="No space left") as told:
         save_array(Path("/dev/full"), np.zeros(300_000))
     assert told.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_of_several_folders_all_are_left_or_none(error, tmp_path):
+    with all_or_none() as made:
+        (tmp_path / "a").mkdir()
+        made.append(tmp_path / "a")
+
+    def fails() -> None:
+        with all_or_none() as made:
+            (tmp_path / "b").mkdir()
+            made.append(tmp_path / "b")
+            raise error
+
+    with pytest.raises(error):
+        fails()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_place_that_cannot_be_written_is_told_by_its_own_name(tmp_path):
+    (tmp_path / "plain").write_text("a file")
+    for place in (tmp_path / "plain" / "out.json", tmp_path / "nowhere" / "out.json"):
+        with pytest.raises(OSError) as failed, in_one_step(place) as temporary:
+            temporary.write_text("x")
+        assert failed.value.filename == str(place)

@@ -198,7 +198,7 @@ def test_refused_files_are_one_line_and_nothing_is_written(pool, poses, tmp_path
         ("pool/manifest.parquet", "must not lie in the folder that is read"),
         ("taken.parquet", "must leave room for the summary"),
         ("plans.parquet", "must not be the file of trajectories"),
-        ("plain/out.parquet", "must be a file in a folder to write to"),
+        ("plain/out.parquet", "must be a file in an existing folder to write to"),
     ],
 )
 def test_a_place_that_scores_cannot_take_is_refused_before_scoring(out, rule, pool, tmp_path, capsys):
@@ -218,4 +218,4 @@ def test_a_folder_that_lets_nobody_write_is_refused_before_scoring(pool, tmp_pat
     with pytest.raises(SystemExit) as ended:
         main(["score", str(tmp_path / "plans.npz"), str(pool.path), "--out", str(tmp_path / "out.parquet")])
     assert ended.value.code == 2
-    assert "must be a file in a folder to write to" in re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert "must be a file in an existing folder to write to" in re.sub(r"\s+", " ", capsys.readouterr().err)
