@@ -157,10 +157,15 @@ class ScenePool:
 
         Raises:
             InputRejectedError: Damaged, or a column is missing.
+            PoolError: It was written with the pool and is not there any more.
         """
         assert name in SIDE_TABLES, name
         path = self.path / f"{name}.parquet"
-        return read_parquet(path, columns) if path.exists() else None
+        if path.exists():
+            return read_parquet(path, columns)
+        if name in self.manifest.side_tables:
+            raise PoolError(str(path), "must be there as recorded in the manifest", "none")
+        return None
 
     @cached_property
     def _row_by_id(self) -> dict[str, int]:
@@ -183,7 +188,7 @@ def open_pool(
     allow_empty: bool = False,
     on_file: Callable[[], None] = lambda: None,
 ) -> ScenePool:
-    """Open a pool after checking its manifest, its schema version, the size of every file and that none is missing.
+    """Open a pool after checking its manifest, schema version and the size of every file.
 
     Args:
         path: Pool folder.
@@ -210,11 +215,6 @@ def open_pool(
             found = parquet.metadata.num_rows
         if found != file.num_scenes:
             raise PoolError(str(folder / file.name), f"must hold {file.num_scenes} scenes as recorded", found)
-    for name in manifest.side_tables:
-        if not (folder / f"{name}.parquet").exists():
-            raise PoolError(
-                str(folder / f"{name}.parquet"), "must be there as recorded in the manifest", "none"
-            )
     return ScenePool(folder, manifest, Path(cache_dir) if cache_dir else None, on_file)
 
 

@@ -179,7 +179,7 @@ def test_a_manifest_that_cannot_be_right_is_refused(tmp_path, change, rule):
     assert "\n" not in str(caught.value)
 
 
-def test_a_pool_that_lost_its_weights_is_refused(tmp_path):
+def test_weights_that_a_pool_lost_are_not_taken_for_none(tmp_path):
     table = random_table(3, seed=1)
     weights = pa.table({"scene_id": table["scene_id"], "weight": [3.0, 1.0, 1.0]})
     manifest = write_pool(tmp_path / "pool", [table], side_tables={"weights": weights})
@@ -187,7 +187,8 @@ def test_a_pool_that_lost_its_weights_is_refused(tmp_path):
     assert open_pool(tmp_path / "pool").side_table("weights").equals(weights)
     (tmp_path / "pool" / "weights.parquet").unlink()
     with pytest.raises(PoolError, match=r"weights\.parquet: must be there as recorded in the manifest"):
-        open_pool(tmp_path / "pool")
+        open_pool(tmp_path / "pool").side_table("weights")
+    assert open_pool(tmp_path / "pool").side_table("truth") is None
 
 
 def test_a_manifest_nested_too_deep_is_refused(tmp_path):
