@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from autoscale_ray.config import RunConfig
-from autoscale_ray.distributed.driver import StoppedError, end_driver, find_driver, follow, start_driver
+from autoscale_ray.distributed.driver import StoppedError, find_driver, follow, leave_driver, start_driver
 from autoscale_ray.distributed.resources import connect, wait_for_room
 from autoscale_ray.preflight import check_ready
 from autoscale_ray.records import Clusters
@@ -72,7 +72,7 @@ def drive(config: RunConfig, console: Console, embed_only: bool = False) -> dict
             wait_for_room(config.placement.ray)
         driver = start_driver(config, embed_only=embed_only)
     status = follow_to_the_end(driver, console)
-    end_driver(run_dir, driver)
+    leave_driver(run_dir, driver)
     if status["state"] == "failed":
         raise status["error"]
     return status
