@@ -96,7 +96,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(str(path), "no such configuration file")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _OneOfAKey)
+        tree = yaml.load(
+            path.read_text(encoding="utf-8"), _OneOfAKey
+        )  # as safe as safe_load: its loader is a subclass
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(str(path), f"must be YAML text: {error}") from error
     if tree is not None and not isinstance(tree, dict):

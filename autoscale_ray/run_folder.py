@@ -42,6 +42,21 @@ def is_url(run_dir: str) -> bool:
     return "://" in run_dir
 
 
+def check_free(run_dir: str) -> None:
+    """Refuse a folder that holds no run but files whose names a run would write, or a pool.
+
+    Raises:
+        ConfigError: Names the first such file.
+    """
+    folder = Path(run_dir)
+    if is_url(run_dir) or (folder / "run.json").exists() or (folder / "journal").exists():
+        return
+    for name in (CONFIG_FILE, SUMMARY_FILE, REPORT_FILE, SELECTION_FILE, "manifest.json"):
+        if (folder / name).exists():
+            rule = "is of no run and would be overwritten: take another run folder"
+            raise ConfigError(str(folder / name), rule)
+
+
 def check_local(arguments: Sequence[str]) -> None:
     """Refuse URLs among the arguments of a command that knows local paths only: as a path one is a folder ``s3:``.
 

@@ -17,7 +17,7 @@ from autoscale_ray import loop, tasks_scores
 from autoscale_ray.artifacts import RunStore, check_same_run
 from autoscale_ray.config import RunConfig, identity
 from autoscale_ray.config_file import dump_config
-from autoscale_ray.errors import ArtifactError, ConfigError
+from autoscale_ray.errors import ArtifactError
 from autoscale_ray.files import in_one_step
 from autoscale_ray.inputs import Inputs, open_inputs
 from autoscale_ray.local import LocalStages
@@ -32,7 +32,7 @@ from autoscale_ray.run_folder import (
     REPORT_FILE,
     SELECTION_FILE,
     SUMMARY_FILE,
-    is_url,
+    check_free,
     where_things_are,
     work_dir,
 )
@@ -101,29 +101,13 @@ def open_run(config: RunConfig) -> tuple[Inputs, RunStore]:
     """Open the pools of a run and claim its folder; write the configuration beside it."""
     folder, marks = work_dir(config), {"config": identity(config)}
     check_same_run(config.placement.run_dir, marks)  # told now, not after pools were drawn
-    if not is_url(config.placement.run_dir):
-        check_free(folder)
+    check_free(config.placement.run_dir)
     inputs = open_inputs(config, folder / "pools")
     store = RunStore.open(config.placement.run_dir, {**marks, "pools": inputs.identity()})
     folder.mkdir(parents=True, exist_ok=True)
     with in_one_step(folder / CONFIG_FILE) as temporary:
         temporary.write_text(dump_config(config), encoding="utf-8")
     return inputs, store
-
-
-def check_free(folder: Path) -> None:
-    """Refuse a folder that holds no run but files whose names a run would write.
-
-    Raises:
-        ConfigError: Names the first such file.
-    """
-    if (folder / "run.json").exists() or (folder / "journal").exists():
-        return
-    for name in (CONFIG_FILE, SUMMARY_FILE, REPORT_FILE, SELECTION_FILE, "manifest.json"):
-        if (folder / name).exists():
-            raise ConfigError(
-                str(folder / name), "is of no run and would be overwritten: take another run folder"
-            )
 
 
 def play(stages: RecordedStages, show: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
@@ -171,6 +155,7 @@ def write_selection(selection: Selection, pool: ScenePool, path: Path) -> None:
     rows = pool.rows_of(chosen["scene_id"].to_pylist())
     for name in ("log_id", "origin_id", "source"):
         chosen = chosen.append_column(name, pa.array(pool.column(name)[rows].tolist(), pa.string()))
+    # Through an open file: an error of Arrow by itself does not name the file.
     with in_one_step(path) as temporary, temporary.open("wb") as file:
         write_csv(chosen, file)
 

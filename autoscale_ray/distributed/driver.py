@@ -6,6 +6,7 @@ arguments, its loop thread opens the run anew, and every finished stage and roun
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -139,7 +140,7 @@ class Driver:
             self._board.close()
         self._asked_s = time.monotonic()
         while time.monotonic() - self._asked_s < self._linger_s:
-            time.sleep(0.2)  # whoever asks meanwhile puts it off
+            time.sleep(0.2)  # whoever asks meanwhile puts it off, and whoever leaves brings it nearer
         ray.kill(ray.get_actor(self._name, namespace=NAMESPACE))  # nobody is left who would
 
     def _play(self) -> dict[str, Any] | None:
@@ -250,8 +251,7 @@ def end_driver(run_dir: str, driver: Any = None) -> None:
     driver = driver or find_driver(run_dir)
     if driver is not None:
         ray.kill(driver)
-        while _is_there(run_dir, driver):
-            time.sleep(0.05)
+        _is_gone(run_dir, driver)
 
 
 def leave_driver(run_dir: str, driver: Any) -> None:
@@ -262,17 +262,20 @@ def leave_driver(run_dir: str, driver: Any) -> None:
         driver: One that was followed to the end of its run.
     """
     driver.leave.remote()
-    latest = time.monotonic() + LEAVE_TIMEOUT_S
-    while _is_there(run_dir, driver) and time.monotonic() < latest:
-        time.sleep(0.05)
-    if _is_there(run_dir, driver):
+    if not _is_gone(run_dir, driver, LEAVE_TIMEOUT_S):
         end_driver(run_dir, driver)
 
 
-def _is_there(run_dir: str, driver: Any) -> bool:
-    """Tell whether a driver has not ended. Ray says it of no actor; the name is asked for."""
-    found = find_driver(run_dir)
-    return found is not None and found._actor_id == driver._actor_id
+def _is_gone(run_dir: str, driver: Any, patience_s: float = math.inf) -> bool:
+    """Wait until a driver has ended; return whether it did in time."""
+    latest = time.monotonic() + patience_s
+    while (found := find_driver(run_dir)) is not None and found._actor_id == driver._actor_id:
+        if time.monotonic() > latest:
+            return False
+        time.sleep(
+            0.05
+        )  # Ray says of no actor that it has ended, nothing can be waited for; its name is asked for
+    return True
 
 
 def status_of(driver: Any) -> dict[str, Any]:

@@ -22,6 +22,10 @@ from autoscale_ray.errors import AutoScaleError, SourceReadError
 from autoscale_ray.scenes.ingest import PartJob, ingest, run_part
 from autoscale_ray.scenes.manifest import PoolManifest
 
+PART_TIMEOUT_S = 6 * 3600.0
+"""How long no part of a source may come to its end before the ingest does. Some files hold hours of traffic, and Ray
+Data counts parts that ended, not parts at work."""
+
 
 def ingest_on_ray(
     format: str,
@@ -53,11 +57,6 @@ def ingest_on_ray(
     return ingest(format, source, target, domain, files=beside, run_parts=run_tasks, **options)
 
 
-PART_TIMEOUT_S = 6 * 3600.0
-"""How long no part of a source may come to its end before the ingest does. Some files hold hours of traffic, and Ray
-Data counts parts that ended, not parts at work."""
-
-
 def run_tasks(jobs: Sequence[PartJob]) -> Iterator[object]:
     """Run every job as a task of its own; yield as they finish."""
     if not jobs:
@@ -75,12 +74,8 @@ def run_tasks(jobs: Sequence[PartJob]) -> Iterator[object]:
             finished.append(row["number"])
             yield row["number"]
     except ExecutionTimeoutError as error:
-        rule = (
-            "a part of the source must be read within that time; the same call goes on with what is finished"
-        )
-        raise SourceReadError(
-            jobs[0].path, f"no part was finished in {PART_TIMEOUT_S:g} s: {rule}"
-        ) from error
+        problem = f"no part was finished in {PART_TIMEOUT_S:g} s; what is finished is kept, the same call goes on there"
+        raise SourceReadError(jobs[0].path, problem) from error
     except RayError as error:
         raise _own_error(error, jobs[0].path) from error
     assert sorted(finished) == list(range(len(jobs))), "every part is read once"
@@ -91,7 +86,7 @@ def _run_job(rows: pa.Table) -> pa.Table:
 
     torch.set_num_threads(1)
     for job in rows["job"].to_pylist():
-        run_part(pickle.loads(job))
+        run_part(pickle.loads(job))  # of `run_tasks`, through Ray alone: never bytes of a source
     return rows.select(["number"])
 
 

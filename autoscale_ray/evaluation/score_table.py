@@ -49,6 +49,7 @@ def write_scores(
         reasons = {item.token: item.reason for item in unscored}
         summary["reasons"] = dict(itertools.islice(reasons.items(), MAX_REASONS))
     table = pa.Table.from_pylist(rows + refused, schema=score_schema())
+    # Through an open file: an error of Arrow by itself does not name the file.
     with in_one_step(out) as temporary, temporary.open("wb") as file:
         pq.write_table(table, file, compression="zstd")
     if mapping is not None:  # may be refused; the scores above are kept then

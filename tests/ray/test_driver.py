@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -139,12 +138,14 @@ def test_all_who_follow_a_run_hear_how_it_ended(cluster, reference, tmp_path) ->
     config = config_of(run_dir, "planner.factory=no_such_module:make")
     driver = start_driver(config)
     hold(driver)
-    with ThreadPoolExecutor(2) as pool:
-        slow = pool.submit(lambda: list(follow(driver, poll_s=1.0)))
-        pool.submit(lambda: (time.sleep(2.0), ray.get(driver.resume.remote())))
+    with ThreadPoolExecutor(1) as pool:
+        heard: list[dict[str, Any]] = []
+        slow = pool.submit(lambda: heard.extend(follow(driver, poll_s=1.0)))
+        wait_for(lambda: heard)
+        ray.get(driver.resume.remote())
         *_, last = follow(driver, poll_s=0.1)  # hears of the end first, and leaves
         leave_driver(str(run_dir), driver)
-        heard = slow.result()
+        slow.result()
     assert heard[0]["state"] != last["state"] == heard[-1]["state"] == "failed"
     assert "no_such_module" in str(heard[-1]["error"])
     assert find_driver(str(run_dir)) is None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autoscale_ray.errors import AutoScaleError, PoolError
+from autoscale_ray.errors import AutoScaleError, PoolError, SourceReadError
 from autoscale_ray.scenes import ingest as ingest_module
 from autoscale_ray.scenes.ingest import ingest, plan_parts, run_part
 from autoscale_ray.scenes.pool import open_pool
@@ -66,3 +66,14 @@ def test_an_error_of_a_task_comes_back_as_one_line_of_ours(cluster, source, tmp_
     with pytest.raises(AutoScaleError) as caught:  # the folder for the parts was never made
         list(run_tasks([job]))
     assert "\n" not in str(caught.value)
+
+
+@needs_data
+def test_a_part_that_takes_too_long_is_one_line(cluster, source, tmp_path, monkeypatch) -> None:
+    from autoscale_ray.distributed import ingest as on_ray
+
+    monkeypatch.setattr(on_ray, "PART_TIMEOUT_S", 0.2)
+    (job,) = plan_parts("commonroad", source, tmp_path / "pool", "real")
+    Path(job.staging).mkdir()
+    with pytest.raises(SourceReadError, match=r"no part was finished in 0\.2 s; what is finished is kept"):
+        list(on_ray.run_tasks([job]))

@@ -9,8 +9,7 @@ from autoscale_ray.config_file import load_config
 from autoscale_ray.distributed.driver import driver_name
 from autoscale_ray.errors import ConfigError, PoolError
 from autoscale_ray.inputs import open_inputs, scene_weights
-from autoscale_ray.run_folder import local_folder
-from autoscale_ray.session import check_free
+from autoscale_ray.run_folder import check_free, local_folder
 from tests.unit.test_session import TINY, fails
 
 
@@ -30,9 +29,9 @@ def test_files_of_others_are_left_alone(name, tmp_path, capsys):
 def test_a_folder_of_a_run_goes_on(mark, tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 1")
     with pytest.raises(ConfigError, match="is of no run"):
-        check_free(tmp_path)
+        check_free(str(tmp_path))
     (tmp_path / mark).mkdir()
-    check_free(tmp_path)
+    check_free(str(tmp_path))
 
 
 def test_slashes_at_the_end_of_a_url_are_no_other_run():
