@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+# Bytecode is made where it is needed: of most installed modules none ever is.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c $(CONSTRAINTS)
 SOURCES := autoscale_ray jobs tests benchmarks
 export OMP_NUM_THREADS ?= 1
 # Ray on one machine: loopback only, no telemetry, short waits.
@@ -45,7 +46,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/lint-imports
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --threads 2 --pythonpath $(BIN)/python
 
 unit: $(VENV)/dev
 	$(BIN)/python -m pytest tests/unit tests/golden -m "not slow" -n 2 --dist loadfile
@@ -53,7 +54,7 @@ unit: $(VENV)/dev
 check: lint unit
 
 test: check
-	$(BIN)/python -m pytest tests/device
+	$(BIN)/python -m pytest tests/device -n 2
 	$(RAY_ENV) $(BIN)/python -m pytest tests/ray -m "not slow"
 
 test-slow: $(VENV)/dev

@@ -22,6 +22,7 @@ from autoscale_ray.files import is_writable
 from autoscale_ray.run_folder import check_local
 
 EXIT_INTERRUPTED = 130
+EXIT_NONE_SCORED = 3
 
 
 def run(
@@ -139,9 +140,12 @@ def score(
 ) -> None:
     """Score planned trajectories by PDMS (v1) and EPDMS (v2), all sub-scores: on a pool, or on NAVSIM's own files.
 
+    Ends with exit code 3 when not one of them could be scored.
+
     Args:
         trajectories: .npz or .parquet with scene_id and poses in the scene frame, P x 8 x 3 (2 Hz) or
-            P x 40 x 3 (10 Hz), or a NAVSIM submission .pkl; with NAVSIM's files scene_id is the token.
+            P x 40 x 3 (10 Hz), P may be left out, or a NAVSIM submission .pkl; with NAVSIM's files scene_id is the
+            token.
         pool: Folder of the pool.
         out: Parquet file to write; a summary goes beside it as .json.
         metric_cache: Folder of NAVSIM metric caches; each gives the version it was made for.
@@ -185,6 +189,8 @@ def score(
     )
     for title, values in counts.items():
         console.print(tree_of(title, values))
+    if not scored:
+        raise SystemExit(EXIT_NONE_SCORED)
 
 
 def _scorer(

@@ -125,9 +125,8 @@ def cluster_scenes(
     sizes = {side: np.bincount(labels[side][1], minlength=len(names)).tolist() for side in SIDES}
     unit_ND = model.whitening.apply(train_ND)
     train_N = np.concatenate([labels["real"][1], labels["synthetic"][1]])
-    descriptors_KD = np.zeros((len(names), unit_ND.shape[1]))
-    np.add.at(descriptors_KD, train_N, unit_ND)
-    descriptors_KD /= np.maximum(np.bincount(train_N, minlength=len(names)), 1)[:, None]
+    sums_DK = [np.bincount(train_N, weights=unit_N, minlength=len(names)) for unit_N in unit_ND.T]
+    descriptors_KD = np.stack(sums_DK, axis=1) / np.maximum(np.bincount(train_N, minlength=len(names)), 1)[:, None]
     shares_K = cluster_weights(inputs.weights["dev"], labels["dev"][1], len(names))
     return {
         "cluster_ids": list(names),

@@ -47,7 +47,8 @@ def read_trajectories(path: Path | str) -> dict[str, np.ndarray]:
     """Read trajectories by scene from an npz or Parquet file, or a NAVSIM submission pickle.
 
     npz: `scene_id` (S,) and `trajectories` (S, P, 8 or 40, 3). Parquet: columns `scene_id` and `trajectories`, nested
-    lists P x 8 x 3 or P x 40 x 3. Submission (.pkl): one trajectory a token.
+    lists P x 8 x 3 or P x 40 x 3. The axis P may be left out where every scene has one trajectory. Submission (.pkl):
+    one trajectory a token.
 
     Args:
         path: The file.
@@ -105,9 +106,13 @@ def check_waypoints(scene_id: str, waypoints: np.ndarray) -> Floats:
 
 
 def _as_array(value: object) -> np.ndarray:
-    """Return the entry of one scene, as objects where it is no array of numbers: only its own scene is refused."""
+    """Return the entry of one scene, as objects where it is no array of numbers: only its own scene is refused.
+
+    One trajectory without the axis P gets it.
+    """
     try:
         array = np.asarray(value)
     except ValueError:
         array = np.asarray(value, dtype=object)
-    return np.atleast_1d(array.astype(np.float64 if array.dtype.kind in "biuf" else object))
+    array = array.astype(np.float64 if array.dtype.kind in "biuf" else object)
+    return array[None] if array.ndim == 2 else np.atleast_1d(array)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from autoscale_ray.cli import main
+from autoscale_ray.cli import EXIT_NONE_SCORED, main
 from autoscale_ray.config import WorldConfig
 from autoscale_ray.evaluation import epdms
 from autoscale_ray.evaluation.combine import COLUMNS_V1, COLUMNS_V2
@@ -119,6 +119,17 @@ def test_columns_and_summary(pool, poses, tmp_path, capsys):
     told = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert f"{len(good)} rows scored (trajectory by version), 4 reported invalid with a reason" in told
     assert f"two_frame_extended_comfort: {np.mean(known)}" in told
+
+
+def test_one_trajectory_a_scene_needs_no_axis_of_its_own(pool, poses, tmp_path):
+    assert scored(pool, pool.scene_ids, poses, tmp_path) == scored(pool, pool.scene_ids, poses[:, None], tmp_path)
+
+
+def test_a_file_of_which_nothing_can_be_scored_does_not_end_well(pool, poses, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        scored(pool, ["nowhere"], poses[:1], tmp_path)
+    assert stopped.value.code == EXIT_NONE_SCORED
+    assert [row["valid"] for row in pq.read_table(tmp_path / "out.parquet").to_pylist()] == [False, False]
 
 
 def test_several_trajectories_of_a_scene_and_scenes_without_the_one_before(pool, poses, tmp_path):
