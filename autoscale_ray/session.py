@@ -18,6 +18,7 @@ from autoscale_ray.artifacts import RunStore, check_same_run
 from autoscale_ray.config import RunConfig, identity
 from autoscale_ray.config_file import dump_config
 from autoscale_ray.errors import ArtifactError
+from autoscale_ray.evaluation.from_pool import SCORER_VERSION
 from autoscale_ray.files import in_one_step
 from autoscale_ray.inputs import Inputs, open_inputs
 from autoscale_ray.local import LocalStages
@@ -27,6 +28,7 @@ from autoscale_ray.recorded import RecordedStages
 from autoscale_ray.records import Clusters, Round, Selection
 from autoscale_ray.reporting.summary import summarise
 from autoscale_ray.reporting.tables import arm_table, cluster_table, round_table
+from autoscale_ray.representation import ENCODER_VERSION
 from autoscale_ray.run_folder import (
     CONFIG_FILE,
     REPORT_FILE,
@@ -99,7 +101,8 @@ def _open_local(config: RunConfig, console: Console) -> LocalStages:
 
 def open_run(config: RunConfig) -> tuple[Inputs, RunStore]:
     """Open the pools of a run and claim its folder; write the configuration beside it."""
-    folder, marks = work_dir(config), {"config": identity(config)}
+    versions = {"encoder": ENCODER_VERSION, "scorer": SCORER_VERSION}
+    folder, marks = work_dir(config), {"config": identity(config), "versions": versions}
     check_same_run(config.placement.run_dir, marks)  # told now, not after pools were drawn
     check_free(config.placement.run_dir)
     inputs = open_inputs(config, folder / "pools")

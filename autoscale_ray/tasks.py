@@ -126,7 +126,9 @@ def cluster_scenes(
     unit_ND = model.whitening.apply(train_ND)
     train_N = np.concatenate([labels["real"][1], labels["synthetic"][1]])
     sums_DK = [np.bincount(train_N, weights=unit_N, minlength=len(names)) for unit_N in unit_ND.T]
-    descriptors_KD = np.stack(sums_DK, axis=1) / np.maximum(np.bincount(train_N, minlength=len(names)), 1)[:, None]
+    descriptors_KD = (
+        np.stack(sums_DK, axis=1) / np.maximum(np.bincount(train_N, minlength=len(names)), 1)[:, None]
+    )
     shares_K = cluster_weights(inputs.weights["dev"], labels["dev"][1], len(names))
     return {
         "cluster_ids": list(names),

@@ -293,6 +293,18 @@ def test_another_world_in_the_same_folder_is_refused_before_it_is_drawn(finished
     assert not (finished / "pools").exists()
 
 
+@pytest.mark.parametrize("part", ["encoder", "scorer"])
+def test_a_run_begun_by_another_encoder_or_scorer_is_refused_at_once(
+    part, finished, pools, monkeypatch, capsys
+):
+    """Its published rounds would not fit what is computed from here on."""
+    monkeypatch.setattr(f"autoscale_ray.session.{part.upper()}_VERSION", 99)
+    before = sorted(finished.rglob("*"))
+    given = ["run", "--backend", "local", *arguments(pools, finished)]
+    fails(given, capsys, ["run.json: belongs to another run", f"versions.{part} is", "99 here"])
+    assert sorted(finished.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("damage", "parts"),
     [

@@ -122,7 +122,9 @@ def test_columns_and_summary(pool, poses, tmp_path, capsys):
 
 
 def test_one_trajectory_a_scene_needs_no_axis_of_its_own(pool, poses, tmp_path):
-    assert scored(pool, pool.scene_ids, poses, tmp_path) == scored(pool, pool.scene_ids, poses[:, None], tmp_path)
+    assert scored(pool, pool.scene_ids, poses, tmp_path) == scored(
+        pool, pool.scene_ids, poses[:, None], tmp_path
+    )
 
 
 def test_a_file_of_which_nothing_can_be_scored_does_not_end_well(pool, poses, tmp_path):
