@@ -153,7 +153,7 @@ def score(
         maps: Folder with nuPlan maps.
         two_stage: With NAVSIM's files: the split YAML whose mapping gives the two-stage score, for example
             navhard_two_stage.yaml.
-        num_processes: Metric caches read side by side.
+        num_processes: Parts of 128 scenes of a pool, or metric caches, scored side by side.
     """
     if sum(source is not None for source in (pool, metric_cache, navhard)) != 1:
         raise ConfigError("score", "needs one of a pool, --metric-cache and --navhard")
@@ -177,6 +177,8 @@ def score(
             raise ConfigError("--out", "must not lie in the folder that is read", str(out))
     if num_processes < 1:
         raise ConfigError("--num-processes", "must be >= 1", num_processes)
+    if navhard is not None and num_processes != 1:
+        raise ConfigError("--num-processes", "is for a pool or --metric-cache: --navhard takes one process")
     from autoscale_ray.evaluation.score_file import score_file
 
     console = Console()
@@ -208,7 +210,7 @@ def _scorer(
     from autoscale_ray.evaluation.score_rows import score_rows
 
     assert pool is not None
-    return partial(score_rows, pool=pool)
+    return partial(score_rows, pool=pool, num_processes=num_processes)
 
 
 def _config(arguments: Sequence[str], out: str | None) -> RunConfig:

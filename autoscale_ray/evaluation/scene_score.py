@@ -41,7 +41,7 @@ class SceneScore:
     """(2,) last pose of the first trajectory as the planner gave it, map."""
     columns: Mapping[str, Floats]
     """(P,) by the names of the table's columns; NaN where extended comfort is not known."""
-    states: torch.Tensor | None
+    states: Floats | None
     """(41, 11) drive of the first trajectory, which extended comfort needs; None for v1."""
 
 
@@ -90,7 +90,7 @@ def score_scene(
         start_point=pose[:2],
         endpoint=pose[:2] + np.array([[cos, -sin], [sin, cos]]) @ np.asarray(waypoints)[0, -1, :2],
         columns=_columns(result),
-        states=None if result.states is None else result.states[0, 0].clone(),
+        states=None if result.states is None else result.states[0, 0].numpy().copy(),
     )
 
 
@@ -144,7 +144,7 @@ def with_comfort(
 
 def stacked_states(scored: Sequence[SceneScore]) -> torch.Tensor:
     """Return the drives (N, 41, 11) of the first trajectories of v2 scenes."""
-    return torch.stack([frame.states for frame in scored if frame.states is not None])
+    return torch.from_numpy(np.stack([frame.states for frame in scored if frame.states is not None]))
 
 
 def _columns(result: ScoreResult) -> dict[str, Floats]:

@@ -3,15 +3,18 @@
 import json
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from autoscale_ray.cli import EXIT_NONE_SCORED, main
 from autoscale_ray.config import WorldConfig
-from autoscale_ray.evaluation import epdms
+from autoscale_ray.evaluation import epdms, score_rows
 from autoscale_ray.evaluation.combine import COLUMNS_V1, COLUMNS_V2
 from autoscale_ray.evaluation.from_pool import prepare_pool, score_pool, scoring_scenes
 from autoscale_ray.extras import has_numba
@@ -58,9 +61,9 @@ def poses(pool):
     return plans
 
 
-def scored(pool, names, trajectories, folder) -> list[dict]:
+def scored(pool, names, trajectories, folder, *more: str) -> list[dict]:
     np.savez(folder / "plans.npz", scene_id=np.array(names), trajectories=trajectories)
-    main(["score", str(folder / "plans.npz"), str(pool.path), "--out", str(folder / "out.parquet")])
+    main(["score", str(folder / "plans.npz"), str(pool.path), "--out", str(folder / "out.parquet"), *more])
     return pq.read_table(folder / "out.parquet").to_pylist()
 
 
@@ -125,6 +128,33 @@ def test_one_trajectory_a_scene_needs_no_axis_of_its_own(pool, poses, tmp_path):
     assert scored(pool, pool.scene_ids, poses, tmp_path) == scored(
         pool, pool.scene_ids, poses[:, None], tmp_path
     )
+
+
+def test_the_table_does_not_depend_on_the_number_of_processes(pool, poses, tmp_path, monkeypatch):
+    alone = scored(pool, pool.scene_ids, poses, tmp_path)
+    monkeypatch.setattr(score_rows, "SCENES_A_PART", 12)
+    assert scored(pool, pool.scene_ids, poses, tmp_path, "--num-processes", "2") == alone
+
+
+def test_a_process_that_is_killed_while_it_scores_is_one_line(pool, poses, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(score_rows, "SCENES_A_PART", 12)
+
+    def kill_one() -> None:
+        while not (
+            found := [one for one in psutil.Process().children() if "spawn_main" in str(one.cmdline())]
+        ):
+            time.sleep(0.01)
+        found[0].kill()
+
+    with ThreadPoolExecutor(1) as beside:
+        killed = beside.submit(kill_one)
+        with pytest.raises(SystemExit) as stopped:
+            scored(pool, pool.scene_ids, poses, tmp_path, "--num-processes", "2")
+        killed.result(1)
+    told = capsys.readouterr().err
+    assert (stopped.value.code, told.count("\n")) == (1, 1)
+    assert "a scoring process was ended from outside" in told
+    assert not (tmp_path / "out.parquet").exists()
 
 
 def test_a_file_of_which_nothing_can_be_scored_does_not_end_well(pool, poses, tmp_path):
