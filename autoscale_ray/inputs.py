@@ -17,6 +17,7 @@ from autoscale_ray.records import SIDES, Side
 from autoscale_ray.scenes.pool import ScenePool, check_disjoint, open_pool
 from autoscale_ray.world.pools import make_pool
 
+TRAINED: tuple[Side, ...] = ("real", "synthetic")
 WEIGHTS_TABLE = "weights"
 """Side file of a dev or test pool: scene_id, weight in the objective."""
 
@@ -39,6 +40,8 @@ class Inputs:
 def open_inputs(config: RunConfig, world_dir: Path) -> Inputs:
     """Open the four pools of a run; refuse empty ones and any log that stands on two sides.
 
+    Real and synthetic may share logs: both are trained on, and a synthetic scene may be made from a real one.
+
     Args:
         config: Names the pools, or none of them: then the built-in world makes all four.
         world_dir: Where pools of the built-in world are kept between runs.
@@ -46,7 +49,7 @@ def open_inputs(config: RunConfig, world_dir: Path) -> Inputs:
     Raises:
         ConfigError: Some pools are named and some are not.
         PoolError: A pool is missing, empty, damaged or of another schema version.
-        SplitLeakError: Two sides share a log.
+        SplitLeakError: Dev or test shares a log with another side.
     """
     named = dataclasses.asdict(config.data)
     if not any(named.values()):
@@ -55,7 +58,7 @@ def open_inputs(config: RunConfig, world_dir: Path) -> Inputs:
     if missing:
         raise ConfigError("data", "name all four pools or none of them; missing", missing)
     pools = {side: open_pool(named[side]) for side in SIDES}
-    check_disjoint(pools)
+    check_disjoint(pools, may_share=TRAINED)
     return Inputs(
         pools=pools,
         weights={side: scene_weights(pools[side], config.evaluation.use_weights) for side in ("dev", "test")},

@@ -8,7 +8,7 @@ rows were cut into files, on the compression, on the machine or on the number of
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -218,11 +218,12 @@ def open_pool(
     return ScenePool(folder, manifest, Path(cache_dir) if cache_dir else None, on_file)
 
 
-def check_disjoint(pools: Mapping[str, ScenePool]) -> None:
+def check_disjoint(pools: Mapping[str, ScenePool], may_share: Collection[str] = ()) -> None:
     """Refuse pools of which two share a log.
 
     Args:
         pools: The sides of a split by name, for example real, dev, test.
+        may_share: Sides that may share logs with each other.
 
     Raises:
         SplitLeakError: Naming the two sides and the log.
@@ -230,6 +231,6 @@ def check_disjoint(pools: Mapping[str, ScenePool]) -> None:
     logs = {name: set(pool.manifest.counts["log"]) for name, pool in pools.items()}
     for (left, left_logs), (right, right_logs) in itertools.combinations(logs.items(), 2):
         shared = sorted(left_logs & right_logs)
-        if shared:
+        if shared and not {left, right} <= set(may_share):
             rule = f"pools must not share a log ({len(shared)} shared)"
             raise SplitLeakError(f"{left} and {right}", rule, shared[0])

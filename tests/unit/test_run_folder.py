@@ -1,5 +1,7 @@
 """A run takes no folder in which it would overwrite files that are not its own."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,7 +9,7 @@ import pytest
 
 from autoscale_ray.config_file import load_config
 from autoscale_ray.distributed.driver import driver_name
-from autoscale_ray.errors import ConfigError, PoolError
+from autoscale_ray.errors import ConfigError, PoolError, SplitLeakError
 from autoscale_ray.inputs import open_inputs, scene_weights
 from autoscale_ray.run_folder import check_free, local_folder
 from tests.unit.test_session import TINY, fails
@@ -37,6 +39,15 @@ def test_a_folder_of_a_run_goes_on(mark, tmp_path):
 def test_slashes_at_the_end_of_a_url_are_no_other_run():
     assert local_folder("s3://bucket/run/") == local_folder("s3://bucket/run")
     assert driver_name("s3://bucket/run//") == driver_name("s3://bucket/run") != driver_name("s3://bucket/ru")
+
+
+def test_synthetic_scenes_may_be_of_the_logs_that_are_trained_on_and_of_no_other(tmp_path):
+    made = open_inputs(load_config(None, TINY), tmp_path / "world").pools
+    paths = {side: made[side].path for side in made}
+    for synthetic, refused in (("real", None), ("dev", "synthetic and dev"), ("test", "synthetic and test")):
+        named = [f"data.{side}={path}" for side, path in (paths | {"synthetic": paths[synthetic]}).items()]
+        with nullcontext() if refused is None else pytest.raises(SplitLeakError, match=refused):
+            open_inputs(load_config(None, [*TINY, *named]), tmp_path)
 
 
 def test_weights_whose_sum_is_no_number_are_refused(tmp_path):
