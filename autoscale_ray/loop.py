@@ -44,8 +44,11 @@ def run(config: RunConfig, stages: Stages) -> tuple[Clusters, tuple[Round, ...],
 
 
 def is_over(config: RunConfig, info: ClusterInfo, history: tuple[Round, ...]) -> bool:
-    """Say whether the search is over: its rounds are spent or, with `loop.stop_early`, no more gain is in sight."""
-    if len(history) > config.loop.num_rounds:
+    """Say whether the search is over: its rounds are spent, the method has no use for another or, with
+    `loop.stop_early`, no more gain is in sight.
+    """
+    usable = METHODS[config.ascent.method].num_search_runs
+    if len(history) > (config.loop.num_rounds if usable is None else min(config.loop.num_rounds, usable)):
         return True
     return config.loop.stop_early and nothing_to_gain(observations(history), info, seeded_ascent(config))
 
@@ -84,8 +87,9 @@ def compare(
     final_counts: Mapping[str, int],
 ) -> tuple[Arm, ...]:
     """Train every arm with fresh seeds at equal steps and score it once on test."""
-    info = cluster_info(clusters, config.loop.budget)
-    sizes = {name: int(size) for name, size in zip(info.cluster_ids, info.pool_sizes_K, strict=True)}
+    # What is drawn at random knows no caps of retrieval.
+    info = dataclasses.replace(cluster_info(clusters, config.loop.budget), pool_sizes_K=clusters.pool_sizes_K)
+    sizes = dict(zip(clusters.cluster_ids, map(int, clusters.pool_sizes_K), strict=True))
     even = dict.fromkeys(clusters.cluster_ids, 1.0)
     plans: dict[str, tuple[Mapping[str, int], str | None]] = {
         "real_only": ({}, None),
@@ -109,7 +113,7 @@ def cluster_info(clusters: Clusters, budget: int) -> ClusterInfo:
     return ClusterInfo(
         cluster_ids=clusters.cluster_ids,
         budget=budget,
-        pool_sizes_K=clusters.pool_sizes_K,
+        pool_sizes_K=clusters.deliverable_K,
         dev_counts_K=clusters.dev_counts_K,
         dev_weights_K=clusters.dev_weights_K,
         real_counts_K=clusters.real_counts_K,

@@ -103,18 +103,27 @@ class RecordedStages:
             lambda folder: tasks.cluster_scenes(self.config, embeddings.files, self.inputs, folder),
         )
         values: Mapping[str, Any] = artifact.values
+        cluster_ids = tuple(values["cluster_ids"])
         labels = {f"labels_{side}": path for side, path in _by_side(artifact).items()}
         vectors = {f"embeddings_{side}": path for side, path in embeddings.files.items()}
         models = {"model": artifact.path(tasks.MODEL_FILE), "probe": artifact.path(tasks.PROBE_FILE)}
+        files = {**labels, **vectors, **models}
+        retrieval, synthetic = self.config.retrieval, self.inputs.pools["synthetic"]
+        choosable = self._stage(
+            "deliverable",
+            {"config": tasks.stage_identity(retrieval), "clusters": artifact.fingerprint},
+            lambda folder: tasks.deliverable_scenes(retrieval, synthetic, files, cluster_ids),
+        )
         return Clusters(
             fingerprint=artifact.fingerprint,
-            cluster_ids=tuple(values["cluster_ids"]),
+            cluster_ids=cluster_ids,
             pool_sizes_K=np.array(values["pool_sizes"], dtype=np.int64),
+            deliverable_K=np.array(choosable.values["sizes"], dtype=np.int64),
             real_counts_K=np.array(values["real_counts"], dtype=np.int64),
             dev_counts_K=np.array(values["dev_counts"], dtype=np.int64),
             dev_weights_K=np.array(values["dev_weights"]),
             descriptors_KD=np.array(values["descriptors"]),
-            files={**labels, **vectors, **models},
+            files=files,
         )
 
     def retrieve(

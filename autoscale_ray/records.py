@@ -47,6 +47,8 @@ class Clusters:
     """Names of the K clusters: the key of every weight, count and score."""
     pool_sizes_K: np.ndarray
     """Synthetic scenes per cluster."""
+    deliverable_K: np.ndarray
+    """Those of them that retrieval can choose: without outliers and beyond no cap; near-duplicates aside."""
     real_counts_K: np.ndarray
     """Real training scenes per cluster."""
     dev_counts_K: np.ndarray

@@ -22,8 +22,15 @@ from autoscale_ray.config import ClusterConfig, PlannerConfig, RetrievalConfig, 
 from autoscale_ray.evaluation.feedback import cluster_weights
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.mixture.alignment import measure_alignment
-from autoscale_ray.mixture.clusters import ClusterModel, cluster_names, fit_clusters, random_labels
-from autoscale_ray.mixture.retrieval import Candidates, Queries, Search, make_candidates, query_weights
+from autoscale_ray.mixture.clusters import ClusterModel, cluster_names, fit_clusters, random_labels, sampled
+from autoscale_ray.mixture.retrieval import (
+    Candidates,
+    Queries,
+    Search,
+    deliverable,
+    make_candidates,
+    query_weights,
+)
 from autoscale_ray.mixture.similarity import DomainProbe, fit_domain_probe
 from autoscale_ray.planning.planner import empty_planner, parameter_shapes
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
@@ -113,7 +120,10 @@ def cluster_scenes(
     train_ND = np.concatenate([by_side["real"][1], by_side["synthetic"][1]])
     model = fit_clusters(train_ND, by_side["dev"][1], config.clusters, seed, inputs.weights["dev"])
     model.save(folder / MODEL_FILE)
-    real_ND, synthetic_ND = (model.whitening.apply(by_side[side][1]) for side in ("real", "synthetic"))
+    real_ND, synthetic_ND = (
+        model.whitening.apply(sampled(by_side[side][1], config.clusters.max_sample, seed))
+        for side in ("real", "synthetic")
+    )
     _save_probe(real_ND, synthetic_ND, folder / PROBE_FILE)
     names, labels = _labels(config.clusters, model, {side: z for side, (_, z) in by_side.items()}, seed)
     for side, (scene_ids, _) in by_side.items():
@@ -166,6 +176,15 @@ def _labels(
         for side, (fine_N, _) in labels.items()
     }
     return cluster_names(config.num_coarse), dealt
+
+
+def deliverable_scenes(
+    config: RetrievalConfig, synthetic: ScenePool, files: Mapping[str, Path], cluster_ids: Sequence[str]
+) -> dict[str, Any]:
+    """Count the scenes of every cluster that `choose_scenes` can choose, near-duplicates aside."""
+    candidates, clusters_N = load_candidates(config, synthetic, files)
+    counts = deliverable(candidates, clusters_N, cluster_ids, config)
+    return {"sizes": [counts[name] for name in cluster_ids]}
 
 
 def choose_scenes(

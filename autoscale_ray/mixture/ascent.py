@@ -65,12 +65,18 @@ def start_weights(info: ClusterInfo) -> np.ndarray:
 
 
 def runs_of(history: History, info: ClusterInfo, config: AscentConfig) -> Runs:
-    """Arrays (P = 1) of a history, aligned by cluster name."""
+    """Arrays (P = 1) of a history, aligned by cluster name.
+
+    All runs are scored on one dev set, so a cluster has one variance, the mean over its runs. The error of equal
+    scores is 0 by the formula and not known to be: no variance is below that of a share of which n in n were seen
+    (Jeffreys' prior).
+    """
     aligned = align_history(history, info)
     dev_counts_K = np.where(info.dev_counts_K > 0, info.dev_counts_K, np.nan)
     scene_var_K = config.scene_sd**2 / dev_counts_K
+    least_K = 0.5 / ((dev_counts_K + 1) * (dev_counts_K + 2))
     variances = [np.where(np.isnan(obs.score_se_K), scene_var_K, obs.score_se_K**2) for obs in aligned]
-    variance_TK = np.maximum(np.array(variances), 1e-12)
+    variance_TK = np.maximum(np.mean(variances, axis=0, keepdims=True), least_K).repeat(len(aligned), axis=0)
     scores_TK = np.array([obs.scores_K for obs in aligned])
     counts_TK = np.array([obs.counts_K for obs in aligned])
     if config.exposure == "steps":
@@ -292,7 +298,7 @@ def nothing_to_gain(history: History, info: ClusterInfo, config: AscentConfig) -
     worst, best = predicted_objective(fit, info.dev_weights_K[None], pair_PSK)[0]
     run_sd = np.sqrt(
         objective_variance(searched(history)[-1], info, config)
-        + fit.noise_var_P[0] * (info.dev_weights_K**2).sum()
+        + fit.noise_var_P[0] / searched(history)[-1].num_seeds * (info.dev_weights_K**2).sum()
     )
     return bool(best - worst < run_sd)
 

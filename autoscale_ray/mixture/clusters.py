@@ -146,7 +146,7 @@ def fit_clusters(
         raise InvalidInputError(
             "clusters", "num_fine and num_coarse must be >= 1", (config.num_fine, config.num_coarse)
         )
-    sample_ND = _sample(checked_embeddings("training embeddings", train_ND), config.max_sample, seed)
+    sample_ND = sampled(checked_embeddings("training embeddings", train_ND), config.max_sample, seed)
     whitening = fit_whitening(sample_ND)
     unit_ND = whitening.apply(sample_ND)
     num_fine = min(config.num_fine, max(1, len(unit_ND) // SCENES_PER_FINE))
@@ -298,7 +298,8 @@ def _shares(counts_F: NDArray[Any]) -> Float64:
     return np.asarray(counts_F, dtype=np.float64) / max(float(np.sum(counts_F)), 1e-12)
 
 
-def _sample(embeddings_ND: Float32, limit: int, seed: int) -> Float32:
+def sampled(embeddings_ND: Float32, limit: int, seed: int) -> Float32:
+    """Return at most so many rows, drawn at random, in their order."""
     if len(embeddings_ND) <= limit:
         return embeddings_ND
     rows = np.random.default_rng(seed).choice(len(embeddings_ND), size=limit, replace=False)

@@ -12,8 +12,17 @@ from autoscale_ray.mixture.laws import law_values
 from autoscale_ray.mixture.response import ResponseFit
 
 GRID_G = np.concatenate([[0.0], np.geomspace(0.01, 16.0, 95)])
-"""Shares a cluster may get, in units of the uniform share; the price mixes neighbours on it."""
+"""Shares that one of up to 16 clusters may get, in units of the uniform share; the price mixes neighbours on it."""
+GRID_STEP = np.log(16.0 / 0.01) / 94
 NUM_BISECTIONS = 50
+
+
+def share_grid(num_clusters: int) -> np.ndarray:
+    """Return `GRID_G`, going on with its steps to the whole budget where that is more than 16 uniform shares."""
+    if num_clusters <= 16:
+        return GRID_G
+    num_steps = int(np.ceil(np.log(num_clusters / 16.0) / GRID_STEP))
+    return np.concatenate([GRID_G, np.geomspace(16.0, num_clusters, num_steps + 1)[1:]])
 
 
 def posterior_optimum(
@@ -33,7 +42,7 @@ def posterior_optimum(
     Returns:
         (P, K) shares (scenes over budget / K) that sum to min(K, sum of caps).
     """
-    grid_PKG = np.minimum(GRID_G, caps_PK[..., None])
+    grid_PKG = np.minimum(share_grid(caps_PK.shape[1]), caps_PK[..., None])
     laws_PKGL = law_values(grid_PKG)
     spill_PJ = np.einsum("pk,pkj->pj", dev_weights_PK, fit.spills_PKJ)
     values_PKG = np.einsum("pkl,pkgl->pkg", dev_weights_PK[..., None] * fit.gains_PKL, laws_PKGL)

@@ -146,15 +146,15 @@ class _Found:
 class Search:
     """A search for scenes in every cluster that goes on where it stopped when more are wanted.
 
-    The method `random` is a plain sample. The others leave out outliers of the domain probe, scenes beyond
-    `max_per_origin` over all clusters together, and near-duplicates of chosen scenes. Clusters of more than
-    `max_candidates` scenes are read in chunks and cut to a shortlist first.
+    The method `random` is a plain sample. The others leave out outliers of the domain probe, scenes of a cluster
+    beyond `max_per_origin`, and near-duplicates of chosen scenes. Clusters of more than `max_candidates` scenes are
+    read in chunks and cut to a shortlist first.
 
     Args:
         candidates: The synthetic pool.
         cluster_of_N: Cluster id of each candidate.
         queries: Dev scenes by cluster id; a cluster without any is drawn at random.
-        names: Clusters that may be chosen from; only among these are scenes of one origin counted.
+        names: Clusters that may be chosen from.
         config: Method and its constants.
         seed: Seed of the random share; the same seed nests selections of different counts.
 
@@ -176,15 +176,15 @@ class Search:
                 "retrieval.method", f"must be random or one of {sorted(METHODS)}", config.method
             )
         self._candidates, self._config, self._seed = candidates, config, seed
-        order = np.argsort(candidates.scene_ids_N)
-        labels = np.asarray(cluster_of_N)[order]
-        members = {name: order[labels == name] for name in sorted(names)}
+        members = _members(candidates, cluster_of_N, names, config)
         self._queries = {
             name: _strongest(queries.get(name), config.max_queries, candidates) for name in members
         }
         if config.method != "random":
-            members = {name: _without_outliers(candidates, rows, config) for name, rows in members.items()}
-            members = _capped_per_origin(candidates, members, self._queries, config)
+            members = {
+                name: _capped_per_origin(candidates, rows, self._queries[name], config)
+                for name, rows in members.items()
+            }
         self._members = members
         self._found: dict[str, _Found] = {}
 
@@ -245,6 +245,22 @@ class Search:
             yield str(part.scene_ids_N[row])
 
 
+def deliverable(
+    candidates: Candidates, cluster_of_N: NDArray[np.str_], names: Iterable[str], config: RetrievalConfig
+) -> dict[str, int]:
+    """Count what a `Search` can give of every cluster: without outliers and beyond no cap; near-duplicates aside.
+
+    Arguments are those of `Search`.
+    """
+    counts = {}
+    for name, rows in _members(candidates, cluster_of_N, names, config).items():
+        counts[name] = len(rows)
+        if config.method != "random":
+            origins, per_origin = np.unique(candidates.origin_ids_N[rows], return_counts=True)
+            counts[name] -= int(np.maximum(per_origin - config.max_per_origin, 0)[origins != ""].sum())
+    return counts
+
+
 def order_scenes(
     candidates: Candidates, queries: Queries, config: RetrievalConfig, seed: int
 ) -> Iterator[int]:
@@ -295,7 +311,7 @@ def shortlist(
 ) -> Int64:
     """Cut a large cluster to its most valuable scenes, the nearest of every query and a random third.
 
-    Reads embeddings in chunks, so that they may lie in a memory map.
+    Without queries the random order alone decides. Reads embeddings in chunks, so that they may lie in a memory map.
 
     Args:
         candidates: The pool.
@@ -311,18 +327,17 @@ def shortlist(
     limit = shortlist_size(len(rows), config, count)
     if len(rows) <= limit:
         return rows
+    if not len(queries.weights_E):  # all places are drawn at random then
+        return rows[np.sort(random_order(candidates.scene_ids_N[rows], seed)[:limit])]
     third = limit // 3
     values = _values_in_chunks(candidates, rows, queries, config)
     picks = [
         np.argsort(-values, kind="stable")[:third],
         random_order(candidates.scene_ids_N[rows], seed)[:third],
     ]
-    if len(queries.weights_E):
-        batches = (
-            candidates.embeddings_ND[rows[start : start + CHUNK]] for start in range(0, len(rows), CHUNK)
-        )
-        num_neighbours = max(1, third // len(queries.weights_E))
-        picks.append(nearest_in_stream(batches, queries.embeddings_ED, num_neighbours)[1].ravel())
+    batches = (candidates.embeddings_ND[rows[start : start + CHUNK]] for start in range(0, len(rows), CHUNK))
+    num_neighbours = max(1, third // len(queries.weights_E))
+    picks.append(nearest_in_stream(batches, queries.embeddings_ED, num_neighbours)[1].ravel())
     return rows[np.unique(np.concatenate(picks))]
 
 
@@ -348,6 +363,18 @@ def _strongest(queries: Queries | None, limit: int, candidates: Candidates) -> Q
     return Queries(embeddings_ED=queries.embeddings_ED[rows], weights_E=queries.weights_E[rows])
 
 
+def _members(
+    candidates: Candidates, cluster_of_N: NDArray[np.str_], names: Iterable[str], config: RetrievalConfig
+) -> dict[str, Int64]:
+    """Return the rows of every cluster by scene id, without outliers where the method leaves them out."""
+    order = np.argsort(candidates.scene_ids_N)
+    labels = np.asarray(cluster_of_N)[order]
+    members = {name: order[labels == name] for name in sorted(names)}
+    if config.method == "random":
+        return members
+    return {name: _without_outliers(candidates, rows, config) for name, rows in members.items()}
+
+
 def _without_outliers(candidates: Candidates, rows: Int64, config: RetrievalConfig) -> Int64:
     """Drop the worst outliers, at most a share of the cluster.
 
@@ -361,31 +388,18 @@ def _without_outliers(candidates: Candidates, rows: Int64, config: RetrievalConf
 
 
 def _capped_per_origin(
-    candidates: Candidates,
-    members: Mapping[str, Int64],
-    queries: Mapping[str, Queries],
-    config: RetrievalConfig,
-) -> dict[str, Int64]:
-    """Keep the most valuable scenes of every origin over all clusters together.
-
-    Done before any choice, so that one cluster's selection does not depend on another's count.
-    """
-    rows = np.concatenate([np.empty(0, np.int64), *members.values()])
-    worth = np.concatenate(
-        [
-            np.empty(0),
-            *(_values_in_chunks(candidates, group, queries[name], config) for name, group in members.items()),
-        ]
-    )
+    candidates: Candidates, rows: Int64, queries: Queries, config: RetrievalConfig
+) -> Int64:
+    """Keep the most valuable scenes of every origin in a cluster."""
     origins, scene_ids = candidates.origin_ids_N[rows], candidates.scene_ids_N[rows]
+    if not (origins != "").any():
+        return rows
+    worth = _values_in_chunks(candidates, rows, queries, config)
     order = np.lexsort((scene_ids, -worth, origins))
-    num_seen: dict[str, int] = {}
-    over = []
-    for row, origin in zip(rows[order].tolist(), origins[order].tolist(), strict=True):
-        num_seen[origin] = num_seen.get(origin, 0) + 1
-        if origin and num_seen[origin] > config.max_per_origin:
-            over.append(row)
-    return {name: group[~np.isin(group, over)] for name, group in members.items()}
+    _, first, sizes = np.unique(origins[order], return_index=True, return_counts=True)
+    place = np.arange(len(rows)) - np.repeat(first, sizes)
+    kept = order[(place < config.max_per_origin) | (origins[order] == "")]
+    return rows[np.sort(kept)]
 
 
 def _values_in_chunks(

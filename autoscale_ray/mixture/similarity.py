@@ -244,7 +244,7 @@ def fit_domain_probe(real_ND: NDArray[Any], synthetic_MD: NDArray[Any], penalty:
     scale_1, offset = _logistic(scores_N1[~even_N], labels_N[~even_N], 1e-3)
     # A reversed probe on held-out rows means it found nothing.
     weights_D = direction_D * max(float(scale_1[0]), 0.0)
-    real_odds_N = np.asarray(real_ND, dtype=np.float64) @ weights_D + offset
+    real_odds_N = np.asarray(real_ND[1::2], dtype=np.float64) @ weights_D + offset
     q95, q995 = np.quantile(real_odds_N, [0.95, 0.995])
     return DomainProbe(weights_D=weights_D, bias=offset, real_q95=float(q95), real_q995=float(q995))
 

@@ -73,7 +73,8 @@ def unscored_line(summary: Summary, *sides: str) -> str:
 def arm_table(summary: Summary) -> Table:
     """Return the final comparison: one row an arm, scored on test scenes nobody chose by."""
     lines = [
-        "W: the objective, scene scores by weight; gain: W of AutoScale less W of the arm, paired; "
+        "W: the objective, scene scores by weight; gain: W of AutoScale less W of the arm, paired, "
+        "its error without that of training seeds and search; "
         f"mIoU: of BEV occupancy; {error_line(summary['arms'])}",
         unscored_line(summary, "test"),
         spent_line(summary),

@@ -32,6 +32,7 @@ class FormulaStages:
             fingerprint="c",
             cluster_ids=NAMES,
             pool_sizes_K=np.array([500, 500, 500, 500]),
+            deliverable_K=np.array([500, 500, 500, 500]),
             real_counts_K=np.array([10, 10, 10, 10]),
             dev_counts_K=np.array([400, 400, 400, 400]),
             dev_weights_K=np.full(4, 0.25),
@@ -111,6 +112,31 @@ def test_the_recommended_mixture_is_near_the_optimum():
     uniform = value(np.full(4, 50))
     assert (best - value(final_K)) / (best - uniform) < 0.15
     assert final["d"] <= 8
+
+
+def test_a_method_plays_no_round_that_it_cannot_use():
+    stages = FormulaStages()
+    _, history, final = run(dataclasses.replace(config(), ascent=AscentConfig(method="uniform")), stages)
+    assert [done.index for done in history] == [0]
+    assert final == dict.fromkeys(NAMES, 50)
+
+
+def test_the_mixture_keeps_to_what_retrieval_can_choose_and_random_arms_do_not():
+    """b would be given most; what it cannot give goes where it is worth most, not in proportion to what others got."""
+
+    class Capped(FormulaStages):
+        def cluster(self, embeddings: Embeddings) -> Clusters:
+            return dataclasses.replace(
+                super().cluster(embeddings), deliverable_K=np.array([20, 20, 300, 300])
+            )
+
+    stages = Capped()
+    clusters, history, final = run(config(), stages)
+    assert max(final["a"], final["b"]) <= 20
+    assert all(done.selection.counts["a"] <= 20 for done in history)
+    assert sum(final.values()) == 200
+    arms = compare(config(baselines=("uniform", "union")), stages, clusters, history, final)
+    assert [arm.selection.counts["a"] for arm in arms] == [50, 500, final["a"]]
 
 
 def test_more_rounds_continue_the_same_history():

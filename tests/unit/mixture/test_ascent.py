@@ -17,13 +17,16 @@ from autoscale_ray.mixture.ascent import (
     extra_visits,
     mirror_step,
     nothing_to_gain,
+    runs_of,
     shrink,
     start_weights,
 )
 from autoscale_ray.mixture.design import step_size
 from autoscale_ray.mixture.estimators import METHODS
-from autoscale_ray.mixture.optimum import GRID_G, best_shares
+from autoscale_ray.mixture.laws import LAW_PRIOR_L
+from autoscale_ray.mixture.optimum import GRID_G, best_shares, posterior_optimum
 from autoscale_ray.mixture.problem import ClusterInfo, Feedback, Observation, align_history, as_array
+from autoscale_ray.mixture.response import ResponseFit
 
 FAST = settings(derandomize=True, max_examples=60, deadline=None)
 CONFIG = AscentConfig(seed=4)
@@ -186,6 +189,42 @@ def test_the_gate_takes_back_a_harmful_step():
     weights, radius = ascend((good, worse), info, CONFIG, toward_a, 1)
     assert weights == pytest.approx(start)
     assert radius == pytest.approx(CONFIG.trust_radius / 2)
+
+
+@pytest.mark.parametrize("num_clusters", [16, 20, 64, 256])
+def test_the_whole_budget_may_go_to_one_cluster(num_clusters):
+    """All others harm: whatever the number of clusters, none of them gets a share beyond the floor."""
+    gains_PKL = np.zeros((1, num_clusters, len(LAW_PRIOR_L)))
+    gains_PKL[..., -1] = -0.03  # the line
+    gains_PKL[0, 3] *= -1.0
+    fit = ResponseFit(
+        gains_PKL=gains_PKL,
+        gain_squares_PKL=gains_PKL**2,
+        spills_PKJ=np.zeros((1, num_clusters, num_clusters)),
+        null_gains_PL=np.zeros((1, len(LAW_PRIOR_L))),
+        null_probability_P=np.zeros(1),
+        noise_var_P=np.zeros(1),
+    )
+    weights, caps = (
+        np.full((1, num_clusters), 1 / num_clusters),
+        np.full((1, num_clusters), float(num_clusters)),
+    )
+    shares = posterior_optimum(fit, weights, caps, 0.0, guard=True)
+    assert shares[0, 3] == pytest.approx(num_clusters)
+    assert np.delete(shares[0], 3).sum() == pytest.approx(0.0)
+
+
+def test_scores_that_are_all_equal_are_not_known_without_error():
+    """A cluster on which every dev scene passes has an error of 0 by the formula, in one run and not in another."""
+    info = make_info(names=("a", "b"), dev=[30, 30])
+    runs = [
+        replace(observe(info, {"a": 50, "b": 450}, seed), score_se_K=np.array(errors))
+        for seed, errors in enumerate([[0.03, 0.0], [0.0, 0.0], [np.nan, 0.0]])
+    ]
+    variance_TK = runs_of(tuple(runs), info, CONFIG).scene_var_PTK[0]
+    assert (variance_TK == variance_TK[0]).all()
+    assert variance_TK[0, 0] == pytest.approx((0.03**2 + CONFIG.scene_sd**2 / 30) / 3)
+    assert variance_TK[0, 1] == pytest.approx(0.5 / (31 * 32))
 
 
 @pytest.mark.parametrize("weights_seed", range(3))

@@ -36,7 +36,7 @@ def run(counts, scores, **changes):
         "cluster_ids": INFO.cluster_ids,
         "counts_K": np.array(counts, float),
         "scores_K": np.array(scores, float),
-        "score_se_K": np.full(3, 0.006),
+        "score_se_K": np.full(3, 0.012),
     }
     return Observation(**{**values, **changes})
 
@@ -45,7 +45,7 @@ def test_deficit_by_hand():
     gradient = deficit((run([100] * 3, [0.9, 0.6, np.nan]),), INFO, CONFIG)
     assert gradient.mean_K[:2] == pytest.approx([0.25 * 0.1, 0.5 * 0.4])
     assert np.isnan(gradient.mean_K[2])
-    assert gradient.sd_K[0] == pytest.approx(0.25 * np.hypot(0.006, 0.008))
+    assert gradient.sd_K[0] == pytest.approx(0.25 * np.hypot(0.012, 0.008))
 
 
 def test_excess_by_hand():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -266,17 +267,43 @@ def test_near_duplicates_are_left_out_and_reported():
     assert len(result) == 10
 
 
-def test_origin_cap_holds_over_all_clusters_together():
+def test_of_one_origin_a_cluster_gives_its_best():
     origins = np.array(["same"] * 8 + [""] * 8)
     pool, queries = _pool(16, origin_ids=origins), _queries(4)
     labels = np.array(["c00", "c01"] * 8)
     result = _choose(pool, labels, {"c00": queries, "c01": queries}, {"c00": 8, "c01": 8}, PLAIN, 0)
     chosen = [name for ids in result.values() for name in ids]
-    is_same = np.isin(pool.scene_ids_N[:8], chosen)
     worth = module.scene_values(pool, queries, PLAIN)[:8]
-    assert set(np.flatnonzero(is_same)) == set(np.argsort(-worth)[:2])  # the two best of the origin
-    assert len(chosen) == 10
+    is_same = np.isin(pool.scene_ids_N[:8], chosen)
+    best = {2 * row + first for first in (0, 1) for row in np.argsort(-worth[first::2])[:2].tolist()}
+    assert set(np.flatnonzero(is_same).tolist()) == best
+    assert len(chosen) == 12
     assert np.isin(pool.scene_ids_N[8:], chosen).all()
+
+
+def test_what_a_cluster_can_give_is_known_before():
+    """Outliers and origins make a large cluster small; duplicates are found only when they are met."""
+    rng = np.random.default_rng(0)
+    scenes = _unit(rng, 90)
+    scenes[70:80] = scenes[60:70]
+    origins = np.array([f"o{row // 10}" if row < 40 else "" for row in range(90)])
+    pool = module.make_candidates(np.array([f"s{row:02d}" for row in range(90)]), scenes, origin_ids=origins)
+    pool = dataclasses.replace(pool, is_outlier_N=np.arange(90) >= 88, gap_N=np.arange(90) / 100.0)
+    labels = np.array(["c00"] * 40 + ["c01"] * 20 + ["c02"] * 30)
+    names = ["c00", "c01", "c02", "c03"]
+    counts = module.deliverable(pool, labels, names, RetrievalConfig())
+    assert counts == {"c00": 8, "c01": 20, "c02": 28, "c03": 0}
+    given = _choose(pool, labels, {}, dict.fromkeys(names, 99), RetrievalConfig())
+    assert {name: len(ids) for name, ids in given.items()} == {**counts, "c02": 18}
+    alike = module.deliverable(pool, labels, names, RetrievalConfig(method="random"))
+    assert alike == {"c00": 40, "c01": 20, "c02": 30, "c03": 0}
+
+
+def test_a_large_cluster_without_queries_is_a_plain_sample():
+    pool = _pool(300)
+    config = RetrievalConfig(duplicate_cosine=1.0, max_candidates=60)
+    sample = _one_cluster(pool, None, RetrievalConfig(method="random"), 30)
+    assert _one_cluster(pool, None, config, 30) == sample
 
 
 @pytest.mark.parametrize(("share", "places"), [(0.2, [4, 9, 14]), (0.5, [1, 3, 5]), (0.0, [])])
@@ -341,20 +368,18 @@ def test_a_cluster_that_falls_short_of_its_shortlist_keeps_what_it_gave():
 
 
 @pytest.mark.parametrize("has_numba", [True, False])
-def test_a_cluster_that_its_caps_leave_empty_gives_nothing(has_numba, monkeypatch):
+def test_a_cluster_that_is_empty_gives_nothing(has_numba, monkeypatch):
     if not has_numba:
         monkeypatch.setattr(greedy, "has_numba", lambda: False)
-    pool = _pool(3, origin_ids=np.full(3, "one"))
-    labels = np.array(["c00", "c00", "c01"])
-    queries = module.Queries(embeddings_ED=pool.embeddings_ND[:2], weights_E=np.ones(2))
-    wanted = {"c00": queries, "c01": _queries(2)}
+    pool = _pool(3)
+    queries = dict.fromkeys(["c00", "c01", "c02"], _queries(2))
     config = RetrievalConfig(duplicate_cosine=1.0)
-    search = module.Search(pool, labels, wanted, ["c00", "c01"], config, 0)
-    given = search.deliver({"c00": 2, "c01": 1})
-    assert sorted(len(ids) for ids in given.values()) in ([0, 2], [1, 1])
-    assert sum(map(len, given.values())) == 2
-    alone = module.Search(pool, labels, wanted, ["c00", "c01", "c02"], config, 0)
-    assert alone.choose({"c02": 3}) == {"c02": ()}
+    search = module.Search(pool, np.array(["c00", "c00", "c01"]), queries, queries, config, 0)
+    assert search.choose({"c02": 3}) == {"c02": ()}
+    assert {name: len(ids) for name, ids in search.deliver({"c00": 1, "c02": 2}).items()} == {
+        "c00": 2,
+        "c02": 0,
+    }
 
 
 def test_exhausted_empty_and_unasked_clusters():

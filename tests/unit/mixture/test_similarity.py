@@ -58,6 +58,18 @@ def test_the_quantiles_of_the_probe_hold_for_fresh_real_scenes():
     assert (probe.log_odds(fresh) > probe.real_q995).mean() < 0.015
 
 
+def test_the_quantiles_of_the_probe_are_of_rows_that_it_was_not_fitted_on():
+    """In 64 dimensions the rows of the fit look more real than others do."""
+    above = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        real, synthetic, fresh = (rng.standard_normal((size, 64)) for size in (200, 600, 2000))
+        synthetic[:, 0] += 0.5
+        probe = similarity.fit_domain_probe(real, synthetic)
+        above.append((probe.log_odds(fresh) > probe.real_q95).mean())
+    assert 0.035 < np.mean(above) < 0.07
+
+
 def test_domain_probe_on_equal_domains_finds_nothing():
     real, synthetic = _domains(0.0, 2000, 2000)
     probe = similarity.fit_domain_probe(real, synthetic)
