@@ -41,7 +41,7 @@ Preset = Annotated[
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Scene pools of a run. The four sides must not share a log."""
+    """Scene pools of a run. Dev and test share no log with any other side; real and synthetic may."""
 
     real: str = ""
     """Folder of the real training pool; always used in full."""
@@ -230,7 +230,7 @@ class RetrievalConfig:
     duplicate_cosine: Share = 0.97
     """Scenes above this cosine similarity to a chosen one are near-duplicates."""
     max_per_origin: Count = 2
-    """Chosen scenes that may share one origin_id, >= 1."""
+    """Chosen scenes of a cluster that may share one origin_id, >= 1."""
     similarity_weight: NonNegative = 0.0
     """Weight of a scene's mean similarity to the queries beside the coverage of them in `facility_location`."""
     gap_weight: NonNegative = 0.1

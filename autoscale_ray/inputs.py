@@ -24,7 +24,7 @@ WEIGHTS_TABLE = "weights"
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Inputs:
-    """Opened pools of a run, disjoint by log, and the declared weights of dev and test scenes."""
+    """Opened pools of a run, dev and test disjoint by log from all others, and the declared weights of their scenes."""
 
     pools: Mapping[str, ScenePool]
     weights: Mapping[str, np.ndarray]

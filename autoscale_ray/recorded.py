@@ -19,7 +19,7 @@ from autoscale_ray import __version__, tasks, tasks_scores
 from autoscale_ray.artifacts import Artifact, RunStore
 from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import RunConfig, derive_seed
-from autoscale_ray.errors import ConfigError
+from autoscale_ray.errors import ConfigError, PoolError
 from autoscale_ray.evaluation.from_pool import SCORER_VERSION, check_scorable
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
@@ -91,7 +91,11 @@ class RecordedStages:
         return Embeddings(fingerprint=artifact.fingerprint, files=_by_side(artifact))
 
     def cluster(self, embeddings: Embeddings) -> Clusters:
-        """Group real and synthetic scenes; assign dev and test scenes."""
+        """Group real and synthetic scenes; assign dev and test scenes.
+
+        Dev scenes that have no score have no weight and count for nothing: they are in no mean of the objective.
+        """
+        unscored = sorted(self._unscored("dev"))
         artifact = self._stage(
             "cluster",
             {
@@ -99,8 +103,9 @@ class RecordedStages:
                 "embeddings": embeddings.fingerprint,
                 "seed": self.config.seed,
                 "weights": self._pool_marks["dev_weights"],
+                "unscored": unscored,
             },
-            lambda folder: tasks.cluster_scenes(self.config, embeddings.files, self.inputs, folder),
+            lambda folder: tasks.cluster_scenes(self.config, embeddings.files, self.inputs, unscored, folder),
         )
         values: Mapping[str, Any] = artifact.values
         cluster_ids = tuple(values["cluster_ids"])
@@ -199,8 +204,7 @@ class RecordedStages:
                 folder,
             ),
         )
-        unscored: Mapping[str, Any] = self._reference_drives(side).values["unscored"]
-        return scores_record(artifact, side, planners.seeds, len(unscored[objective]))
+        return scores_record(artifact, side, planners.seeds, len(self._unscored(side)))
 
     def probe(self, planners: Planners, clusters: Clusters) -> Mapping[str, np.ndarray]:
         """Measure how the planners' training gradients on each cluster agree with dev."""
@@ -296,11 +300,20 @@ class RecordedStages:
             )
         return self._drives[side]
 
+    def _unscored(self, side: str) -> Mapping[str, str]:
+        """Return why scenes of a side cannot be scored by the objective, by scene id."""
+        values: Mapping[str, Any] = self._reference_drives(side).values
+        return values["unscored"][self.config.evaluation.objective]
+
     def _check_scorable(self) -> None:
         """Refuse sides that have no scores before anything is trained for them."""
         if not self._is_scorable:
             for side in ("dev", "test"):
                 check_scorable(self.inputs.pools[side], self.config.evaluation.objective)
+            pool, weights_N = self.inputs.pools["dev"], self.inputs.weights["dev"]
+            if set(pool.scene_ids[weights_N > 0].tolist()) <= self._unscored("dev").keys():
+                rule = f"must hold a scene that has a weight and that {self.config.evaluation.objective} can score"
+                raise PoolError(str(pool.path), rule, 0)
             self._is_scorable = True
 
     def _once(self, name: str, side: str, stage: Callable[[], Artifact]) -> Path:

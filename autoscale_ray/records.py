@@ -52,7 +52,7 @@ class Clusters:
     real_counts_K: np.ndarray
     """Real training scenes per cluster."""
     dev_counts_K: np.ndarray
-    """Dev scenes per cluster."""
+    """Dev scenes per cluster that have a score."""
     dev_weights_K: np.ndarray
     """Weight of each cluster in the objective; sums to 1."""
     descriptors_KD: np.ndarray

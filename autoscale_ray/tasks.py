@@ -102,7 +102,11 @@ def read_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cluster_scenes(
-    config: RunConfig, embeddings: Mapping[str, Path], inputs: Inputs, folder: Path
+    config: RunConfig,
+    embeddings: Mapping[str, Path],
+    inputs: Inputs,
+    unscored: Sequence[str],
+    folder: Path,
 ) -> dict[str, Any]:
     """Fit the clusters on real and synthetic scenes and label all four pools.
 
@@ -110,6 +114,8 @@ def cluster_scenes(
         config: Cluster settings and seed.
         embeddings: Embedding file by side.
         inputs: Pools and dev weights.
+        unscored: Dev scenes without a score: they have a cluster, and neither weight nor count there. Where no scene
+            with a weight has a score all count, so that one can look at clusters; nothing is trained then.
         folder: Receives the cluster model, the domain probe and one label file a side (scene_id, cluster, fine).
 
     Returns:
@@ -118,7 +124,12 @@ def cluster_scenes(
     by_side = {side: read_embeddings(embeddings[side]) for side in SIDES}
     seed = derive_seed(config.seed, "clusters")
     train_ND = np.concatenate([by_side["real"][1], by_side["synthetic"][1]])
-    model = fit_clusters(train_ND, by_side["dev"][1], config.clusters, seed, inputs.weights["dev"])
+    dev_ids, dev_ND = by_side["dev"]
+    is_scored_M = ~np.isin(dev_ids, unscored)
+    weights_M = np.where(is_scored_M, inputs.weights["dev"], 0.0)
+    if not weights_M.any():
+        is_scored_M, weights_M = np.ones_like(is_scored_M), inputs.weights["dev"]
+    model = fit_clusters(train_ND, dev_ND[is_scored_M], config.clusters, seed, weights_M[is_scored_M])
     model.save(folder / MODEL_FILE)
     real_ND, synthetic_ND = (
         model.whitening.apply(sampled(by_side[side][1], config.clusters.max_sample, seed))
@@ -132,19 +143,22 @@ def cluster_scenes(
         write_table(
             pa.table({**columns, "fine": pa.array(fine_N.astype(np.int32))}), folder / table_file(side)
         )
-    sizes = {side: np.bincount(labels[side][1], minlength=len(names)).tolist() for side in SIDES}
+    sizes = {
+        side: np.bincount(labels[side][1], minlength=len(names)).tolist() for side in ("real", "synthetic")
+    }
     unit_ND = model.whitening.apply(train_ND)
     train_N = np.concatenate([labels["real"][1], labels["synthetic"][1]])
     sums_DK = [np.bincount(train_N, weights=unit_N, minlength=len(names)) for unit_N in unit_ND.T]
     descriptors_KD = (
         np.stack(sums_DK, axis=1) / np.maximum(np.bincount(train_N, minlength=len(names)), 1)[:, None]
     )
-    shares_K = cluster_weights(inputs.weights["dev"], labels["dev"][1], len(names))
+    shares_K = cluster_weights(weights_M, labels["dev"][1], len(names))
+    dev_counts_K = np.bincount(labels["dev"][1][is_scored_M], minlength=len(names))
     return {
         "cluster_ids": list(names),
         "pool_sizes": sizes["synthetic"],
         "real_counts": sizes["real"],
-        "dev_counts": sizes["dev"],
+        "dev_counts": dev_counts_K.tolist(),
         "dev_weights": shares_K.tolist(),
         "descriptors": descriptors_KD.tolist(),
     }

@@ -125,7 +125,7 @@ def paired_gains(arms: Sequence[Arm], pool: ScenePool) -> dict[str, tuple[float,
         pool: That pool.
 
     Returns:
-        Mean difference of the objective and its standard error over scenes, by name of the other arm; seeds are
+        Mean difference of the objective and its standard error over logs, by name of the other arm; seeds are
         averaged first.
     """
     units_N, _ = sampling_units(pool)

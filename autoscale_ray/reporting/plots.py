@@ -64,7 +64,7 @@ def weights_figure(summary: Summary) -> Figure:
 
 
 def score_figure(summary: Summary) -> Figure:
-    """Return the dev objective by round with its standard error over scenes."""
+    """Return the dev objective by round with its standard error over logs."""
     rounds = [done for done in summary["rounds"] if done["totals"]["objective"] is not None]
     figure = Figure(figsize=(6.4, 4.0))
     axes = figure.subplots()

@@ -442,7 +442,12 @@ def test_scenes_that_cannot_be_scored_are_counted_where_scores_are_read(
     told = " ".join(capsys.readouterr().out.split())
     for side in ("dev", "test"):
         assert told.count(f"scenes without a score, in no mean: 1 of {side}") == 1
-    assert numbers(tmp_path / "run")["unscored"] == {"dev": 1, "test": 1}
+    found = numbers(tmp_path / "run")
+    assert found["unscored"] == {"dev": 1, "test": 1}
+    clusters, first = found["clusters"], found["rounds"][0]
+    assert sum(one["dev"] for one in clusters) == len(open_pool(pools / "dev")) - 1
+    by_cluster = sum(one["dev_weight"] * (first["cluster_scores"][one["id"]] or 0.0) for one in clusters)
+    assert by_cluster == pytest.approx(first["totals"]["objective"]), "what is optimised is what is told"
     report = (tmp_path / "run" / "report.html").read_text()
     assert "scenes without a score, in no mean: 1 of dev, 1 of test" in report
 
