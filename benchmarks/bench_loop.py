@@ -215,6 +215,7 @@ def family_clusters(inputs: Inputs, folder: Path, embeddings: Mapping[str, Path]
         fingerprint=fingerprint({"families": inputs.identity()}),
         cluster_ids=names,
         pool_sizes_K=count["synthetic"],
+        deliverable_K=count["synthetic"],
         real_counts_K=count["real"],
         dev_counts_K=count["dev"],
         dev_weights_K=shares / shares.sum(),
