@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,8 +63,10 @@ class TaskBoard:
         self._last: tuple[str, Mapping[str, bytes]] | None = None
         self._error: BaseException | None = None
         self._closed = False
-        self._failures: Counter[tuple[str, int, str]] = Counter()
+        self._failures: Counter[tuple[Any, ...]] = Counter()
         self.num_delivered = 0
+        self.newest: Callable[[], str | None] = lambda: None
+        """Names the last checkpoint of the Train run."""
         self._posted_s = 0.0
         self.begin: Callable[[], None] = lambda: None
         """Called with the first task, to bring workers who will ask for it."""
@@ -117,14 +120,26 @@ class TaskBoard:
                 self.num_delivered += 1
                 self._changed.notify_all()
 
-    def report_failure(self, task_id: str, rank: int, text: str) -> None:
+    def progress(self) -> tuple[int, str | None]:
+        """Return what changes with every sign that training gets on: a delivered task, a checkpoint."""
+        return self.num_delivered, self.newest()
+
+    def report_failure(self, task_id: str, rank: int, text: str, own: AutoScaleError | None = None) -> None:
         """Take a worker's error: one that comes back to the same rank word for word is no accident and ends the run.
 
-        When a worker dies, all others lose their connection to it in the same words; that is one accident.
+        When a worker dies, all others lose their connection to it in the same words; that is one accident. Where there
+        was progress between the two, they are two accidents.
+
+        Args:
+            task_id: The task in hand.
+            rank: The worker.
+            text: The error with its traceback.
+            own: The same where a user can mend it.
         """
-        self._failures[task_id, rank, text] += 1
-        if self._failures[task_id, rank, text] >= MAX_SAME_FAILURES:
-            self.fail(TrainingFailedError(text))
+        what = (*self.progress(), task_id, rank, text)
+        self._failures[what] += 1
+        if self._failures[what] >= MAX_SAME_FAILURES:
+            self.fail(own or TrainingFailedError(text))
 
     def fail(self, error: BaseException) -> None:
         """Wake the loop with what ended the training run."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import ray.train
 import torch
+from ray.exceptions import RayActorError
 
 from autoscale_ray.config import RunConfig
 from autoscale_ray.distributed.board import TaskBoard
@@ -18,7 +20,7 @@ from autoscale_ray.distributed.memory import release
 from autoscale_ray.distributed.observe import Observer
 from autoscale_ray.distributed.resources import NAMESPACE
 from autoscale_ray.distributed.stages import RayStages
-from autoscale_ray.distributed.train import make_trainer, newest_checkpoint
+from autoscale_ray.distributed.train import MAX_FAILURES, drop_damaged, make_trainer, newest_checkpoint
 from autoscale_ray.mixture.greedy import load_search
 from autoscale_ray.run_folder import work_dir
 from autoscale_ray.session import open_run, play
@@ -52,10 +54,10 @@ def play_here(
     worker_device()  # hides the GPUs of this node, which are not the driver's
     run_dir = work_dir(config)
     inputs, store = open_run(config)
-    trainers = _trainers(config, driver, board, embed_only=embed_only)
     settings = {"seed": config.seed, "budget": config.loop.budget}
     name = config.placement.run_dir.rstrip("/").rpartition("/")[2]
     observer = Observer(name, run_dir, store.log, settings, config.loop.num_rounds)
+    trainers = _trainers(config, driver, board, observer.tell, embed_only=embed_only)
 
     @contextmanager
     def watched(stage: str) -> Iterator[None]:
@@ -85,9 +87,11 @@ def play_here(
     return made
 
 
-def _trainers(config: RunConfig, driver: str, board: TaskBoard, *, embed_only: bool) -> threading.Thread:
+def _trainers(
+    config: RunConfig, driver: str, board: TaskBoard, tell: Callable[..., None], *, embed_only: bool
+) -> threading.Thread:
     """Return the thread of the Train run: started, or where embeddings may all be there, at the first task."""
-    trainers = threading.Thread(target=_train, args=(config, driver, board), name="train", daemon=True)
+    trainers = threading.Thread(target=_train, args=(config, driver, board, tell), name="train", daemon=True)
     if embed_only:
         board.begin = trainers.start
     else:
@@ -106,18 +110,24 @@ def _embed(stages: RayStages, board: TaskBoard, trainers: threading.Thread) -> N
         trainers.join(TRAINERS_END_TIMEOUT_S)
 
 
-def _train(config: RunConfig, driver: str, board: TaskBoard) -> None:
+def _train(config: RunConfig, driver: str, board: TaskBoard, tell: Callable[..., None]) -> None:
     """Keep the Train run of a driver going: what it may lose counts between two signs of progress, not in a week."""
-    storage = work_dir(config) / "train"
-    before = board.num_delivered, newest_checkpoint(storage)
+    storage, num_lost = work_dir(config) / "train", 0
+    board.newest = partial(newest_checkpoint, storage)
+    before = board.progress()
     try:
         while True:
+            if (why := drop_damaged(storage)) is not None:
+                tell("checkpoints_dropped", reason=why)
             try:
                 make_trainer(config.placement.ray, driver, NAMESPACE, storage).fit()
                 break
-            except ray.train.TrainingFailedError:
-                now = board.num_delivered, newest_checkpoint(storage)
-                if board.is_over or now == before:
+            except (ray.train.TrainingFailedError, RayActorError) as error:
+                now = board.progress()
+                # Train itself has counted to the end; its controller is one process, lost with all it had counted.
+                weight = 1 if isinstance(error, RayActorError) else MAX_FAILURES + 1
+                num_lost = num_lost + weight if now == before else 1
+                if board.is_over or num_lost > MAX_FAILURES:
                     raise
                 before = now
         board.fail(RunFailedError("the training run ended before the loop"))

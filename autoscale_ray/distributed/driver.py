@@ -23,8 +23,9 @@ from ray.exceptions import RayActorError
 from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import RunConfig, identity
 from autoscale_ray.distributed.board import AnyTask, TaskBoard
+from autoscale_ray.distributed.causes import own_error
 from autoscale_ray.distributed.resources import NAMESPACE, set_environment, train_environment
-from autoscale_ray.errors import AutoScaleError, ConfigError, path_error
+from autoscale_ray.errors import AutoScaleError, ConfigError
 from autoscale_ray.run_folder import STOP_FILE, one_name, work_dir
 
 HEAD = "node:__internal_head__"
@@ -112,9 +113,9 @@ class Driver:
         """Take the files of a trained planner; see `TaskBoard.deliver`."""
         self._board.deliver(task_id, files)
 
-    def report_failure(self, task_id: str, rank: int, text: str) -> None:
+    def report_failure(self, task_id: str, rank: int, text: str, own: AutoScaleError | None = None) -> None:
         """Take a worker's error; see `TaskBoard.report_failure`."""
-        self._board.report_failure(task_id, rank, text)
+        self._board.report_failure(task_id, rank, text, own)
 
     def _keep_wish(self, *, stop: bool) -> None:
         """Remember whether to stop, in a file as well: Ray may start this actor again."""
@@ -131,11 +132,9 @@ class Driver:
             self._status |= {"summary": self._play(), "state": "finished"}
         except StoppedError:
             self._status["state"] = "stopped"
-        except AutoScaleError as error:
-            self._status |= {"state": "failed", "error": error}
         except BaseException as error:  # the end of a thread: whoever asks for the status raises it
-            told = path_error(error) if isinstance(error, OSError) else None
-            self._status |= {"state": "failed", "error": told or RunFailedError(traceback.format_exc())}
+            told = own_error(error) or RunFailedError(traceback.format_exc())
+            self._status |= {"state": "failed", "error": told}
         finally:
             self._board.close()
         self._asked_s = time.monotonic()
@@ -196,24 +195,13 @@ def start_driver(
             embeddings are wanted.
     """
     run_dir = config.placement.run_dir
-    name, found = driver_name(run_dir), find_driver(run_dir)
-    if found is not None:
-        status = status_of(found)
-        if status["state"] not in ENDED:
-            if status["mark"] != mark_of(config):
-                raise ConfigError(run_dir, "a driver is running another configuration in this folder")
-            if embed_only and not status["embed_only"]:
-                raise ConfigError(run_dir, "a driver is running the whole loop in this folder")
-        if status["embed_only"] and not embed_only:  # what it makes is wanted first
-            with suppress(RunFailedError, RayActorError):  # who else waits for it may end it first
-                ray.get(found.resume.remote())
-                deque(follow(found), maxlen=0)
-            end_driver(run_dir, found)
-        elif status["state"] == "running":  # its last client may have been told to stop
-            ray.get(found.resume.remote())
-            status = status_of(found)
-        if status["state"] in ENDED:
-            end_driver(run_dir, found)
+    name = driver_name(run_dir)
+    while (found := find_driver(run_dir)) is not None:
+        try:
+            _join_or_end(config, found, embed_only)
+            break
+        except RayActorError:  # it went between being found and answering
+            _is_gone(run_dir, found, LEAVE_TIMEOUT_S)
     return (
         ray.remote(Driver)
         .options(
@@ -231,6 +219,36 @@ def start_driver(
         )
         .remote(config, name, embed_only, **more)
     )
+
+
+def _join_or_end(config: RunConfig, found: Any, embed_only: bool) -> None:
+    """Let a driver go on that runs what is wanted; end one whose run has ended, or that made what is wanted first."""
+    run_dir = config.placement.run_dir
+    status = status_of(found)
+    if status["state"] not in ENDED:
+        if status["mark"] != mark_of(config):
+            raise ConfigError(run_dir, "a driver is running another configuration in this folder")
+        if embed_only and not status["embed_only"]:
+            raise ConfigError(run_dir, "a driver is running the whole loop in this folder")
+    if status["embed_only"] and not embed_only:
+        with suppress(RunFailedError, RayActorError):  # who else waits for it may end it first
+            ray.get(found.resume.remote())
+            deque(follow(found), maxlen=0)
+        end_driver(run_dir, found)
+    elif status["state"] == "running":  # its last client may have been told to stop
+        ray.get(found.resume.remote())
+        status = status_of(found)
+    if status["state"] in ENDED:
+        end_driver(run_dir, found)
+
+
+def is_at_work(run_dir: str) -> bool:
+    """Tell whether a run has a driver that has not ended it yet, so that it holds its place on the cluster."""
+    found = find_driver(run_dir)
+    try:
+        return found is not None and status_of(found)["state"] not in ENDED
+    except RayActorError:
+        return False
 
 
 def find_driver(run_dir: str) -> Any | None:

@@ -16,9 +16,11 @@ import ray
 import ray.data
 import torch
 from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import RayError
 
 from autoscale_ray import tasks
 from autoscale_ray.config import RayConfig
+from autoscale_ray.distributed.causes import own_error
 from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.devices import worker_device
 from autoscale_ray.errors import AutoScaleError, InputRejectedError
@@ -91,6 +93,7 @@ def embed_pools(
 
     Raises:
         EmbeddingFailedError: Nothing moved, although embedders that stood still were started again.
+        AutoScaleError: What an embedder ran into: a damaged pool, a full disk.
     """
     missing = [
         item
@@ -111,6 +114,7 @@ def run_ranges(encoder: Path, ranges: list[dict[str, Any]], stacks: Path, config
     """Send row ranges through a pool of embedders, which write the part of each."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # else `own_error` finds its words alone
     # Later than an embedder that stands still: it leaves its stacks, and another one tries.
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S + config.stall_timeout_s
     # Not from_arrow: it asks a worker process for the size of every block.
@@ -130,6 +134,10 @@ def run_ranges(encoder: Path, ranges: list[dict[str, Any]], stacks: Path, config
             f"no range of scenes was embedded in {context.execution_no_progress_timeout_s:g} s; where the embedders "
             f"stood is told in {stacks}"
         ) from error
+    except RayError as error:
+        if own := own_error(error):
+            raise own from error
+        raise
     assert sum(done["num_rows"].to_pylist()) == sum(item["stop"] - item["start"] for item in ranges)
 
 

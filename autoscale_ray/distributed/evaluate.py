@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util.state import get_actor
 from ray.util.state.exception import RayStateApiException
 
 from autoscale_ray.config import PlannerConfig, RayConfig
+from autoscale_ray.distributed.causes import own_error
 from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.devices import worker_device
 from autoscale_ray.distributed.memory import release
@@ -61,6 +62,8 @@ LOOK_S = 5.0
 """How often scorers are looked at while they score."""
 GRACE_S = 10
 """How long the first scorer waits for the others before it begins alone."""
+ALIVE = 2
+"""What Ray calls an actor that has a process, in `ActorTableData.ActorState`."""
 MAX_RETRIES = 3
 """Times a share is scored again after its scorer was lost."""
 
@@ -132,6 +135,7 @@ class ScorerPool:
 
         Raises:
             ScoringFailedError: No scorer found a place, or some were lost again and again.
+        AutoScaleError: What a scorer ran into: a damaged pool, a file that is not there.
         """
         self._gather()
         if side not in self._dealt:
@@ -217,8 +221,11 @@ def is_lost(actor: Any) -> bool:
     try:
         found: Any = get_actor(actor._actor_id.hex(), address, timeout=math.ceil(LOOK_S))
     except (RayStateApiException, OSError, RuntimeError, ValueError):
-        return False  # nobody can say, in a cluster without a dashboard for example
-    return found is not None and found.state != "ALIVE"
+        found = None
+    if found is not None:
+        return found.state != "ALIVE"
+    # In a cluster without a dashboard; this process is told how its own actors are once it has called them.
+    return actor._get_local_state() not in (None, ALIVE)
 
 
 def _answers(calls: Sequence[Any], problem: str) -> list[Any]:
@@ -226,6 +233,10 @@ def _answers(calls: Sequence[Any], problem: str) -> list[Any]:
         return ray.get(list(calls))
     except RayActorError as error:
         raise ScoringFailedError(f"{problem}: {str(error).strip().splitlines()[-1]}") from error
+    except RayTaskError as error:
+        if own := own_error(error):
+            raise own from error
+        raise
 
 
 def in_order(table: pa.Table, scene_ids: np.ndarray) -> pa.Table:

@@ -6,7 +6,7 @@ No scene passes through the object store, and the pool is the one that a local i
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +17,9 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from autoscale_ray.config import RayConfig
+from autoscale_ray.distributed.causes import own_error
 from autoscale_ray.distributed.resources import connect
-from autoscale_ray.errors import AutoScaleError, SourceReadError
+from autoscale_ray.errors import SourceReadError
 from autoscale_ray.scenes.ingest import PartJob, ingest, run_part
 from autoscale_ray.scenes.manifest import PoolManifest
 
@@ -63,6 +64,7 @@ def run_tasks(jobs: Sequence[PartJob]) -> Iterator[object]:
         return
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # else `own_error` finds its words alone
     context.execution_no_progress_timeout_s = PART_TIMEOUT_S
     rows = [{"number": number, "job": pickle.dumps(job)} for number, job in enumerate(jobs)]
     done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -77,7 +79,8 @@ def run_tasks(jobs: Sequence[PartJob]) -> Iterator[object]:
         problem = f"no part was finished in {PART_TIMEOUT_S:g} s; what is finished is kept, the same call goes on there"
         raise SourceReadError(jobs[0].path, problem) from error
     except RayError as error:
-        raise _own_error(error, jobs[0].path) from error
+        problem = f"a reading task failed: {' '.join(str(error).split())[:300]}"
+        raise (own_error(error) or SourceReadError(jobs[0].path, problem)) from error
     assert sorted(finished) == list(range(len(jobs))), "every part is read once"
 
 
@@ -88,17 +91,3 @@ def _run_job(rows: pa.Table) -> pa.Table:
     for job in rows["job"].to_pylist():
         run_part(pickle.loads(job))  # of `run_tasks`, through Ray alone: never bytes of a source
     return rows.select(["number"])
-
-
-def _own_error(error: BaseException, path: str) -> AutoScaleError:
-    """Return the error of this package that a task raised, from under the layers that Ray puts around it."""
-    for layer in _layers(error):
-        if isinstance(layer, AutoScaleError) and not isinstance(layer, RayError):
-            return layer
-    return SourceReadError(path, f"a reading task failed: {' '.join(str(error).split())[:300]}")
-
-
-def _layers(error: BaseException | None) -> Iterable[BaseException]:
-    while error is not None:
-        yield error
-        error = getattr(error, "cause", None) or error.__cause__

@@ -94,7 +94,8 @@ class Observer:
         self._num_rounds, self._round = num_rounds, 0
         self._gauges = {name: Gauge(name, text, tag_keys=tags) for name, (text, tags) in GAUGES.items()}
         self._trackers: dict[str, Tracker] | None = None
-        self._failures: list[tuple[str, str]] = []
+        self._late: list[tuple[str, dict[str, str]]] = []
+        """Events of other threads; the log of a run is written by one."""
         self._thread = ThreadPoolExecutor(1, "trackers")
         log("driver_started", run=run, pid=os.getpid(), **where_ray_is())
 
@@ -118,7 +119,11 @@ class Observer:
         self._thread.submit(self._track, done["index"], scalars)
         fields = {"objective": done["totals"]["objective"], "num_scenes": done["num_scenes"]}
         self._log("round_published", run=self._run, round=done["index"], **fields)
-        self._log_failures()
+        self._log_late()
+
+    def tell(self, event: str, **fields: str) -> None:
+        """Log an event of another thread, after the next round or at the end."""
+        self._late.append((event, fields))
 
     def close(self, state: str, reason: str | None = None) -> None:
         """Wait a while until everything is shown, end the trackers and say how the run ended.
@@ -130,9 +135,9 @@ class Observer:
         try:
             self._thread.submit(self._close_trackers).result(CLOSE_TIMEOUT_S)
         except TimeoutError:
-            self._failures.append(("trackers", f"did not end in {CLOSE_TIMEOUT_S:g} s"))
+            self.tell("tracker_failed", tracker="trackers", reason=f"did not end in {CLOSE_TIMEOUT_S:g} s")
         self._thread.shutdown(wait=False, cancel_futures=True)
-        self._log_failures()
+        self._log_late()
         self._log("driver_ended", run=self._run, state=state, **({"reason": reason} if reason else {}))
 
     @property
@@ -161,14 +166,14 @@ class Observer:
         except Exception as error:
             # Trackers are other people's clients of other people's servers: what they raise has no common class, and
             # a display must not end a run of hours. It is named in the log of the run.
-            self._failures.append((name, f"{type(error).__name__}: {error}"))
+            self.tell("tracker_failed", tracker=name, reason=f"{type(error).__name__}: {error}")
             assert self._trackers is not None
             self._trackers.pop(name, None)
 
-    def _log_failures(self) -> None:
-        while self._failures:
-            name, reason = self._failures.pop(0)
-            self._log("tracker_failed", run=self._run, tracker=name, reason=reason)
+    def _log_late(self) -> None:
+        while self._late:
+            event, fields = self._late.pop(0)
+            self._log(event, run=self._run, **fields)
 
 
 def where_ray_is() -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from autoscale_ray.config import RunConfig
-from autoscale_ray.distributed.driver import StoppedError, find_driver, follow, leave_driver, start_driver
+from autoscale_ray.distributed.driver import StoppedError, follow, is_at_work, leave_driver, start_driver
 from autoscale_ray.distributed.resources import connect, wait_for_room
 from autoscale_ray.preflight import check_ready
 from autoscale_ray.records import Clusters
@@ -68,7 +68,7 @@ def drive(config: RunConfig, console: Console, embed_only: bool = False) -> dict
     run_dir = config.placement.run_dir
     with console.status("reaching the cluster, or starting one on this machine"):
         connect(config.placement.ray)
-        if find_driver(run_dir) is None:
+        if not is_at_work(run_dir):
             wait_for_room(config.placement.ray)
         driver = start_driver(config, embed_only=embed_only)
     status = follow_to_the_end(driver, console)

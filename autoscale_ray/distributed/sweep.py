@@ -7,7 +7,7 @@ a time than slots and CPUs allow, so nested runs cannot starve one another.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ray.tune.search.searcher import Searcher
 from rich.console import Console
 
 from autoscale_ray.distributed.driver import StoppedError, end_driver, follow, start_driver
-from autoscale_ray.distributed.resources import connect, needs_of, wait_for_room
+from autoscale_ray.distributed.resources import connect, needs_of, set_environment, wait_for_room
 from autoscale_ray.distributed.sweep_plan import (
     SLOT,
     Range,
@@ -34,6 +34,8 @@ from autoscale_ray.journal import read_rounds
 
 FIRST_STOP = 2
 """Rounds before a trial may stop: the first round is real-only, the same for all budgets."""
+CTRL_C = {"TUNE_DISABLE_SIGINT_HANDLER": "1"}
+"""Tune would catch Ctrl-C itself and tell of trials in hand that they have ended."""
 
 
 class SweepFailedError(AutoScaleError, RuntimeError):
@@ -62,8 +64,11 @@ def sweep(arguments: Sequence[str], console: Console) -> Path:
     with console.status("embedding and clustering once for all trials"):
         shared = prepare_shared(plan)
     with console.status(f"running trials, {at_once} at a time"):
+        set_environment(CTRL_C)
         results = make_tuner(plan, shared, at_once).fit()
-    rows = [row_of(result, plan) for result in results]
+    # What a trial was given is told by its result only once its actor has begun.
+    trials = results._experiment_analysis.trials
+    rows = [row_of(results[number], trial.config, plan) for number, trial in enumerate(trials)]
     write_sweep(rows, list(plan.space), folder)
     console.print(sweep_table(rows, list(plan.space)))
     failed = [row["error"] for row in rows if row["error"]]
@@ -163,11 +168,17 @@ def published_reports(params: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def row_of(result: Any, plan: SweepPlan) -> dict[str, Any]:
-    """Return one line of the result table."""
+def row_of(result: Any, params: Mapping[str, Any], plan: SweepPlan) -> dict[str, Any]:
+    """Return one line of the result table.
+
+    Args:
+        result: What Tune heard of a trial.
+        params: What the trial was given.
+        plan: The sweep.
+    """
     metrics = result.metrics or {}
     names = (SCORE, "se", "test_objective", "test_se", "num_scenes", "ended", "run_dir")
-    row = {field: result.config[field] for field in plan.space}
+    row = {field: params[field] for field in plan.space}
     row |= {
         "rounds": metrics.get(TIME, 0) - (metrics.get("ended") == "finished")
     }  # the comparison counts as one

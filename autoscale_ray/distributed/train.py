@@ -6,9 +6,12 @@ live workers a few milliseconds. The driver hands every task to every worker, so
 
 from __future__ import annotations
 
+import json
+import shutil
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,17 +22,20 @@ import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from autoscale_ray import tasks
 from autoscale_ray.config import PlannerConfig, RayConfig
 from autoscale_ray.distributed.board import AnyTask, EncoderTask, Task
+from autoscale_ray.distributed.causes import own_error
 from autoscale_ray.distributed.collective import CollectiveConfig, collective_backend
 from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.devices import worker_device
 from autoscale_ray.distributed.memory import release
 from autoscale_ray.distributed.resources import bundle, elastic_limit
 from autoscale_ray.distributed.steps import Place, gather_shards, shards_of, train_shared
+from autoscale_ray.errors import ArtifactError
 from autoscale_ray.planning.checkpoint import load_state, save_state
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
 from autoscale_ray.planning.training import TrainState, one_thread
@@ -38,12 +44,15 @@ from autoscale_ray.scenes.pool import open_pool
 POLL_S = 5.0
 """Longest time a worker waits for a task before it looks around again."""
 COLLECTIVE_TIMEOUT_S = 120
-"""A rank that does not enter a collective ends the attempt after this long; Train's own health check takes 600 s."""
+"""A rank that does not enter a collective ends the attempt after this long, or after `stall_timeout_s` where a step
+may take longer; Train's own health check takes 600 s."""
 MAX_FAILURES = 8
 RESIZE_INTERVAL_S = 20.0
 """How often a group with fewer trainers than wanted looks for room for more."""
 RUN_NAME = "trainers"
 STATE_FILE, TASK_FILE = "state.safetensors", "task"
+SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
+"""Where Train keeps which checkpoints there are."""
 BUILT_IN = PlannerConfig().factory
 T = TypeVar("T")
 
@@ -60,7 +69,9 @@ def make_trainer(config: RayConfig, driver: str, namespace: str, storage: Path) 
             "stall_timeout_s": config.stall_timeout_s,
             "stacks": str(storage.absolute().parent / "stacks"),
         },
-        torch_config=CollectiveConfig(backend=collective_backend(gpus), timeout_s=COLLECTIVE_TIMEOUT_S),
+        torch_config=CollectiveConfig(
+            backend=collective_backend(gpus), timeout_s=max(COLLECTIVE_TIMEOUT_S, config.stall_timeout_s)
+        ),
         scaling_config=ScalingConfig(
             num_workers=(config.min_trainers, most) if 0 < config.min_trainers < most else most,
             use_gpu=gpus > 0,
@@ -78,10 +89,31 @@ def make_trainer(config: RayConfig, driver: str, namespace: str, storage: Path) 
 
 def newest_checkpoint(storage: Path) -> str | None:
     """Return what tells the last checkpoint of a driver's Train run from any other; None where there is none."""
-    found = [
-        (path.stat().st_mtime_ns, path.name) for path in (storage / RUN_NAME).glob("*-*") if path.is_dir()
-    ]
+    found = []
+    for path in (storage / RUN_NAME).glob("*-*"):
+        with suppress(FileNotFoundError):  # Train removes old ones meanwhile
+            found += [(path.stat().st_mtime_ns, path.name)] if path.is_dir() else []
     return max(found)[1] if found else None
+
+
+def drop_damaged(storage: Path) -> str | None:
+    """Remove what Train has kept where it could not go on from that; return why, or None where nothing is wrong.
+
+    Train writes its snapshot in place: a kill meanwhile leaves half of it, and every later controller would fail. Only
+    progress within a task is lost.
+    """
+    folder = storage / RUN_NAME
+    if not (folder / SNAPSHOT_FILE).exists():
+        return None
+    try:
+        snapshot = json.loads((folder / SNAPSHOT_FILE).read_bytes())
+        for result in snapshot["checkpoint_results"]:
+            for name in (STATE_FILE, TASK_FILE):
+                (folder / result["checkpoint_dir_name"] / name).stat()
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -96,10 +128,11 @@ def train_loop(settings: dict[str, Any]) -> None:
         try:
             with deadline:
                 files = train_task(task, place, keeper)
-        except Exception:
+        except Exception as error:
             # Everything is told to the driver and raised again: Train would start the group anew after a user's bug
             # as after a lost worker, and only the driver sees that the same error came back.
-            ray.get(driver.report_failure.remote(task.task_id, place.rank, traceback.format_exc()))
+            told = traceback.format_exc(), own_error(error)
+            ray.get(driver.report_failure.remote(task.task_id, place.rank, *told))
             raise
         if place.rank == 0:
             ray.get(driver.deliver_task.remote(task.task_id, files))
@@ -205,14 +238,20 @@ class Keeper:
             ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name)
 
     def found(self, load: Callable[[Path], T]) -> T | None:
-        """Load the last checkpoint when it is of this task."""
+        """Load the last checkpoint when it is of this task and whole."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return None
         with checkpoint.as_directory() as folder:
-            if (Path(folder) / TASK_FILE).read_text() != self.task_id:
+            if (Path(folder) / TASK_FILE).read_bytes() != self.task_id.encode():
                 return None
-            return load(Path(folder) / STATE_FILE)
+            try:
+                return load(Path(folder) / STATE_FILE)
+            except (ArtifactError, SafetensorError) as error:
+                # Damage is the same for all workers; one that alone cannot read must not begin where no other does.
+                if isinstance(error.__cause__, OSError):
+                    raise
+                return None
 
 
 def first_state(spec: PlannerSpec, task: Task) -> TrainState | None:

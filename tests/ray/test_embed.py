@@ -16,6 +16,7 @@ from autoscale_ray import tasks
 from autoscale_ray.config import RayConfig
 from autoscale_ray.distributed.board import TaskBoard
 from autoscale_ray.distributed.stages import RayStages
+from autoscale_ray.errors import PoolError
 from autoscale_ray.inputs import open_inputs
 from autoscale_ray.representation.model import embed, load
 from autoscale_ray.scenes.pool import open_pool
@@ -108,6 +109,18 @@ def test_an_embedder_that_stands_still_ends_with_its_stacks_and_is_named(
     told = [path.read_text() for path in stacks.glob("*.txt")]
     assert any("read_text" in text and "_embed" in text for text in told), told
     wait_for(lambda: not embedders(cluster["pid"]))
+
+
+@pytest.mark.timeout(100)
+@pytest.mark.filterwarnings("ignore:`use_.* is deprecated:DeprecationWarning")
+def test_what_an_embedder_runs_into_is_one_line(cluster, reference, tmp_path) -> None:
+    """It used to be Ray Data's own error with a traceback, from which the cause was lost on its way."""
+    from autoscale_ray.distributed import embed as on_ray
+
+    (encoder,) = (reference / "views").glob("encoder-*")
+    missing = {"pool": str(tmp_path / "pool"), "start": 0, "stop": 1, "part": str(tmp_path / "part")}
+    with pytest.raises(PoolError, match=r"^[^\n]*pool: must be the folder of a scene pool"):
+        on_ray.run_ranges(encoder, [missing], tmp_path / "stacks", RayConfig())
 
 
 @pytest.mark.timeout(200)

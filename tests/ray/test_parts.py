@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -9,18 +10,25 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import ray
 import ray.train
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.exceptions import ActorDiedError, RayTaskError
+from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from autoscale_ray.config import PlannerConfig, RayConfig
 from autoscale_ray.config_file import load_config
-from autoscale_ray.distributed import driven, resources
+from autoscale_ray.distributed import driven, driver, evaluate, resources, session, train
 from autoscale_ray.distributed.board import Task, TaskBoard, TrainingFailedError
+from autoscale_ray.distributed.causes import own_error
+from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.driver import RunFailedError
 from autoscale_ray.distributed.evaluate import shares
 from autoscale_ray.distributed.observe import GAUGES, samples
@@ -35,8 +43,9 @@ from autoscale_ray.distributed.resources import (
     train_environment,
 )
 from autoscale_ray.distributed.steps import shards_of
-from autoscale_ray.distributed.train import newest_checkpoint
-from autoscale_ray.errors import ConfigError
+from autoscale_ray.distributed.train import Keeper, drop_damaged, make_trainer, newest_checkpoint
+from autoscale_ray.errors import AutoScaleError, ConfigError, PoolError, exit_code
+from autoscale_ray.planning.checkpoint import load_state
 from tests.ray.small_run import SUMMARY, config_of
 
 GRAFANA = Path(__file__).parents[2] / "cluster_configs" / "grafana.json"
@@ -105,24 +114,95 @@ def test_a_closed_board_hands_out_nothing() -> None:
     loop.join(10)
 
 
-@pytest.mark.parametrize(("signs", "num_runs"), [([0], 1), ([1, 2, 2], 3)])
-def test_trainers_are_started_again_as_long_as_they_get_on(signs, num_runs, tmp_path, monkeypatch) -> None:
+WORKERS, CONTROLLER = ray.train.TrainingFailedError("the ninth worker was lost"), ActorDiedError()
+
+
+@pytest.mark.parametrize(
+    ("signs", "error", "num_runs"),
+    [
+        ([0], WORKERS, 1),
+        ([1, 2, 2], WORKERS, 3),
+        ([0] * 9, CONTROLLER, 9),  # used to end the run at once
+        ([0] * 8 + [1] * 9, CONTROLLER, 17),
+    ],
+)
+def test_trainers_are_started_again_as_long_as_they_get_on(
+    signs, error, num_runs, tmp_path, monkeypatch
+) -> None:
     """Ray counts what a Train run loses over all its life; here only what it loses without a sign of progress."""
     board, runs = TaskBoard(), []
 
     class Trainer:
-        """Fails like a Train run that has lost too many workers, after some progress or none."""
+        """Fails like a Train run that has lost too many workers or its controller, after some progress or none."""
 
         def fit(self) -> None:
             runs.append(signs[len(runs)])
             board.num_delivered = runs[-1]
-            raise ray.train.TrainingFailedError("the ninth worker was lost")
+            raise error
 
     monkeypatch.setattr(driven, "make_trainer", lambda *_: Trainer())
-    driven._train(config_of(tmp_path / "run"), "driver", board)
+    driven._train(config_of(tmp_path / "run"), "driver", board, lambda event, **fields: None)
     assert len(runs) == num_runs
-    with pytest.raises(RunFailedError, match="the ninth worker was lost"):
+    with pytest.raises(RunFailedError, match="the training run failed"):
         board.post(task("a"))
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "no checkpoint"])
+def test_a_snapshot_that_a_kill_left_half_written_costs_its_checkpoints_alone(
+    damage, tmp_path, monkeypatch
+) -> None:
+    """Every later controller used to fail on it, so that the run could never go on."""
+    told, runs, folder = [], [], tmp_path / "run" / "train" / "trainers"
+    for step in (10, 20):
+        checkpoint = folder / f"a-{step:07d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / train.STATE_FILE).touch()
+        (checkpoint / train.TASK_FILE).touch()
+    snapshot = folder / train.SNAPSHOT_FILE
+    kept = [{"checkpoint_dir_name": name, "metrics": {}} for name in ("a-0000010", "a-0000020")]
+    snapshot.write_text(json.dumps({"checkpoint_results": kept}))
+    assert drop_damaged(tmp_path / "run" / "train") is None
+    if damage == "no checkpoint":
+        (folder / "a-0000020" / train.TASK_FILE).unlink()
+    else:
+        snapshot.write_bytes(snapshot.read_bytes()[:40] if damage == "half" else b"")
+
+    class Trainer:
+        """Looks for what an earlier one has left."""
+
+        def fit(self) -> None:
+            runs.append(folder.exists())
+
+    monkeypatch.setattr(driven, "make_trainer", lambda *_: Trainer())
+    driven._train(config_of(tmp_path / "run"), "driver", TaskBoard(), lambda *event, **_: told.append(event))
+    assert (runs, told) == ([False], [("checkpoints_dropped",)])
+    assert drop_damaged(tmp_path / "run" / "train") is None
+
+
+def test_a_checkpoint_of_which_half_was_written_is_none(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: ray.train.Checkpoint(tmp_path))
+    keeper = Keeper("a", 10, Deadline(60, tmp_path))
+    state = tmp_path / train.STATE_FILE
+    save_file({"weights": torch.zeros(100)}, state)
+    (tmp_path / train.TASK_FILE).write_text("a")
+    found = keeper.found(load_file)
+    assert found is not None
+    assert found["weights"].shape == (100,)
+    state.write_bytes(state.read_bytes()[:200])
+    assert keeper.found(load_file) is keeper.found(load_state) is None
+    state.unlink()  # another worker may see it
+    for load in (load_file, load_state):
+        with pytest.raises((OSError, AutoScaleError)):
+            keeper.found(load)
+
+
+@pytest.mark.parametrize(("stall_timeout_s", "timeout_s"), [(60, 120), (900, 900)])
+def test_a_collective_waits_for_the_longest_step_that_is_allowed(
+    stall_timeout_s, timeout_s, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    trainer = make_trainer(RayConfig(stall_timeout_s=stall_timeout_s), "driver", "autoscale", tmp_path)
+    assert trainer.backend_config.timeout_s == timeout_s
 
 
 def test_the_newest_checkpoint_tells_progress_inside_a_task(tmp_path) -> None:
@@ -164,6 +244,113 @@ def test_an_error_that_comes_back_ends_the_run() -> None:
     board.report_failure("a", 0, "TypeError: no such argument")
     thread.join(10)
     assert raised == ["TypeError: no such argument"]
+
+
+def test_the_same_error_after_some_progress_is_another_accident() -> None:
+    board, checkpoints = TaskBoard(), iter(["a-0000010", "a-0000020", "a-0000020"])
+    board.newest = lambda: next(checkpoints)
+    board.report_failure("a", 0, "the connection was lost")
+    board.report_failure("a", 0, "the connection was lost")
+    assert not board.is_over
+    board.report_failure("a", 0, "the connection was lost")
+    assert board.is_over
+
+
+def test_an_error_that_a_user_can_mend_ends_training_in_its_own_words() -> None:
+    board, own = TaskBoard(), PoolError("pools/real", "is damaged")
+    for _ in range(2):
+        board.report_failure("a", 0, "Traceback ...", own)
+    with pytest.raises(PoolError, match="pools/real: is damaged"):
+        board.post(task("a"))
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PoolError("pools/real", "is damaged"), "pools/real: is damaged"),
+        (OSError(errno.ENOSPC, "No space left on device"), "storage: No space left on device"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/pools/real"), "/pools/real: No such file"),
+        (ValueError("a bug"), None),
+    ],
+)
+def test_an_error_of_a_worker_is_told_without_the_layers_of_ray(error, line) -> None:
+    """A damaged pool and a full disk used to be a traceback of many lines and exit code 1."""
+    layer = RayTaskError("task", "Traceback ...", error, ip="127.0.0.1").as_instanceof_cause()
+    own = own_error(layer)
+    assert (own and str(own)) == line
+    assert own is None or exit_code(own) == 2
+
+
+DAMAGED = RayTaskError("task", "Traceback ...", PoolError("pools/real", "is damaged"), ip="127.0.0.1")
+
+
+def test_the_error_of_a_scorer_is_one_line(monkeypatch) -> None:
+    monkeypatch.setattr(ray, "get", Mock(side_effect=DAMAGED.as_instanceof_cause()))
+    with pytest.raises(PoolError, match=r"^pools/real: is damaged$"):
+        evaluate._answers(["call"], "scoring was lost")
+
+
+def test_the_error_that_a_driver_tells_is_one_line(monkeypatch) -> None:
+    """It is of our class as well as of Ray's, whose words are a traceback."""
+    for name in ("kill", "get_actor"):
+        monkeypatch.setattr(ray, name, Mock())
+    failing = Mock(_status={}, _play=Mock(side_effect=DAMAGED.as_instanceof_cause()), _linger_s=0)
+    driver.Driver._run(failing)
+    assert (failing._status["state"], str(failing._status["error"])) == ("failed", "pools/real: is damaged")
+
+
+def test_a_trainer_tells_an_error_that_a_user_can_mend(tmp_path, monkeypatch) -> None:
+    """A full disk used to end the run with a traceback."""
+    trainer = Mock()
+    monkeypatch.setattr(ray, "get_actor", lambda *_, **__: trainer)
+    monkeypatch.setattr(ray, "get", Mock())
+    monkeypatch.setattr(train, "_rank_and_size", lambda: (0, 1))
+    monkeypatch.setattr(train, "worker_device", lambda: "cpu")
+    monkeypatch.setattr(train, "next_task", lambda *_: task("a"))
+    monkeypatch.setattr(train, "train_task", Mock(side_effect=OSError(errno.ENOSPC, "No space left")))
+    settings = {"driver": "driver", "namespace": "autoscale", "checkpoint_steps": 10}
+    with pytest.raises(OSError, match="No space left"):
+        train.train_loop({**settings, "stall_timeout_s": 60, "stacks": str(tmp_path)})
+    *_, text, own = trainer.report_failure.remote.call_args.args
+    assert "Traceback" in text
+    assert str(own) == "storage: No space left"
+
+
+class Gone:
+    """The handle of a driver that goes between being found and answering."""
+
+    _actor_id = 1
+
+    class status:
+        """Its method."""
+
+        @staticmethod
+        def remote() -> None:
+            raise ActorDiedError
+
+
+def test_a_driver_that_goes_while_it_is_asked_gives_way_to_another(tmp_path, monkeypatch) -> None:
+    """It used to be Ray's own error."""
+    found, started = [Gone(), Gone(), None, None], Mock()
+    monkeypatch.setattr(driver, "find_driver", lambda run_dir: found.pop(0))
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(ray, "remote", lambda made: started)
+    assert driver.start_driver(config_of(tmp_path)) is started.options().remote()
+    assert found == []
+
+
+@pytest.mark.parametrize(("state", "waits"), [("running", False), ("paused", False), ("failed", True)])
+def test_a_run_whose_driver_has_ended_waits_for_room(state, waits, tmp_path, monkeypatch) -> None:
+    """A driver that lingers after its run used to spare its successor the checks."""
+    waited = []
+    monkeypatch.setattr(driver, "find_driver", lambda run_dir: "lingering")
+    monkeypatch.setattr(driver, "status_of", lambda found: {"state": state})
+    for name in ("check_ready", "connect", "leave_driver", "start_driver"):
+        monkeypatch.setattr(session, name, Mock())
+    monkeypatch.setattr(session, "wait_for_room", waited.append)
+    monkeypatch.setattr(session, "follow_to_the_end", lambda *_: {"state": "finished"})
+    session.drive(config_of(tmp_path), Console(quiet=True))
+    assert bool(waited) == waits
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 4])

@@ -77,10 +77,10 @@ def test_the_share_of_a_scorer_that_finds_no_place_again_goes_to_the_others(
 
 
 @pytest.mark.timeout(60)
-def test_an_actor_is_looked_for_on_its_own_cluster_and_where_nobody_can_say_it_is_there(
+def test_an_actor_is_looked_for_on_its_own_cluster_and_here_where_nobody_else_can_say(
     cluster, monkeypatch
 ) -> None:
-    holder = hold(1)
+    holder, alive = hold(1), hold(1)
     monkeypatch.delenv("RAY_ADDRESS")  # as in a driver; there may be other clusters on this machine
     asked = Mock(side_effect=evaluate.get_actor)
     monkeypatch.setattr(evaluate, "get_actor", asked)
@@ -94,7 +94,9 @@ def test_an_actor_is_looked_for_on_its_own_cluster_and_where_nobody_can_say_it_i
         RayStateApiException("busy"),
     ):
         monkeypatch.setattr(evaluate, "get_actor", Mock(side_effect=error))
-        assert not evaluate.is_lost(holder)
+        assert evaluate.is_lost(holder)
+        assert not evaluate.is_lost(alive)
+    ray.kill(alive)
 
 
 @pytest.mark.timeout(150)

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ray.tune.tune import _setup_signal_catching
 from rich.console import Console
 from scipy import stats
 
@@ -142,8 +143,40 @@ def test_rounds_in_the_table_are_those_of_the_trial(ended, rounds) -> None:
     """They used to be cut to those of the base; the comparison after the last round counts as one more."""
     plan = read_plan(["loop.num_rounds=6", "sweep.loop.num_rounds=2,8"])
     metrics = {"rounds_done": 10, "objective": 0.5, "ended": ended}
-    result = SimpleNamespace(metrics=metrics, config={"loop.num_rounds": 8}, error=None)
-    assert row_of(result, plan)["rounds"] == rounds
+    result = SimpleNamespace(metrics=metrics, error=None)
+    assert row_of(result, {"loop.num_rounds": 8}, plan)["rounds"] == rounds
+
+
+def test_a_trial_that_never_began_has_a_line_of_its_own() -> None:
+    """It used to be a TypeError: nothing was heard of it."""
+    plan = read_plan(["sweep.loop.budget=20,60"])
+    result = SimpleNamespace(metrics={}, config=None, error=RuntimeError("no node\nit died"))
+    told = row_of(result, {"loop.budget": 20}, plan)
+    assert (told["loop.budget"], told["rounds"], told["ended"], told["error"]) == (20, 0, "failed", "it died")
+
+
+def test_ctrl_c_in_a_sweep_ends_it_and_is_no_result(tmp_path, monkeypatch, capsys) -> None:
+    """Tune would catch it and return as if all trials in hand had ended: `finished` and code 0."""
+
+    class Tuner:
+        """Catches what Tune would catch, as long as it is let."""
+
+        def fit(self) -> None:
+            _setup_signal_catching()
+            os.kill(os.getpid(), signal.SIGINT)
+            raise RuntimeError("nobody was interrupted")
+
+    module = "autoscale_ray.distributed.sweep"
+    monkeypatch.setattr("ray.cluster_resources", dict)
+    monkeypatch.setattr(f"{module}.trials_at_once", lambda *_: 1)
+    monkeypatch.setattr(f"{module}.make_tuner", lambda *_: Tuner())
+    for name in ("connect", "wait_for_room", "prepare_shared"):
+        monkeypatch.setattr(f"{module}.{name}", lambda *_: None)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", "sweep.loop.budget=20,60", "--out", str(tmp_path / "out")])
+    signal.signal(signal.SIGINT, before)
+    assert (ended.value.code, capsys.readouterr().err) == (130, "autoscale: interrupted\n")
 
 
 def test_a_sweep_into_a_bucket_is_one_line_before_anything_starts(tmp_path, monkeypatch, capsys) -> None:
