@@ -35,6 +35,7 @@ SMALL = [
     "loop.baselines=[real_only]",
     "placement.ray.checkpoint_steps=10",
 ]
+TWO_OF_EACH = [f"placement.ray.num_{who}=2" for who in ("trainers", "scorers", "embedders")]
 CHANGING = ("train", "retrieve", "evaluate")
 """Stages that a round makes; all others are made before the first."""
 

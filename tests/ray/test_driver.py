@@ -30,7 +30,14 @@ from autoscale_ray.errors import AutoScaleError, exit_code
 from autoscale_ray.journal import read_rounds
 from autoscale_ray.session import run_local
 from tests.ray.conftest import processes_below
-from tests.ray.small_run import check_same_run, config_of, wait_for, with_cached_stages, with_shared_pools
+from tests.ray.small_run import (
+    TWO_OF_EACH,
+    check_same_run,
+    config_of,
+    wait_for,
+    with_cached_stages,
+    with_shared_pools,
+)
 
 
 def hold(driver: Any) -> dict[str, Any]:
@@ -56,18 +63,6 @@ def end_of(driver: Any) -> dict[str, Any]:
     if last["error"]:
         raise last["error"]
     return last
-
-
-@pytest.mark.timeout(300)
-def test_two_workers_and_two_scorers_give_the_run_of_one_process(cluster, reference, tmp_path) -> None:
-    run_dir = with_shared_pools(tmp_path / "run", reference)
-    more = ("placement.ray.num_trainers=2", "placement.ray.num_scorers=2", "placement.ray.num_embedders=2")
-    status = run_on_ray(config_of(run_dir, *more), Console(quiet=True))
-    assert status["state"] == "finished"
-    check_same_run(run_dir, reference)
-    assert (run_dir / "report.html").is_file()
-    assert not (run_dir / "parts").exists()
-    assert find_driver(str(run_dir)) is None
 
 
 @pytest.mark.timeout(400)
@@ -99,11 +94,16 @@ def checkpoints(run_dir: Path) -> set[str]:
     return {path.name for path in (run_dir / "train" / "trainers").glob("*-*") if path.is_dir()}
 
 
-@pytest.mark.timeout(300)
-def test_a_killed_training_worker_ends_with_the_same_run(cluster, reference, tmp_path) -> None:
-    run_dir = with_cached_stages(tmp_path / "run", reference)
-    driver = start_driver(config_of(run_dir, "placement.ray.num_trainers=2"))
-    wait_for(lambda: checkpoints(run_dir))
+@pytest.mark.timeout(400)
+def test_two_of_each_of_which_a_trainer_is_killed_give_the_run_of_one_process(
+    cluster, reference, tmp_path
+) -> None:
+    run_dir = with_shared_pools(tmp_path / "run", reference)
+    driver = start_driver(config_of(run_dir, *TWO_OF_EACH))
+    hold_before(driver, "train")
+    before = checkpoints(run_dir)
+    ray.get(driver.resume.remote())
+    wait_for(lambda: checkpoints(run_dir) - before)
     assert ask(driver)["stage"] == "train"
     workers = processes_below(cluster["pid"], "RayTrainWorker")
     assert len(workers) == 2
@@ -111,6 +111,9 @@ def test_a_killed_training_worker_ends_with_the_same_run(cluster, reference, tmp
     assert end_of(driver)["state"] == "finished"
     end_driver(str(run_dir))
     check_same_run(run_dir, reference)
+    assert (run_dir / "report.html").is_file()
+    assert not (run_dir / "parts").exists()
+    assert find_driver(str(run_dir)) is None
 
 
 @pytest.mark.timeout(120)
