@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +43,7 @@ _SIZES = {"A": 20, "L": 20, "V": 200, "E": 40, "Q": 40, "W": 400, "C": 40}
 
 def main() -> int:
     """Run the benchmark; return 1 when a target is missed under --check."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="fewer scenes and turns")
@@ -109,7 +110,7 @@ def _flat(rng: np.random.Generator, field: pa.Field, count: int, width: int) -> 
     return pa.array(rng.integers(0, 2, size=count * width)).cast(kind)
 
 
-def _measure(pool: ScenePool, folder: Path, turns: int, seed: int) -> dict[str, object]:
+def _measure(pool: ScenePool, folder: Path, turns: int, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed + 1)
     table = pool.table(np.arange(len(pool)))
     pq.write_table(table.select(["agent_states"]), folder / "list.parquet", compression="zstd", compression_level=3,

@@ -266,7 +266,7 @@ def missed(found: dict[str, float]) -> list[str]:
 
 def main() -> int:
     """Measure, print, check."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=FilePath)
     parser.add_argument("--quick", action="store_true", help="few turns, small pools")

@@ -82,7 +82,7 @@ print(*[seconds / len(sys.argv[1:]) for seconds in spent])
 
 def main() -> int:
     """Run the benchmark; return 1 when a target is missed under --check."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of files for the rival")
     parser.add_argument("--processes", type=int, default=2)

@@ -229,7 +229,7 @@ def run_ingest(source: Path, pool: Path, kill_after_s: float | None = None) -> d
 
 def main() -> int:
     """Run the benchmark; return 1 when something is unaccounted for under --check."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=1_000_000)
     parser.add_argument(

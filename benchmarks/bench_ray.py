@@ -83,7 +83,7 @@ class ObjectStoreWatch:
         largest = 0
         while not self._end.wait(SAMPLE_S):
             # An object may go while it is listed; that is no reason to give up the others.
-            listed = list_objects(detail=True, limit=10_000, raise_on_missing_output=False)
+            listed: list[Any] = list_objects(detail=True, limit=10_000, raise_on_missing_output=False)
             largest = max(largest, sum(max(item.object_size or 0, 0) for item in listed))
         return largest
 

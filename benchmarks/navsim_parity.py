@@ -143,7 +143,12 @@ def _measure_checks(cases: Cases, prepared: Sequence[PreparedScene]) -> list[Che
     for name, value in reference.items():
         ours = np.broadcast_to(value[:, None], shape)
         checks.append(compare(prefix + name, ours, outputs[name], SCORE_TOLERANCE))
-    return [*checks, cases.check("sim_states", lambda result: result.states, POSE_TOLERANCE_M)]
+    return [*checks, cases.check("sim_states", _states, POSE_TOLERANCE_M)]
+
+
+def _states(result: ScoreResult) -> torch.Tensor:
+    assert result.states is not None
+    return result.states
 
 
 def _final_checks_v2(cases: Cases) -> list[Check]:
@@ -179,7 +184,7 @@ def _final_checks_v2(cases: Cases) -> list[Check]:
 
 
 def _extended_comfort(cases: Cases) -> Metric:
-    states = torch.as_tensor(cases.read(lambda result: result.states))
+    states = torch.as_tensor(cases.read(_states))
     before = torch.as_tensor(cases.golden.outputs["ec_prev_k"])[..., None, None]
     previous = torch.take_along_dim(states, before, dim=1)
     interval_s = cases.golden.outputs["ec_dt"]

@@ -67,13 +67,13 @@ def check_tracker(lqr: Arrays, backend: str) -> list[Check]:
     profiles = [
         compare(
             "tracker: velocity profile",
-            speed.view(*poses.shape[:2], -1),
+            speed.view(*poses.shape[:2], -1).numpy(),
             lqr["velocity_profile"],
             STATE_TOLERANCE,
         ),
         compare(
             "tracker: curvature profile",
-            curvature.view(*poses.shape[:2], -1),
+            curvature.view(*poses.shape[:2], -1).numpy(),
             lqr["curvature_profile"],
             STATE_TOLERANCE,
         ),

@@ -112,7 +112,7 @@ def _others(batch: SceneBatch, scene: features.SceneGeometry) -> Tensor:
     ego = torch.zeros_like(now)
     ego[:, 3] = batch.ego_states_NT7[owner, CURRENT_FRAME, 3]
     motion = relative_motion(ego, now)
-    vulnerable = sum((kind == AGENT_TYPES.index(name)).float() for name in VULNERABLE)
+    vulnerable = torch.stack([kind == AGENT_TYPES.index(name) for name in VULNERABLE]).sum(0).float()
     vehicle = (kind == AGENT_TYPES.index("vehicle")).float()
     moving = (now[:, 3:5].norm(dim=1) > 0.5).float()
     across = (now[:, 3:5].norm(dim=1) * (now[:, 2] - place[:, 2]).sin().abs()) / 10
@@ -220,7 +220,7 @@ def homogeneous(graph: SceneGraph, tables: dict[str, Tensor]) -> tuple[Tensor, T
         tables: One table of equal width by node type.
     """
     names = ("ego", *NODE_TYPES)
-    start = dict(
+    start: dict[str, int] = dict(
         zip(names, np.cumsum([0, *(len(tables[name]) for name in names[:-1])]).tolist(), strict=True)
     )
     owner = {"ego": torch.arange(len(graph)), **{name: row_of(graph.offsets[name]) for name in NODE_TYPES}}
@@ -292,6 +292,7 @@ class TransformerLayer(nn.Module):
 def transformer_rival(encoder: GraphEncoder, size: int) -> GraphEncoder:
     """Put TransformerConv in place of every mean aggregation of an encoder."""
     for layer in encoder.layers:
+        assert isinstance(layer.relations, nn.ModuleDict)
         layer.relations = nn.ModuleDict({name: TransformerLayer(size) for name in layer.relations})
     return encoder
 

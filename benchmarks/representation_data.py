@@ -229,13 +229,13 @@ def recordings(folder: Path, out: Path, seed: int, *, quick: bool) -> DataSet:
         quick: At most 600 training scenes of each pool.
     """
     train, test = [], []
+    split = out / f"recordings-{seed}-{'quick' if quick else 'full'}-{mark_of_sources(*JUDGES)}"
     for path in sorted(folder.glob("*/manifest.json")):
         pool = open_pool(path.parent)
         logs = np.unique(pool.log_ids)
         order = np.random.default_rng(seed).permutation(len(logs))
         held = logs[order[: max(1, round(TEST_LOG_SHARE * len(logs)))]]
         in_test = np.isin(pool.log_ids, held)
-        split = out / f"recordings-{seed}-{'quick' if quick else 'full'}-{mark_of_sources(*JUDGES)}"
         for side, parts, rows, limit in (
             ("train", train, np.flatnonzero(~in_test), 600 if quick else 8000),
             ("test", test, np.flatnonzero(in_test), 200 if quick else 600),

@@ -59,7 +59,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(9, 7))
     by_method = _curves(rows)
-    colours = pyplot.get_cmap("tab10").colors  # ten colours times three dashes tell thirty methods apart
+    colours = matplotlib.color_sequences["tab10"]  # ten colours times three dashes tell thirty methods apart
     heights = _spread([curve[-1].regret for curve in by_method.values()], 0.032)
     for place, (method, curve) in enumerate(by_method.items()):
         ours = method == DEFAULT
