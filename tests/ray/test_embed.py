@@ -88,6 +88,7 @@ def test_an_embedder_and_then_its_caller_killed_lose_no_scene_and_embed_none_twi
         assert np.array_equal(z_ND, embed(model, pool, batch_size=CHUNK))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 @pytest.mark.filterwarnings("ignore:`use_.* is deprecated:DeprecationWarning")
 def test_an_embedder_that_stands_still_ends_with_its_stacks_and_is_named(

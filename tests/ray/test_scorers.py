@@ -99,6 +99,7 @@ def test_an_actor_is_looked_for_on_its_own_cluster_and_here_where_nobody_else_ca
     ray.kill(alive)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_scorers_that_find_no_room_are_done_without_until_they_come(
     cluster, reference, side, tmp_path, monkeypatch
