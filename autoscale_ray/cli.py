@@ -161,20 +161,7 @@ def score(
         raise ConfigError("score", "--two-stage needs --metric-cache or --navhard")
     if (navhard is None) != (maps is None):
         raise ConfigError("score", "--navhard and --maps need each other")
-    # Told now, not after hours.
-    if out.suffix != ".parquet" or out.is_dir() or not out.parent.is_dir() or not is_writable(out.parent):
-        raise ConfigError(
-            "--out", "must be a file in an existing folder to write to that ends in .parquet", str(out)
-        )
-    if out.with_suffix(".json").is_dir():
-        raise ConfigError(
-            "--out", "must leave room for the summary beside it, a file", str(out.with_suffix(".json"))
-        )
-    if out.resolve() == trajectories.resolve():
-        raise ConfigError("--out", "must not be the file of trajectories", str(out))
-    for source in (pool, metric_cache, navhard):
-        if source is not None and out.resolve().is_relative_to(source.resolve()):
-            raise ConfigError("--out", "must not lie in the folder that is read", str(out))
+    _check_out(out, trajectories, (pool, metric_cache, navhard))  # told now, not after hours
     if num_processes < 1:
         raise ConfigError("--num-processes", "must be >= 1", num_processes)
     if navhard is not None and num_processes != 1:
@@ -193,6 +180,23 @@ def score(
         console.print(tree_of(title, values))
     if not scored:
         raise SystemExit(EXIT_NONE_SCORED)
+
+
+def _check_out(out: Path, trajectories: Path, sources: Sequence[Path | None]) -> None:
+    """Refuse a place where a score table cannot be written, or that would overwrite or lie in what is read."""
+    if out.suffix != ".parquet" or out.is_dir() or not out.parent.is_dir() or not is_writable(out.parent):
+        raise ConfigError(
+            "--out", "must be a file in an existing folder to write to that ends in .parquet", str(out)
+        )
+    if out.with_suffix(".json").is_dir():
+        raise ConfigError(
+            "--out", "must leave room for the summary beside it, a file", str(out.with_suffix(".json"))
+        )
+    if out.resolve() == trajectories.resolve():
+        raise ConfigError("--out", "must not be the file of trajectories", str(out))
+    for source in sources:
+        if source is not None and out.resolve().is_relative_to(source.resolve()):
+            raise ConfigError("--out", "must not lie in the folder that is read", str(out))
 
 
 def _scorer(

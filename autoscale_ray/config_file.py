@@ -96,9 +96,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(str(path), "no such configuration file")
     try:
-        tree = yaml.load(
-            path.read_text(encoding="utf-8"), _OneOfAKey
-        )  # as safe as safe_load: its loader is a subclass
+        # As safe as safe_load: the loader is a subclass of its own.
+        tree = yaml.load(path.read_text(encoding="utf-8"), _OneOfAKey)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(str(path), f"must be YAML text: {error}") from error
     if tree is not None and not isinstance(tree, dict):

@@ -290,9 +290,8 @@ def _is_gone(run_dir: str, driver: Any, patience_s: float = math.inf) -> bool:
     while (found := find_driver(run_dir)) is not None and found._actor_id == driver._actor_id:
         if time.monotonic() > latest:
             return False
-        time.sleep(
-            0.05
-        )  # Ray says of no actor that it has ended, nothing can be waited for; its name is asked for
+        # Ray says of no actor that it has ended, so nothing can be waited for: its name is asked for.
+        time.sleep(0.05)
     return True
 
 

@@ -58,3 +58,9 @@ def test_weights_whose_sum_is_no_number_are_refused(tmp_path):
     )
     with pytest.raises(PoolError, match="of a finite sum"):
         scene_weights(pool, True)
+
+
+def test_a_report_of_a_folder_that_is_no_run_leaves_nothing_there(tmp_path, capsys):
+    (tmp_path / "summary.json").write_text('{"of": "another program"}')
+    fails(["report", str(tmp_path)], capsys, [str(tmp_path / "summary.json"), "is damaged"])
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]

@@ -143,7 +143,7 @@ def test_a_process_that_is_killed_while_it_scores_is_one_line(pool, poses, tmp_p
         while not (
             found := [one for one in psutil.Process().children() if "spawn_main" in str(one.cmdline())]
         ):
-            time.sleep(0.01)
+            time.sleep(0.01)  # a process that starts tells nobody
         found[0].kill()
 
     with ThreadPoolExecutor(1) as beside:
