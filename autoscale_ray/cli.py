@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -234,6 +235,16 @@ def _check_text(arguments: Sequence[str]) -> None:
             raise ConfigError(ascii(argument), "arguments must be UTF-8 text") from None
 
 
+def _options_last(given: Sequence[str]) -> list[str]:
+    """Put file and overrides before the options, also those behind one: the parser takes them in one place alone."""
+
+    def is_option(pair: tuple[str, str]) -> bool:
+        before, word = pair
+        return word.startswith("-") or before in WITH_VALUE
+
+    return [given[0], *(word for _, word in sorted(pairwise(given), key=is_option))]
+
+
 def pool() -> None:
     """Look at a scene pool or split it: `pool info` counts its scenes, `pool plot` draws some, `pool split` deals out
     its logs.
@@ -266,7 +277,11 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "simulate": {"sumo": simulate_sumo},
 }
 """Commands of two words."""
-ON_RUNS = ("run", "embed", "sweep", "report", "status", "stop")
+WITH_OVERRIDES = ("run", "embed", "sweep")
+"""Commands that take a configuration file and overrides."""
+WITH_VALUE = ("--out", "--backend")
+"""Their options that are followed by a value."""
+ON_RUNS = (*WITH_OVERRIDES, "report", "status", "stop")
 """Commands that read what they are given as a run folder, which may be a URL."""
 
 
@@ -288,6 +303,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_text(given)
         if not on_runs:
             check_local(given)
+        if given and given[0] in WITH_OVERRIDES:
+            given = _options_last(given)
         tyro.extras.subcommand_cli_from_dict(
             commands,
             prog=prog,

@@ -21,6 +21,8 @@ from autoscale_ray.files import all_or_none
 MAX_LISTED = 20
 """Entries of one table that `pool info` prints: a pool may have thousands of logs."""
 EXIT_READER_FAULT = 3
+MAX_SHARE = 1e6
+"""Of a side of a split; only ratios count, and far larger numbers would not add up."""
 Domain = Literal["real", "synthetic"]
 
 
@@ -186,6 +188,7 @@ def pool_split(
     dev: float = 0.15,
     test: float = 0.15,
     seed: int = 0,
+    synthetic: Path | None = None,
 ) -> None:
     """Split a pool of recordings into the sides real, dev and test by log: no recording stands on two of them.
 
@@ -193,24 +196,29 @@ def pool_split(
         pool: Folder of the pool; it is left as it is.
         out: Receives one pool a side.
         real: Share of the scenes to train on.
-        dev: Share of the scenes that choose the mixture.
-        test: Share of the scenes that judge it in the end.
+        dev: Share of the scenes that choose the mixture; 0 makes no such side, where you have one.
+        test: Share of the scenes that judge it in the end; 0 makes no such side.
         seed: Which logs go where, >= 0.
+        synthetic: Folder of a synthetic pool; what is not of a log of dev or test is copied to OUT/synthetic.
     """
     from autoscale_ray.scenes.pool import open_pool
-    from autoscale_ray.scenes.split import deal_logs, split_by_log
+    from autoscale_ray.scenes.split import split_pools
 
     shares = {"real": real, "dev": dev, "test": test}
     for side, share in shares.items():
-        if not 0 < share < float("inf"):
-            raise ConfigError(f"--{side}", "must be a share above 0", share)
+        if not 0 <= share <= MAX_SHARE:
+            raise ConfigError(f"--{side}", f"must be a share from 0 to {MAX_SHARE:g}", share)
+    if not real or not dev + test:
+        raise ConfigError("pool split", "needs a share above 0 for real, and for dev or test")
     if seed < 0:
         raise ConfigError("--seed", "must be >= 0", seed)
-    scenes = open_pool(pool)
-    made = split_by_log(scenes, deal_logs(scenes, shares, seed), out)
-    for side in shares:
-        manifest = made[side]
-        Console().print(f"{out / side}: {manifest.num_scenes} scenes of {len(manifest.counts['log'])} logs")
+    clips = None if synthetic is None else open_pool(synthetic)
+    wanted = {side: share for side, share in shares.items() if share}
+    made = split_pools(open_pool(pool), wanted, seed, out, clips)
+    for side, manifest in made.items():
+        left_out = f", {len(clips) - manifest.num_scenes} left out" if clips and side == "synthetic" else ""
+        told = f"{manifest.num_scenes} scenes of {len(manifest.counts['log'])} logs{left_out}"
+        Console().print(f"{out / side}: {told}", soft_wrap=True)
 
 
 def pool_plot(pool: Positional[Path], out: Path, num_scenes: int = 24, seed: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Split a pool into sides by log, so that no recording stands on two of them."""
+"""Split pools into sides by log, so that no recording stands on two of them."""
 
 from __future__ import annotations
 
@@ -79,6 +79,39 @@ def split_by_log(pool: ScenePool, side_of_log: Mapping[str, str], out: Path) -> 
             manifests[side] = write_pool(out / side, _tables(pool, np.flatnonzero(sides_N == side)))
             made.append(out / side)
     return manifests
+
+
+def split_pools(
+    recorded: ScenePool, shares: Mapping[str, float], seed: int, out: Path, synthetic: ScenePool | None = None
+) -> dict[str, PoolManifest]:
+    """Deal the logs of recordings out to sides; keep the synthetic scenes that may be trained on beside ``real``.
+
+    Args:
+        recorded: Scenes to split.
+        shares: Share of the scenes by side, > 0; only their ratios count.
+        seed: Seed of the order, >= 0.
+        out: Receives one folder per side and, with synthetic scenes, the folder ``synthetic``.
+        synthetic: Its scenes of logs that went to another side than ``real`` are left out; all others are kept,
+            those of logs that are not in `recorded` too.
+
+    Returns:
+        The manifests by side.
+
+    Raises:
+        PoolError: Fewer logs than sides, no synthetic scene to keep, or a folder is in use.
+    """
+    side_of_log = deal_logs(recorded, shares, seed)
+    if synthetic is None:
+        return split_by_log(recorded, side_of_log, out)
+    logs = np.unique(synthetic.log_ids).tolist()
+    kept = {log: "synthetic" for log in logs if side_of_log.get(log, "real") == "real"}
+    if not kept:
+        raise PoolError(str(synthetic.path), "every scene is of a log of dev or test", len(synthetic))
+    check_unused(out / "synthetic")  # told now, not after the other sides
+    manifests = split_by_log(recorded, side_of_log, out)
+    with all_or_none() as made:
+        made.extend(out / side for side in manifests)
+        return manifests | split_by_log(synthetic, kept, out)
 
 
 def _tables(pool: ScenePool, rows: np.ndarray) -> Iterator[pa.Table]:

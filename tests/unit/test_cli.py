@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import autoscale_ray
+from autoscale_ray import session
 from autoscale_ray.cli import COMMANDS, ON_RUNS, _config, main
 from autoscale_ray.config import WorldConfig
 from autoscale_ray.scenes.pool import open_pool
@@ -83,6 +84,26 @@ def test_every_command_on_a_run_takes_the_url_of_one():
         if {"run_dir", "arguments"} & inspect.signature(command).parameters.keys()
     }
     assert on_runs == set(ON_RUNS)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "run.yaml loop.budget=7 planner.num_steps=5 --out a=b --backend local",
+        "run.yaml --out a=b loop.budget=7 --backend local planner.num_steps=5",
+        "--out a=b --backend local run.yaml loop.budget=7 planner.num_steps=5",
+        "--backend=local run.yaml loop.budget=9 --out=a=b loop.budget=7 planner.num_steps=5",
+    ],
+)
+def test_overrides_may_stand_behind_options_and_the_last_one_counts(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("seed: 3\n")
+    runs = []
+    monkeypatch.setattr(session, "run_local", lambda config, console: runs.append(config))
+    main(["run", *words.split()])
+    [config] = runs
+    assert (config.seed, config.loop.budget, config.planner.num_steps) == (3, 7, 5)
+    assert config.placement.run_dir == "a=b"
 
 
 @pytest.mark.parametrize("command", ["run --backend local", "embed"])

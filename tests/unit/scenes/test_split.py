@@ -1,17 +1,23 @@
+import shutil
 from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscale_ray.cli import main
 from autoscale_ray.config import WorldConfig
-from autoscale_ray.errors import PoolError
-from autoscale_ray.scenes.pool import check_disjoint, open_pool
-from autoscale_ray.scenes.split import deal_logs, split_by_log
+from autoscale_ray.errors import AutoScaleError, PoolError
+from autoscale_ray.inputs import TRAINED
+from autoscale_ray.records import SIDES
+from autoscale_ray.scenes.pool import check_disjoint, open_pool, write_pool
+from autoscale_ray.scenes.split import deal_logs, split_by_log, split_pools
 from autoscale_ray.world.pools import make_pool
+
+SHARES = {"real": 0.7, "dev": 0.15, "test": 0.15}
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +94,84 @@ def test_the_command_splits_a_pool(pool, tmp_path, capsys):
     check_disjoint(parts)
     assert sum(map(len, parts.values())) == len(pool)
     assert "scenes of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("shares", "told"),
+    [
+        ("--dev nan", "--dev: must be a share from 0 to 1e+06"),
+        ("--real 1e308", "--real: must be a share from 0 to 1e+06"),
+        ("--test -0.1", "--test: must be a share from 0 to 1e+06"),
+        ("--real 0", "needs a share above 0 for real, and for dev or test"),
+        ("--dev 0 --test 0", "needs a share above 0 for real, and for dev or test"),
+    ],
+)
+def test_shares_that_are_none_are_refused(shares, told, pool, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["pool", "split", str(pool.path), "--out", str(tmp_path / "more"), "--dev", "0"])
+        main(["pool", "split", str(pool.path), "--out", str(tmp_path / "sides"), *shares.split()])
     assert ended.value.code == 2
-    assert "--dev: must be a share above 0" in capsys.readouterr().err
-    assert not (tmp_path / "more").exists()
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "sides").exists()
+
+
+def test_a_share_of_0_makes_no_such_side(pool, tmp_path):
+    main(["pool", "split", str(pool.path), "--out", str(tmp_path / "sides"), "--test", "0"])
+    assert {path.name for path in (tmp_path / "sides").iterdir()} == {"real", "dev"}
+    assert sum(len(open_pool(tmp_path / "sides" / side)) for side in ("real", "dev")) == len(pool)
+
+
+@pytest.fixture(scope="module")
+def simulated(pool, tmp_path_factory):
+    """Synthetic scenes: two clips of every recorded log, and two of a log of their own."""
+    path = tmp_path_factory.mktemp("simulated") / "pool"
+    table = pool.table(np.arange(len(pool)))
+    clips = []
+    for number in range(2):
+        column = pa.array([f"{scene_id}-{number}" for scene_id in pool.scene_ids.tolist()])
+        clips.append(table.set_column(table.schema.get_field_index("scene_id"), "scene_id", column))
+    own = clips[0].slice(0, 2)
+    for name, value in (("scene_id", ["own-0", "own-1"]), ("log_id", ["own", "own"])):
+        own = own.set_column(own.schema.get_field_index(name), name, pa.array(value))
+    write_pool(path, (each.cast(table.schema) for each in (*clips, own)))
+    return open_pool(path)
+
+
+def test_synthetic_scenes_of_logs_that_judge_are_left_out(pool, simulated, tmp_path, capsys):
+    out = tmp_path / "sides"
+    main(["pool", "split", str(pool.path), "--out", str(out), "--synthetic", str(simulated.path)])
+    parts = {side: open_pool(out / side) for side in SIDES}
+    check_disjoint(parts, may_share=TRAINED)
+    real = set(parts["real"].log_ids.tolist())
+    wanted = [
+        scene_id
+        for scene_id, log in zip(simulated.scene_ids.tolist(), simulated.log_ids.tolist(), strict=True)
+        if log in real | {"own"}
+    ]
+    assert parts["synthetic"].scene_ids.tolist() == wanted
+    assert 2 < len(wanted) < len(simulated)
+    assert f"{len(simulated) - len(wanted)} left out" in capsys.readouterr().out
+
+
+def test_a_synthetic_pool_with_nothing_to_keep_or_no_place_leaves_nothing(pool, simulated, tmp_path):
+    judged = [log for log, side in deal_logs(pool, SHARES, 0).items() if side == "test"]
+    split_by_log(simulated, dict.fromkeys(judged, "clips"), tmp_path)
+    with pytest.raises(PoolError, match="every scene is of a log of dev or test"):
+        split_pools(pool, SHARES, 0, tmp_path / "out", open_pool(tmp_path / "clips"))
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out" / "synthetic").mkdir(parents=True)
+    (tmp_path / "out" / "synthetic" / "mine.txt").write_text("kept")
+    with pytest.raises(PoolError, match="already exists"):
+        split_pools(pool, SHARES, 0, tmp_path / "out", simulated)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["synthetic"]
+
+
+def test_no_side_is_left_when_the_synthetic_pool_cannot_be_copied(pool, simulated, tmp_path):
+    copy = shutil.copytree(simulated.path, tmp_path / "copy")
+    broken = open_pool(copy)
+    assert len(broken.log_ids) == len(broken)  # read before the damage
+    shutil.rmtree(copy / "cache", ignore_errors=True)
+    for part in copy.glob("scenes-*.parquet"):
+        part.write_bytes(part.read_bytes()[:200])
+    with pytest.raises((OSError, AutoScaleError)):
+        split_pools(pool, SHARES, 0, tmp_path / "out", broken)
+    assert not any((tmp_path / "out").iterdir())
