@@ -79,8 +79,8 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
-class _OneOfAKey(yaml.SafeLoader):
-    """Reads YAML in which no mapping gives a key twice: of two sections of one name the first would be lost."""
+class OneOfAKey(yaml.constructor.SafeConstructor):
+    """Refuses YAML in which a mapping gives a key twice: of two sections of one name the first would be lost."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping, or say which key comes again and where."""
@@ -92,12 +92,15 @@ class _OneOfAKey(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Loader(OneOfAKey, yaml.SafeLoader):
+    """As safe as SafeLoader."""
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(str(path), "no such configuration file")
     try:
-        # As safe as safe_load: the loader is a subclass of its own.
-        tree = yaml.load(path.read_text(encoding="utf-8"), _OneOfAKey)
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(str(path), f"must be YAML text: {error}") from error
     if tree is not None and not isinstance(tree, dict):

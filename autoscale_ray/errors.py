@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 
 
 class AutoScaleError(Exception):
@@ -89,11 +91,18 @@ class PathError(InvalidInputError):
     """The operating system refused a file or folder: not there, not permitted, no room left."""
 
 
+_FILE_IN_WORDS = re.compile(r"local file '(.+)'\. Detail")
+"""How Arrow names the file of an error of the operating system."""
+
+
 def path_error(error: OSError) -> PathError | None:
     """Return an error of the operating system as one line, or None where it names nothing that a user could mend."""
-    if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    name, problem = error.filename, error.strerror
+    if name is None and error.errno and (in_words := _FILE_IN_WORDS.search(str(problem))):
+        name, problem = in_words[1], os.strerror(error.errno)
+    if name is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return None
-    return PathError(str(error.filename or "storage"), str(error.strerror))
+    return PathError(str(name or "storage"), str(problem))
 
 
 def extra(name: str) -> str:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,7 +28,7 @@ from autoscale_ray.distributed.devices import worker_device
 from autoscale_ray.distributed.memory import release
 from autoscale_ray.errors import AutoScaleError
 from autoscale_ray.evaluation.from_pool import RULES, PreparedPool, prepare_pool, score_pool
-from autoscale_ray.planning.spec import load_planner_spec
+from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
 from autoscale_ray.scenes.pool import ScenePool, open_pool
 
 
@@ -86,13 +87,18 @@ class Scorer:
 
     def __init__(self, planner: PlannerConfig, deadline: Deadline) -> None:
         torch.set_num_threads(1)
+        self._planner, self._deadline = planner, deadline
+        self._prepared: dict[tuple[Side, int], tuple[Any, PreparedPool]] = {}
+
+    @cached_property
+    def _spec(self) -> PlannerSpec:
+        # Not in the constructor: of what fails there Ray tells the text alone, not the error.
         worker_device()
-        self._deadline = deadline
-        self._spec = load_planner_spec(planner.factory, planner)
-        self._ready: dict[tuple[Side, int], tuple[Any, PreparedPool]] = {}
+        return load_planner_spec(self._planner.factory, self._planner)
 
     def ready(self) -> None:
-        """Say that this scorer has got its CPU and GPU."""
+        """Load the planner, and so say that this scorer has got its CPU and GPU."""
+        assert self._spec
 
     def score(self, side: Side, rows: np.ndarray, weights: Path) -> pa.Table:
         """Return scene_id, sub-scores, epdms, pdms and miou of this scorer's rows, as `tasks_scores.score_planner`."""
@@ -101,12 +107,14 @@ class Scorer:
 
     def _score(self, side: Side, rows: np.ndarray, weights: Path) -> pa.Table:
         share = side, hash(rows.tobytes())
-        if share not in self._ready:
-            self._ready = {key: kept for key, kept in self._ready.items() if key[0] != side}  # dealt anew
+        if share not in self._prepared:
+            self._prepared = {
+                key: kept for key, kept in self._prepared.items() if key[0] != side
+            }  # dealt anew
             prepared = prepare_rows(open_pool(side.pool), side.references, rows, self._deadline.renew)
-            self._ready[share] = self._spec.load_features(side.features), prepared
+            self._prepared[share] = self._spec.load_features(side.features), prepared
             release()
-        features, prepared = self._ready[share]
+        features, prepared = self._prepared[share]
         planner = self._spec.load_weights(weights)
         poses = self._spec.predict(planner, features, rows).astype(np.float64)
         value_N, valid_N = self._spec.miou(planner, features, rows)
@@ -134,8 +142,8 @@ class ScorerPool:
         """Return the scores of every scene of a side, in pool order.
 
         Raises:
-            ScoringFailedError: No scorer found a place, or some were lost again and again.
-        AutoScaleError: What a scorer ran into: a damaged pool, a file that is not there.
+                ScoringFailedError: No scorer found a place, or some were lost again and again.
+            AutoScaleError: What a scorer ran into: a damaged pool, a file that is not there.
         """
         self._gather()
         if side not in self._dealt:

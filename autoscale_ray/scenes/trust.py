@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
+from autoscale_ray.config_file import OneOfAKey
 from autoscale_ray.errors import InputRejectedError
 
 MAX_XML_BYTES = 1 << 30
@@ -27,11 +28,17 @@ MAX_ARCHIVE_BYTES = 64 << 30
 MAX_MEMBERS = 1_000_000
 MAX_RATIO = 200.0
 MAX_YAML_DEPTH = 50
-# Both build plain values only, never objects; the first is compiled and not in every build of PyYAML.
-_SAFE_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CHUNK_BYTES = 1 << 20
 _RATIO_FLOOR_BYTES = 1 << 20
 _MAX_PROLOG_BYTES = 1 << 18
+
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The first is compiled and not in every build of PyYAML; both build plain values only, never objects."""
+
+
+class _SafeYaml(OneOfAKey, _LOADER):
+    """Reads plain values, and no key twice."""
 
 
 def xml_parser() -> etree.XMLParser:
@@ -140,19 +147,19 @@ def read_yaml(path: Path, limit: int) -> Any:
     """Read a YAML file of plain values, of at most `limit` bytes.
 
     Raises:
-        InputRejectedError: Missing, too large, no YAML, nested too deep, or with aliases.
+        InputRejectedError: Missing, too large, no YAML, nested too deep, with aliases, or with a key given twice.
     """
     content = read_file(path, limit)
     try:
         depth = 0
         # The loader builds nested values by calling itself, until the process ends; the events are a flat stream.
-        for event in yaml.parse(content, Loader=_SAFE_YAML_LOADER):
+        for event in yaml.parse(content, Loader=_SafeYaml):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_YAML_DEPTH:
                 raise InputRejectedError(str(path), f"YAML must be nested at most {MAX_YAML_DEPTH} deep")
             if isinstance(event, yaml.AliasEvent):
                 raise InputRejectedError(str(path), "YAML must not have aliases")
-        return yaml.load(content, Loader=_SAFE_YAML_LOADER)
+        return yaml.load(content, Loader=_SafeYaml)
     except InputRejectedError:
         raise
     except (yaml.YAMLError, ValueError) as error:

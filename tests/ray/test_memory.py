@@ -18,13 +18,17 @@ pytestmark = pytest.mark.timeout(60)
 MIB = 2**20
 
 
-def test_whoever_follows_a_run_holds_neither_torch_nor_ray_train() -> None:
-    program = (
-        "import sys, autoscale_ray.cli, autoscale_ray.distributed.session\n"
-        "print([name for name in ('torch', 'ray.train', 'ray.data') if name in sys.modules])"
-    )
+@pytest.mark.parametrize(
+    ("who", "modules", "without"),
+    [
+        ("follows a run", "autoscale_ray.cli, autoscale_ray.distributed.session", "torch ray.train ray.data"),
+        ("scores", "autoscale_ray.distributed.evaluate", "pandas ray.train ray.data"),
+    ],
+)
+def test_a_process_holds_no_library_that_it_does_not_use(who, modules, without) -> None:
+    program = f"import sys, {modules}\nprint([name for name in {without.split()} if name in sys.modules])"
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"
+    assert told.stdout.strip() == "[]", who
 
 
 def test_freed_memory_between_what_is_kept_goes_back() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from unittest.mock import Mock
 
 import pytest
@@ -12,6 +13,7 @@ from autoscale_ray import tasks, tasks_scores
 from autoscale_ray.config import RayConfig
 from autoscale_ray.distributed import evaluate
 from autoscale_ray.distributed.deadline import Deadline
+from autoscale_ray.errors import ConfigError
 from autoscale_ray.inputs import open_inputs
 from tests.ray.conftest import processes_below
 from tests.ray.small_run import config_of, wait_for
@@ -74,6 +76,16 @@ def test_the_share_of_a_scorer_that_finds_no_place_again_goes_to_the_others(
     wait_for(lambda: scorers.score(side, weights).equals(expected) and len(scorers._scorers) == 2)
     scorers.close()
     ray.kill(holder)
+
+
+@pytest.mark.timeout(60)
+def test_a_planner_that_scorers_cannot_load_is_one_line(cluster, reference, side, tmp_path) -> None:
+    """As where a node lacks the user's package, which the driver's has."""
+    planner = dataclasses.replace(config_of(reference).planner, factory="only_on_the_head:planner")
+    scorers = evaluate.ScorerPool(planner, RayConfig(), Deadline(60, tmp_path))
+    with pytest.raises(ConfigError, match=r"^planner\.factory: cannot import module only_on_the_head"):
+        scorers.score(side, tmp_path / "weights")
+    scorers.close()
 
 
 @pytest.mark.timeout(60)

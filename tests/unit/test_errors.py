@@ -1,5 +1,7 @@
 import pickle
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from autoscale_ray import errors
@@ -24,3 +26,16 @@ def test_message_is_one_short_line():
     message = str(errors.InvalidInputError("file", "must\nhold", "x" * 500))
     assert "\n" not in message
     assert len(message) < 150
+
+
+@pytest.mark.parametrize("read", [open, pq.ParquetFile, pa.memory_map])
+def test_a_file_that_is_not_there_is_named_whoever_looked_for_it(read, tmp_path):
+    path = str(tmp_path / "it's.parquet")
+    with pytest.raises(OSError) as caught:
+        read(path)
+    assert str(errors.path_error(caught.value)) == f"{path}: No such file or directory"
+
+
+def test_an_error_that_names_no_file_is_not_told_as_the_users():
+    assert errors.path_error(ConnectionResetError(104, "Connection reset by peer")) is None
+    assert "No space left" in str(errors.path_error(OSError(28, "No space left on device")))

@@ -39,6 +39,7 @@ BAD = {
     "list": ("- 1", "must be a mapping"),
     "no YAML": ("a: [", "must be YAML"),
     "object": ("tokens: !!python/object/apply:os.system ['true']", "must be YAML"),
+    "a key twice": ("tokens: [a]\nlog_names: [b]\ntokens: [c]", "tokens is given twice, again in line 3"),
     "deep": ("[" * 100_000, "nested at most"),
     "deep list": ("- " * 100_000, "nested at most"),
     "split": ("defaults:\n- scene_filter: navtest\ndata_split: test", "is a split"),
