@@ -27,8 +27,8 @@ def worker_device() -> str:
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return "cpu"
-    # The public one works in workers of Ray Train alone. Imported here: it brings Ray Train along, without which scorers
-    # on CPUs start a fifth sooner.
+    # The public one works in workers of Ray Train alone. Imported here: it brings Ray Train along, without which
+    # scorers on CPUs start a fifth sooner.
     from ray.train.torch.train_loop_utils import get_device
 
     device = get_device()
