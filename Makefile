@@ -49,13 +49,14 @@ lint: $(VENV)/dev
 	$(BIN)/pyright --threads 2 --pythonpath $(BIN)/python
 
 unit: $(VENV)/dev
-	$(BIN)/python -m pytest tests/unit tests/golden -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests/unit tests/golden -m "not slow" -n 2
 
 check: lint unit
 
-test: check
+# Tests on Ray take one process from beginning to end and two thirds of a core; two more do the others meanwhile.
+test: lint
 	$(BIN)/python -m pytest tests/device -n 2
-	$(RAY_ENV) $(BIN)/python -m pytest tests/ray -m "not slow"
+	$(RAY_ENV) $(BIN)/python -m pytest tests/ray tests/unit tests/golden -m "not slow" -n 3 --no-loadscope-reorder
 
 test-slow: $(VENV)/dev
 	$(RAY_ENV) $(BIN)/python -m pytest tests -m slow --timeout 3600

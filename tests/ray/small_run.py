@@ -69,7 +69,7 @@ def with_cached_stages(run_dir: Path, reference: Path) -> Path:
     return run_dir
 
 
-def wait_for(holds: Callable[[], Any], timeout_s: float = 120) -> Any:
+def wait_for(holds: Callable[[], Any], timeout_s: float = 300) -> Any:
     """Ask again and again; what a fault waits for lasts some milliseconds, so there is hardly a pause."""
     give_up = time.monotonic() + timeout_s
     while not (found := holds()):

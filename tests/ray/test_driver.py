@@ -227,7 +227,7 @@ def test_the_end_of_one_driver_leaves_its_successor_alone(cluster, reference, tm
     assert find_driver(str(run_dir)) is None
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 def test_a_run_is_stopped_by_a_command_that_outlives_its_driver_and_goes_on_by_another(
     cluster, reference, tmp_path, capsys
 ) -> None:

@@ -22,7 +22,7 @@ from autoscale_ray.journal import read_rounds
 from autoscale_ray.run_folder import work_dir
 from tests.ray.conftest import ENVIRONMENT
 from tests.ray.fault_proxy import FAULTS, SILENT, FaultProxy
-from tests.ray.small_run import TWO_OF_EACH, config_of
+from tests.ray.small_run import config_of
 from tests.unit.storage_shims import IDENTITY, play
 
 pytest.importorskip("obstore", reason="needs the extra s3")
@@ -233,7 +233,7 @@ def test_a_run_on_ray_in_a_bucket_behind_faults_has_the_chain_of_one_in_a_folder
     where = {"AWS_ENDPOINT_URL": proxy.url, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     for name, value in {**keys, **where, **ENVIRONMENT}.items():
         monkeypatch.setenv(name, value)
-    config = config_of(tmp_path, f"placement.run_dir={url}", *TWO_OF_EACH)
+    config = config_of(tmp_path, f"placement.run_dir={url}")
     work_dir(config).mkdir(parents=True)
     (work_dir(config) / "pools").symlink_to(reference_run / "pools")
     environment = {"env_vars": {**keys, **where}}
