@@ -70,15 +70,24 @@ def open_store(config: RunConfig, out: Path, name: str) -> tuple[RunStore, Input
 
 def search(
     config: RunConfig, stages: LocalStages, clusters: Clusters, method: str, real_only: Round
-) -> dict[str, float]:
-    """Run the rounds of one mixture method from a shared real-only round and return its final weights."""
+) -> Callable[[int], dict[str, int]]:
+    """Run the rounds of one mixture method from a shared real-only round.
+
+    Returns:
+        What the method recommends in the end: scenes of each cluster for a budget, from these rounds.
+    """
     info = cluster_info(clusters, config.loop.budget)
     ascent = seeded_ascent(config)
     history: tuple[Round, ...] = (real_only,)
     for _ in range(config.loop.num_rounds):
         weights = METHODS[method].propose(observations(history), info, ascent)
         history = (*history, play(config, stages, clusters, weights, history))
-    return METHODS[method].final(observations(history), info, ascent)
+
+    def recommended(budget: int) -> dict[str, int]:
+        at = dataclasses.replace(info, budget=budget)
+        return allocate(METHODS[method].final(observations(history), at, ascent), at)
+
+    return recommended
 
 
 class Quiet(LocalStages):
@@ -115,10 +124,11 @@ def replicate(
     start = play(config, stages, clusters, {}, ())
     found = search(config, stages, clusters, "response", start)
     sizes = dict(zip(clusters.cluster_ids, map(int, clusters.pool_sizes_K), strict=True))
+    budget = config.loop.budget
     plans: dict[str, tuple[Clusters, Mapping[str, int], str | None]] = {
         "uniform": (clusters, allocate(dict.fromkeys(sizes, 1.0), info), "random"),
-        "autoscale": (clusters, allocate(found, info), None),
-        "autoscale_weights_only": (clusters, allocate(found, info), "random"),
+        "autoscale": (clusters, found(budget), None),
+        "autoscale_weights_only": (clusters, found(budget), "random"),
         "retrieval_only": (clusters, allocate(dict.fromkeys(sizes, 1.0), info), None),
     }
     if preset == "null":  # what there would be to lose
@@ -126,18 +136,14 @@ def replicate(
         alone = {name: float(name == largest) for name in sizes}
         plans["largest_cluster"] = (clusters, allocate(alone, info), "random")
     else:
-        few, fewer = (
-            dataclasses.replace(info, budget=max(1, round(share * config.loop.budget)))
-            for share in (0.7, 0.3)
-        )
         deficit = search(config, stages, clusters, "deficit", start)
         plans |= {
             "real_only": (clusters, {}, None),
             "vanilla": (clusters, allocate({k: float(n) for k, n in sizes.items()}, info), "random"),
             "union": (clusters, sizes, "random"),
-            "deficit": (clusters, allocate(deficit, info), "random"),
-            "autoscale_70_percent": (clusters, allocate(found, few), None),
-            "autoscale_30_percent": (clusters, allocate(found, fewer), None),
+            "deficit": (clusters, deficit(budget), "random"),
+            "autoscale_70_percent": (clusters, found(max(1, round(0.7 * budget))), None),
+            "autoscale_30_percent": (clusters, found(max(1, round(0.3 * budget))), None),
             "random_clusters": random_clusters_plan(config, stages, start),
         }
         if options.screening > 0:
@@ -182,7 +188,7 @@ def random_clusters_plan(
     again = control.evaluate(control.train(start.selection, start.scores.seeds), clusters, "dev")
     first = Round(index=0, weights={}, selection=control.retrieve(clusters, {}, None), scores=again)
     found = search(dealt, _RandomInside(dealt, stages.inputs, stages.store), clusters, "response", first)
-    return clusters, allocate(found, cluster_info(clusters, config.loop.budget)), "random"
+    return clusters, found(config.loop.budget), "random"
 
 
 class _RandomInside(Quiet):

@@ -86,13 +86,8 @@ def finished(pools, tmp_path_factory) -> Path:
 def test_a_run_reports_every_arm_and_round(finished):
     summary = numbers(finished)
     assert [done["index"] for done in summary["rounds"]] == [0, 1, 2]
-    assert [arm["name"] for arm in summary["arms"]] == [
-        "real_only",
-        "vanilla",
-        "union",
-        "uniform",
-        "autoscale",
-    ]
+    names = [arm["name"] for arm in summary["arms"]]
+    assert names == ["real_only", "vanilla", "union", "uniform", "autoscale"]
     assert {arm["name"]: arm["num_scenes"] for arm in summary["arms"]}["union"] == 160
     for arm in summary["arms"]:
         assert all(0 <= arm["totals"][name] <= 1 for name in ("objective", "epdms", "pdms", "miou"))
