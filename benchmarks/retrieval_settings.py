@@ -42,10 +42,11 @@ def replicate(seed: int, store: RunStore, inputs: Inputs, options: argparse.Name
     stages = Quiet(config, inputs, store)
     clusters = stages.cluster(stages.embed())
     start = play(config, stages, clusters, {}, ())
-    weights = dict.fromkeys(clusters.cluster_ids, 1.0)
     if options.mixture == "found":
-        weights = search(config, stages, clusters, "response", start)
-    counts = allocate(weights, cluster_info(clusters, config.loop.budget))
+        counts = search(config, stages, clusters, "response", start)(config.loop.budget)
+    else:
+        even = dict.fromkeys(clusters.cluster_ids, 1.0)
+        counts = allocate(even, cluster_info(clusters, config.loop.budget))
     result: dict[str, Any] = {"mixture": options.mixture, "seed": seed}
     for name, fields in SETTINGS.items():
         changed = dataclasses.replace(config, retrieval=dataclasses.replace(config.retrieval, **fields))

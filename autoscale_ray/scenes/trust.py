@@ -33,12 +33,8 @@ _RATIO_FLOOR_BYTES = 1 << 20
 _MAX_PROLOG_BYTES = 1 << 18
 
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The first is compiled and not in every build of PyYAML; both build plain values only, never objects."""
-
-
-class _SafeYaml(OneOfAKey, _LOADER):
-    """Reads plain values, and no key twice."""
+_SafeYaml: Any = type("_SafeYaml", (OneOfAKey, getattr(yaml, "CSafeLoader", yaml.SafeLoader)), {})
+"""Reads plain values, never objects, and no key twice; the first base is compiled and not in every build of PyYAML."""
 
 
 def xml_parser() -> etree.XMLParser:
