@@ -43,8 +43,8 @@ from autoscale_ray.canonical import (
     seal,
     unseal,
 )
-from autoscale_ray.errors import ArtifactError, InvalidInputError
-from autoscale_ray.event_log import EventLog
+from autoscale_ray.errors import ArtifactError, AutoScaleError, InvalidInputError
+from autoscale_ray.event_log import EventLog, read_log
 from autoscale_ray.files import link_or_copy
 from autoscale_ray.journal import (
     RoundRecord,
@@ -235,6 +235,14 @@ class RunStore:
         A storage that does not take it ends nothing: the line waits for the next one.
         """
         self._events.write(event, **fields)
+
+    def seconds_of_stages(self) -> dict[str, float]:
+        """Return the wall seconds that finished stages took to be made, by fingerprint, as far as the log tells."""
+        try:
+            made = [event for event in read_log(self._storage) if event["event"] == "stage"]
+        except (AutoScaleError, OSError):  # nobody needs the log to go on
+            return {}
+        return {str(event.get("fingerprint")): float(event.get("seconds") or 0.0) for event in made}
 
     def _take_epoch(self) -> None:
         for _ in range(MAX_CONTESTS):

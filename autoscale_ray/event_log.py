@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 from autoscale_ray.canonical import JSON
 from autoscale_ray.errors import AutoScaleError
@@ -54,3 +56,24 @@ class EventLog:
 
     def _line(self, event: str, fields: dict[str, JSON]) -> bytes:
         return json.dumps({"time_s": self._clock(), "event": event, **fields}).encode() + b"\n"
+
+
+def read_log(storage: Storage) -> list[dict[str, Any]]:
+    """Return the events of all writers, oldest writer first; a line that is half written or no event is left out."""
+    events = []
+    for name in storage.names("events"):
+        for line in (storage.read(f"events/{name}") or b"").decode("utf-8", "replace").splitlines():
+            with suppress(ValueError, RecursionError):
+                event = json.loads(line)
+                if is_event(event):
+                    events.append(event)
+    return events
+
+
+def is_event(value: Any) -> bool:
+    """Tell whether a value has a name and a time, and nothing of another kind where they and the cluster are told."""
+    if not isinstance(value, dict) or not isinstance(value.get("event"), str):
+        return False
+    numbers = (value.get("time_s"), value.get("seconds") or 0)
+    texts = (value.get("ray_address") or "", value.get("ray_auth_mode") or "")
+    return all(isinstance(one, int | float) for one in numbers) and all(isinstance(one, str) for one in texts)

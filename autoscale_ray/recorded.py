@@ -22,6 +22,7 @@ from autoscale_ray.config import RunConfig, derive_seed
 from autoscale_ray.errors import ConfigError, PoolError
 from autoscale_ray.evaluation.from_pool import SCORER_VERSION, check_scorable
 from autoscale_ray.inputs import Inputs
+from autoscale_ray.planning.features import FEATURES_VERSION
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
 from autoscale_ray.records import (
     SIDES,
@@ -64,6 +65,10 @@ class RecordedStages:
         self.config, self.inputs, self.store, self.work = config, inputs, store, work
         self.observe, self.watch = observe, watch
         self.seconds: dict[str, float] = defaultdict(float)
+        """Wall seconds spent so far, by stage, those of earlier starts of the run included."""
+        self._before_s = store.seconds_of_stages()
+        self.is_searching = True
+        """False once the rounds are over and the arms are compared."""
         self._pool_marks = inputs.identity()
         self._ready: dict[tuple[str, str], Path] = {}
         self._drives: dict[str, Artifact] = {}
@@ -231,11 +236,12 @@ class RecordedStages:
     def _probe_groups(
         self, spec: PlannerSpec, clusters: Clusters
     ) -> dict[str | None, tuple[Any, np.ndarray]]:
+        dev, weights_N = self.inputs.pools["dev"], self.inputs.weights["dev"]
         rows = tasks.gradient_rows(
             derive_seed(self.config.seed, "gradients"),
             clusters.files["labels_synthetic"],
             clusters.cluster_ids,
-            self.inputs.weights["dev"],
+            np.where(np.isin(dev.scene_ids, list(self._unscored("dev"))), 0.0, weights_N),
         )
         features = {side: spec.load_features(self._features(side)) for side in ("synthetic", "dev")}
         return {
@@ -258,7 +264,7 @@ class RecordedStages:
 
     def _train_one(self, selection: Selection, seed: int, start: tuple[str, Path] | None) -> Artifact:
         identity = {
-            "config": tasks.stage_identity(self.config.planner),
+            **self._planner(),
             "selection": selection.fingerprint,
             "pools": self._marks("real", "synthetic"),
             "seed": seed,
@@ -280,13 +286,16 @@ class RecordedStages:
         return self.work.score_planner(weights, side, self._features(side), self._references(side))
 
     def _features(self, side: str) -> Path:
-        identity = {"pool": self._marks(side), "config": tasks.stage_identity(self.config.planner)}
+        identity = {**self._planner(), "pool": self._marks(side)}
         planner, pool = self.config.planner, self.inputs.pools[side]
 
         def build(folder: Path) -> Mapping[str, Any]:
             return tasks.pool_features(planner, pool, folder)
 
         return self._once("features", side, lambda: self._stage("features", identity, build))
+
+    def _planner(self) -> dict[str, Any]:
+        return {"config": tasks.stage_identity(self.config.planner), "features_version": FEATURES_VERSION}
 
     def _references(self, side: str) -> Path:
         return self._once("reference_drives", side, lambda: self._reference_drives(side))
@@ -310,10 +319,11 @@ class RecordedStages:
         if not self._is_scorable:
             for side in ("dev", "test"):
                 check_scorable(self.inputs.pools[side], self.config.evaluation.objective)
-            pool, weights_N = self.inputs.pools["dev"], self.inputs.weights["dev"]
-            if set(pool.scene_ids[weights_N > 0].tolist()) <= self._unscored("dev").keys():
-                rule = f"must hold a scene that has a weight and that {self.config.evaluation.objective} can score"
-                raise PoolError(str(pool.path), rule, 0)
+            for side in ("dev", "test"):
+                pool, weights_N = self.inputs.pools[side], self.inputs.weights[side]
+                if set(pool.scene_ids[weights_N > 0].tolist()) <= self._unscored(side).keys():
+                    can = f"{self.config.evaluation.objective} can score"
+                    raise PoolError(str(pool.path), f"must hold a scene that has a weight and that {can}", 0)
             self._is_scorable = True
 
     def _once(self, name: str, side: str, stage: Callable[[], Artifact]) -> Path:
@@ -331,7 +341,8 @@ class RecordedStages:
         started = time.perf_counter()
         with self.watch(name.replace("_", " ")):
             artifact = self.store.stage(name, {"version": __version__, **identity}, build)
-        self.seconds[name] += time.perf_counter() - started
+        took_s = self._before_s.pop(artifact.fingerprint, 0.0)  # where an earlier start has made it
+        self.seconds[name] += max(time.perf_counter() - started, took_s)
         return artifact
 
 

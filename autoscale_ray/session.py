@@ -23,6 +23,7 @@ from autoscale_ray.files import in_one_step
 from autoscale_ray.inputs import Inputs, open_inputs
 from autoscale_ray.local import LocalStages
 from autoscale_ray.mixture.clusters import ClusterModel
+from autoscale_ray.planning.features import FEATURES_VERSION
 from autoscale_ray.preflight import check_ready
 from autoscale_ray.recorded import RecordedStages
 from autoscale_ray.records import Clusters, Round, Selection
@@ -101,7 +102,7 @@ def _open_local(config: RunConfig, console: Console) -> LocalStages:
 
 def open_run(config: RunConfig) -> tuple[Inputs, RunStore]:
     """Open the pools of a run and claim its folder; write the configuration beside it."""
-    versions = {"encoder": ENCODER_VERSION, "scorer": SCORER_VERSION}
+    versions = {"encoder": ENCODER_VERSION, "features": FEATURES_VERSION, "scorer": SCORER_VERSION}
     folder, marks = work_dir(config), {"config": identity(config), "versions": versions}
     check_same_run(config.placement.run_dir, marks)  # told now, not after pools were drawn
     check_free(config.placement.run_dir)
@@ -141,6 +142,7 @@ def play(stages: RecordedStages, show: Callable[[Mapping[str, Any]], None]) -> d
     stages.observe = lambda clusters, history: show(summary(clusters, history))
     try:
         clusters, history, final_counts = loop.run(config, stages)
+        stages.is_searching = False
         arms = loop.compare(config, stages, clusters, history, final_counts)
     finally:
         stages.work.close()

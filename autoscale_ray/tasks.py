@@ -34,7 +34,7 @@ from autoscale_ray.mixture.retrieval import (
 from autoscale_ray.mixture.similarity import DomainProbe, fit_domain_probe
 from autoscale_ray.planning.planner import empty_planner, parameter_shapes
 from autoscale_ray.planning.spec import PlannerSpec, load_planner_spec
-from autoscale_ray.planning.training import PlannerWeights, TrainState, new_state
+from autoscale_ray.planning.training import PlannerWeights, TrainState, new_state, one_thread
 from autoscale_ray.records import SIDES, number_or_none
 from autoscale_ray.scenes.parquet import read_groups, read_parquet, write_table
 from autoscale_ray.scenes.pool import ScenePool
@@ -60,10 +60,11 @@ def train_encoder(config: RunConfig, inputs: Inputs, folder: Path) -> dict[str, 
 
     pools, settings = [inputs.pools["real"], inputs.pools["synthetic"]], config.representation
     seed = encoder_seed(config)
-    if settings.num_shards == 1:
-        model = training.train(pools, settings, seed)
-    else:
-        model = sharded.fit_shared(training.pools_training_set(pools, settings, seed), settings, seed)
+    with one_thread():  # as every trainer on Ray
+        if settings.num_shards == 1:
+            model = training.train(pools, settings, seed)
+        else:
+            model = sharded.fit_shared(training.pools_training_set(pools, settings, seed), settings, seed)
     save(model, folder)
     return {}
 

@@ -56,12 +56,12 @@ def play_here(
     inputs, store = open_run(config)
     settings = {"seed": config.seed, "budget": config.loop.budget}
     name = config.placement.run_dir.rstrip("/").rpartition("/")[2]
-    observer = Observer(name, run_dir, store.log, settings, config.loop.num_rounds)
+    observer = Observer(name, run_dir, store.log, settings)
     trainers = _trainers(config, driver, board, observer.tell, embed_only=embed_only)
 
     @contextmanager
     def watched(stage: str) -> Iterator[None]:
-        with watch(stage), observer.watch(stage):
+        with watch(stage), observer.watch(stage, stages.is_searching):
             yield
         release()
 

@@ -79,7 +79,6 @@ class Observer:
         run_dir: Folder of the run.
         log: Appends one event with fields to the log of the run (`RunStore.log`).
         settings: Values that tell runs apart, shown by trackers that can.
-        num_rounds: Rounds after the real-only one; what comes later is the final comparison.
     """
 
     def __init__(
@@ -88,10 +87,9 @@ class Observer:
         run_dir: Path,
         log: Callable[..., None] = lambda event, **fields: None,
         settings: Mapping[str, Any] | None = None,
-        num_rounds: int = 0,
     ) -> None:
         self._run, self._run_dir, self._log, self._settings = run, run_dir, log, settings or {}
-        self._num_rounds, self._round = num_rounds, 0
+        self._round = 0
         self._gauges = {name: Gauge(name, text, tag_keys=tags) for name, (text, tags) in GAUGES.items()}
         self._trackers: dict[str, Tracker] | None = None
         self._late: list[tuple[str, dict[str, str]]] = []
@@ -100,9 +98,9 @@ class Observer:
         log("driver_started", run=run, pid=os.getpid(), **where_ray_is())
 
     @contextmanager
-    def watch(self, stage: str) -> Iterator[None]:
-        """Log the start and the end of a stage."""
-        fields = {"run": self._run, "round": self._round_in_hand, "stage": stage}
+    def watch(self, stage: str, in_round: bool = True) -> Iterator[None]:
+        """Log the start and the end of a stage, of the round in hand or, after the rounds, of none."""
+        fields = {"run": self._run, "round": self._round if in_round else None, "stage": stage}
         started_s = time.perf_counter()
         self._log("stage_started", **fields)
         yield
@@ -139,10 +137,6 @@ class Observer:
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._log_late()
         self._log("driver_ended", run=self._run, state=state, **({"reason": reason} if reason else {}))
-
-    @property
-    def _round_in_hand(self) -> int | None:
-        return self._round if self._round <= self._num_rounds else None
 
     def _track(self, index: int, scalars: Mapping[str, float]) -> None:
         if self._trackers is None:

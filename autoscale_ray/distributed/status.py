@@ -11,11 +11,11 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from autoscale_ray.errors import AutoScaleError
+from autoscale_ray.event_log import read_log
 from autoscale_ray.journal import RoundRecord, open_storage, read_rounds
 from autoscale_ray.run_folder import SUMMARY_FILE, local_folder
 
@@ -50,24 +50,8 @@ def status_lines(run_dir: str, now_s: float | None = None) -> list[str]:
 
 
 def read_events(run_dir: str | Path) -> list[dict[str, Any]]:
-    """Return the events of a run, oldest first; a line that is half written or no event is left out."""
-    events, storage = [], open_storage(str(run_dir))
-    for name in storage.names("events"):
-        for line in (storage.read(f"events/{name}") or b"").decode("utf-8", "replace").splitlines():
-            with suppress(ValueError, RecursionError):
-                event = json.loads(line)
-                if is_event(event):
-                    events.append(event)
-    return events
-
-
-def is_event(value: Any) -> bool:
-    """Tell whether a value has a name and a time, and nothing of another kind where they and the cluster are told."""
-    if not isinstance(value, dict) or not isinstance(value.get("event"), str):
-        return False
-    numbers = (value.get("time_s"), value.get("seconds") or 0)
-    texts = (value.get("ray_address") or "", value.get("ray_auth_mode") or "")
-    return all(isinstance(one, int | float) for one in numbers) and all(isinstance(one, str) for one in texts)
+    """Return the events of a run, oldest first."""
+    return read_log(open_storage(str(run_dir)))
 
 
 def round_line(record: RoundRecord) -> str:

@@ -34,7 +34,7 @@ from autoscale_ray.scenes.pool import ScenePool
 from autoscale_ray.scenes.schema import CURRENT_FRAME, NUM_PLAN_FRAMES
 
 CHUNK_SCENES = 512
-FEATURES_VERSION = 2
+FEATURES_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)

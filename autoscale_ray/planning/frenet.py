@@ -92,16 +92,25 @@ def project(route_NR3: Tensor, points_NM2: Tensor) -> tuple[Tensor, Tensor, Tens
     """
     nearest_NM = torch.cdist(points_NM2, route_NR3[..., :2], compute_mode="use_mm_for_euclid_dist").argmin(-1)
     s_NM = nearest_NM * ROUTE_SPACING_M - ROUTE_BEHIND_M
+    # Beyond its ends the route is straight: one step leads there, however far it is.
+    along_NM = _offset(points_NM2, route_pose(route_NR3, s_NM))[0]
+    beyond_NM = torch.where(nearest_NM == 0, along_NM.clamp(max=0.0), along_NM.clamp(min=0.0))
+    s_NM = s_NM + beyond_NM * ((nearest_NM == 0) | (nearest_NM == NUM_ROUTE_POINTS - 1))
     for _ in range(NUM_FOOT_STEPS):
-        pose_NM3 = route_pose(route_NR3, s_NM)
-        offset_NM2 = points_NM2 - pose_NM3[..., :2]
-        cos_NM, sin_NM = pose_NM3[..., 2].cos(), pose_NM3[..., 2].sin()
-        tangential_NM = offset_NM2[..., 0] * cos_NM + offset_NM2[..., 1] * sin_NM
-        s_NM = s_NM + tangential_NM.clamp(-MAX_FOOT_STEP_M, MAX_FOOT_STEP_M)
+        along_NM = _offset(points_NM2, route_pose(route_NR3, s_NM))[0]
+        s_NM = s_NM + along_NM.clamp(-MAX_FOOT_STEP_M, MAX_FOOT_STEP_M)
     pose_NM3 = route_pose(route_NR3, s_NM)
+    return s_NM, _offset(points_NM2, pose_NM3)[1], pose_NM3[..., 2]
+
+
+def _offset(points_NM2: Tensor, pose_NM3: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how far points lie ahead of poses and to the left of them, (N, M) in m each."""
     offset_NM2 = points_NM2 - pose_NM3[..., :2]
-    yaw_NM = pose_NM3[..., 2]
-    return s_NM, offset_NM2[..., 1] * yaw_NM.cos() - offset_NM2[..., 0] * yaw_NM.sin(), yaw_NM
+    cos_NM, sin_NM = pose_NM3[..., 2].cos(), pose_NM3[..., 2].sin()
+    return (
+        offset_NM2[..., 0] * cos_NM + offset_NM2[..., 1] * sin_NM,
+        offset_NM2[..., 1] * cos_NM - offset_NM2[..., 0] * sin_NM,
+    )
 
 
 def project_poses(route_NR3: Tensor, poses_NM3: Tensor) -> Tensor:

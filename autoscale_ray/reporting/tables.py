@@ -147,7 +147,7 @@ def gain_text(gain: Mapping[str, float | None] | None) -> str:
     if gain is None or gain["mean"] is None:
         return ""
     mean = round(100 * gain["mean"], 1) + 0.0  # no minus before a zero
-    return f"{mean:+.1f}\u00b1{points(gain['se'])}"
+    return f"{mean:+.1f}{_error(gain['se'])}"
 
 
 def points(value: float | None) -> str:
@@ -162,4 +162,8 @@ def _totals_line(done: Mapping[str, Any], side: str) -> str:
 
 
 def _with_error(scored: Mapping[str, Any], name: str) -> str:
-    return f"{points(scored['totals'][name])}\u00b1{points(scored['total_se'][name])}"
+    return points(scored["totals"][name]) + _error(scored["total_se"][name])
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f"\u00b1{points(value)}"

@@ -65,14 +65,14 @@ def test_the_log_tells_run_round_stage_and_seconds_and_trackers_start_again(
     cluster, tmp_path, offline
 ) -> None:
     store = RunStore.claim(FolderStorage(Disk(tmp_path / "a-run")), {"config": 1})
-    observer = Observer("a-run", tmp_path / "a-run", store.log, num_rounds=4)
+    observer = Observer("a-run", tmp_path / "a-run", store.log)
     with observer.watch("train"):
         pass
     observer.show(SUMMARY)
     with observer.watch("train"):
         pass
     observer.show(later(4, 0.6))
-    with observer.watch("train"):
+    with observer.watch("train", in_round=False):
         pass
     observer.close("finished")
     events = read_events(str(tmp_path / "a-run"))

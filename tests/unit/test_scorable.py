@@ -13,18 +13,21 @@ from tests.unit.evaluation.polygons import without_polygons
 from tests.unit.test_session import SIDES, TINY, fails
 
 
-def test_weights_of_scenes_without_a_score_alone_are_refused_before_training(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("side", ["dev", "test"])
+def test_weights_of_scenes_without_a_score_alone_are_refused_before_training(
+    side, tmp_path, capsys, monkeypatch
+):
     inputs = open_inputs(load_config(None, TINY), tmp_path / "world")
-    pool, drive = inputs.pools["dev"], tasks_scores.reference_drives
+    pool, drive = inputs.pools[side], tasks_scores.reference_drives
     weights = np.zeros(len(pool))
     weights[3] = 2.0
     table = pa.table({"scene_id": pool.scene_ids.tolist(), "weight": weights})
     pq.write_table(table, pool.path / "weights.parquet")
 
-    def without_one(pool, folder):
-        return {
-            "unscored": {**drive(pool, folder)["unscored"], "epdms": {pool.scene_ids[3].item(): "no drive"}}
-        }
+    def without_one(given, folder):
+        unscored = drive(given, folder)["unscored"]
+        lost = {pool.scene_ids[3].item(): "no drive"} if given.path == pool.path else {}
+        return {"unscored": {**unscored, "epdms": lost}}
 
     monkeypatch.setattr(tasks_scores, "reference_drives", without_one)
     given = [*TINY, *(f"data.{side}={inputs.pools[side].path}" for side in SIDES)]

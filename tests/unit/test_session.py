@@ -162,9 +162,11 @@ def test_two_runs_with_one_seed_are_identical_and_see_no_hidden_truth(finished, 
 
 
 def test_two_rounds_and_a_third_equal_three(finished, pools, tmp_path):
-    run_dir = tmp_path / "grown"
-    run_local(load_config(None, arguments(pools, run_dir, "loop.num_rounds=1")), Console(quiet=True))
-    run_local(load_config(None, arguments(pools, run_dir)), Console(quiet=True))
+    run_dir, spent = tmp_path / "grown", []
+    for more in (["loop.num_rounds=1"], []):
+        run_local(load_config(None, arguments(pools, run_dir, *more)), Console(quiet=True))
+        spent.append(json.loads((run_dir / "summary.json").read_text())["spent"]["seconds"])
+    assert all(spent[1][stage] > 0.5 * took for stage, took in spent[0].items() if took > 0.1)
     assert numbers(run_dir) == numbers(finished)
     assert read_rounds(str(run_dir)) == read_rounds(str(finished))
 
@@ -288,10 +290,8 @@ def test_another_world_in_the_same_folder_is_refused_before_it_is_drawn(finished
     assert not (finished / "pools").exists()
 
 
-@pytest.mark.parametrize("part", ["encoder", "scorer"])
-def test_a_run_begun_by_another_encoder_or_scorer_is_refused_at_once(
-    part, finished, pools, monkeypatch, capsys
-):
+@pytest.mark.parametrize("part", ["encoder", "features", "scorer"])
+def test_a_run_begun_by_other_numerics_is_refused_at_once(part, finished, pools, monkeypatch, capsys):
     """Its published rounds would not fit what is computed from here on."""
     monkeypatch.setattr(f"autoscale_ray.session.{part.upper()}_VERSION", 99)
     before = sorted(finished.rglob("*"))

@@ -41,6 +41,17 @@ def test_projection_agrees_with_the_arc_formula_and_is_undone(curvature, s, d, y
     np.testing.assert_allclose(wrap_angle(back[..., 2] - pose[..., 2]), 0.0, atol=1e-5)
 
 
+@pytest.mark.parametrize("s", [-100.0, -37.0, -20.5, 140.5, 157.0, 200.0])
+def test_points_beyond_the_ends_keep_their_distance(s):
+    """A car at 50 m/s drives 200 m in the 4 s of a plan; its target used to end at 156 m."""
+    straight = torch.tensor([[-60.0, 1.0, 0.0], [250.0, 1.0, 0.0]])
+    route = make_routes(straight, torch.tensor([0, 2]))
+    pose = torch.tensor([[[s, 4.0, 0.1]]])
+    found = project_poses(route, pose)
+    np.testing.assert_allclose(found[0, 0], [s, 3.0, 0.1], atol=1e-3)
+    np.testing.assert_allclose(unproject_poses(route, found), pose, atol=1e-3)
+
+
 def test_far_points_project_like_shapely():
     route = arc_route(0.01)
     line = shapely.LineString(route[0, :, :2].double().numpy())
