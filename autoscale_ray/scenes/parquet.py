@@ -29,6 +29,7 @@ MAX_TABLE_BYTES = 4 << 30
 MAX_FEATHER_BYTES = 512 << 20
 ROW_GROUP_SIZE = 65_536
 """Rows that are written and read at a time: 16 MiB of embeddings of size 64."""
+_EXTENSION_MARK = b"ARROW:extension:name"
 _FEATHER_HEAD = b"ARROW1\0\0"
 _MIN_VALUE_BYTES = 8
 _TEXT_TYPES = (pa.string(), pa.binary(), pa.large_string(), pa.large_binary())
@@ -47,11 +48,13 @@ def open_parquet(path: Path | str) -> pq.ParquetFile:
         InputRejectedError: The file is not Parquet, has an extension type at any depth, too many columns, or row
             groups that would unpack to more than the limits.
     """
-    _check_sizes(_read_footer(Path(path)), str(path))
-    return _open(path)
+    footer = _read_footer(Path(path))
+    _check_sizes(footer, str(path))
+    return _open(path, footer)
 
 
-def _open(path: Path | str) -> pq.ParquetFile:
+def _open(path: Path | str, footer: Footer) -> pq.ParquetFile:
+    _refuse_marked(footer.schema, str(path))
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         schema = file.schema_arrow
@@ -142,7 +145,7 @@ def read_groups(path: Path | str, columns: list[str] | None = None) -> Iterator[
     Raises:
         InputRejectedError: As `open_parquet`, but for its limits, or a damaged page.
     """
-    with _open(path) as file:
+    with _open(path, _read_footer(Path(path))) as file:
         for group in range(file.num_row_groups):
             with _damage_told(path):
                 table = file.read_row_group(group, columns=columns)
@@ -185,6 +188,12 @@ def _unpacked_bytes(column: pa.ChunkedArray) -> int:
     return total
 
 
+def _refuse_marked(schema: bytes, where: str) -> None:
+    """Refuse an encoded Arrow schema that marks an extension type: decoding it would hand the mark to that type."""
+    if _EXTENSION_MARK in schema:
+        raise InputRejectedError(where, "columns must not have an extension type")
+
+
 def refuse_extension_types(schema: pa.Schema, where: str) -> None:
     """Refuse Arrow extension types and their metadata marks at any nesting depth, and names that are no text.
 
@@ -198,7 +207,7 @@ def refuse_extension_types(schema: pa.Schema, where: str) -> None:
     except UnicodeDecodeError as error:
         raise InputRejectedError(where, "column names must be UTF-8", str(error)) from None
     for name, inner in fields:
-        marked = b"ARROW:extension:name" in (inner.metadata or {})
+        marked = _EXTENSION_MARK in (inner.metadata or {})
         if marked or isinstance(inner.type, pa.BaseExtensionType):
             raise InputRejectedError(where, f"column {name} must not have an extension type", str(inner.type))
 
@@ -235,7 +244,10 @@ def read_feather(path: Path | str) -> pa.Table:
         raise InputRejectedError(str(path), "must be a readable Feather file", "no Arrow IPC file")
     stream = pa.py_buffer(content)[len(_FEATHER_HEAD) :]
     try:
-        size = sum(map(unpacked_bytes, pa.ipc.MessageReader.open_stream(stream)))
+        size = 0
+        for message in pa.ipc.MessageReader.open_stream(stream):
+            _refuse_marked(bytes(message.metadata), str(path))
+            size += unpacked_bytes(message)
         if size > MAX_FEATHER_BYTES:
             raise InputRejectedError(str(path), f"must unpack to at most {MAX_FEATHER_BYTES} bytes", size)
         with pa.ipc.open_stream(stream) as reader:

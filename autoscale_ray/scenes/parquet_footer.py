@@ -1,16 +1,20 @@
-"""What the footer of a Parquet file says of its row groups, read here and not by Arrow.
+"""What the footer of a Parquet file says of its row groups and of its schema, read here and not by Arrow.
 
 Asked for a column chunk of a damaged footer, Arrow's Python binding ends the process (a C++ exception that nothing
-catches); reading the table reports the same damage as an error. The footer is a Thrift structure in the compact
+catches); reading the table reports the same damage as an error. A schema is given to the extension types that the
+process knows, Ray's among them, as soon as Arrow opens the file. The footer is a Thrift structure in the compact
 protocol; field numbers are those of parquet.thrift.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-_NUM_ROWS, _ROW_GROUPS = 3, 4  # FileMetaData
+_NUM_ROWS, _ROW_GROUPS, _KEY_VALUES = 3, 4, 5  # FileMetaData
+_KEY, _VALUE = 1, 2  # KeyValue
+_ARROW_SCHEMA = b"ARROW:schema"
 _COLUMNS, _GROUP_ROWS = 1, 3  # RowGroup
 _CHUNK_META = 3  # ColumnChunk
 _NUM_VALUES, _UNPACKED_BYTES = 5, 6  # ColumnMetaData
@@ -34,21 +38,35 @@ class RowGroup(NamedTuple):
 
 
 class Footer(NamedTuple):
-    """Rows of the file, and its row groups."""
+    """Rows of the file, its row groups, and its Arrow schema as bytes (none where Arrow did not write it)."""
 
     num_rows: int
     groups: list[RowGroup]
+    schema: bytes
 
 
 def parse_footer(content: bytes) -> Footer:
     """Return what a footer says.
 
     Raises:
-        ValueError: It is no Thrift structure.
+        ValueError: It is no Thrift structure, or its Arrow schema is not in base 64.
     """
     reader = _Compact(content)
-    found = reader.struct({_NUM_ROWS: reader.number, _ROW_GROUPS: lambda: reader.each(_group(reader))})
-    return Footer(found.get(_NUM_ROWS, -1), found.get(_ROW_GROUPS, []))
+
+    def pair() -> tuple[bytes, bytes]:
+        found = reader.struct({_KEY: reader.text, _VALUE: reader.text})
+        return found.get(_KEY, b""), found.get(_VALUE, b"")
+
+    found = reader.struct(
+        {
+            _NUM_ROWS: reader.number,
+            _ROW_GROUPS: lambda: reader.each(_group(reader)),
+            _KEY_VALUES: lambda: reader.each(pair),
+        }
+    )
+    schemas = [value for key, value in found.get(_KEY_VALUES, []) if key == _ARROW_SCHEMA]
+    schema = b"".join(base64.b64decode(value, validate=True) for value in schemas)
+    return Footer(found.get(_NUM_ROWS, -1), found.get(_ROW_GROUPS, []), schema)
 
 
 def _group(reader: _Compact) -> Callable[[], RowGroup]:
@@ -77,7 +95,9 @@ class _Compact:
         found = {}
         for number, kind in self._fields():
             if number in wanted:
-                expected = {self.number: (_I32, _I64)}.get(wanted[number], (_LIST, _STRUCT))
+                expected = {self.number: (_I32, _I64), self.text: (_BINARY,)}.get(
+                    wanted[number], (_LIST, _STRUCT)
+                )
                 if kind not in expected:
                     raise ValueError(f"field {number} has type {kind}")
                 found[number] = wanted[number]()
@@ -96,6 +116,14 @@ class _Compact:
         """Return an integer of 16 to 64 bits."""
         value = self._varint()
         return (value >> 1) ^ -(value & 1)
+
+    def text(self) -> bytes:
+        """Return a text as its bytes."""
+        length = self._varint()
+        self._at += length
+        if self._at > len(self._content):
+            raise ValueError("ends too early")
+        return self._content[self._at - length : self._at]
 
     def _fields(self) -> Iterator[tuple[int, int]]:
         number = 0

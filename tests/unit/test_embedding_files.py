@@ -48,5 +48,5 @@ def test_a_damaged_file_of_embeddings_is_refused(tmp_path, cut):
     with pytest.raises(InputRejectedError, match="readable Parquet"):
         tasks.read_embeddings(path)
     path.unlink()
-    with pytest.raises(InputRejectedError, match="readable Parquet"):
+    with pytest.raises(InputRejectedError, match="must be a file"):
         tasks.read_embeddings(path)

@@ -9,6 +9,7 @@ import struct
 import sys
 import tarfile
 import zipfile
+from typing import Never
 
 import numpy as np
 import pyarrow as pa
@@ -196,6 +197,32 @@ NESTS = {
 @pytest.mark.parametrize("nest", NESTS)
 @pytest.mark.parametrize("name", RAY_TYPES)
 def test_ray_s_extension_types_are_refused_before_a_row_is_read(tmp_path, name, nest):
+    _check_refused(tmp_path, name, nest)
+
+
+class _Known(pa.ExtensionType):
+    """A type that this process knows, as one that has imported Ray knows Ray's."""
+
+    NAME = "tests.known"
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> Never:
+        raise AssertionError("Arrow gives the metadata to a type as soon as it decodes a schema")
+
+
+@pytest.mark.parametrize("nest", NESTS)
+def test_extension_types_that_are_known_never_see_what_a_file_says(tmp_path, nest):
+    pa.register_extension_type(_Known(pa.large_binary(), _Known.NAME))
+    try:
+        _check_refused(tmp_path, _Known.NAME, nest)
+    finally:
+        pa.unregister_extension_type(_Known.NAME)
+
+
+def _check_refused(tmp_path, name, nest):
     mark = {
         "ARROW:extension:name": name,
         "ARROW:extension:metadata": pickle.dumps(_Runs(tmp_path / "run")).hex(),
