@@ -84,7 +84,7 @@ def search(
         history = (*history, play(config, stages, clusters, weights, history))
 
     def recommended(budget: int) -> dict[str, int]:
-        at = dataclasses.replace(info, budget=budget)
+        at = dataclasses.replace(info, budget=budget, search_budget=info.budget)
         return allocate(METHODS[method].final(observations(history), at, ascent), at)
 
     return recommended

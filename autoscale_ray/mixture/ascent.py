@@ -47,8 +47,12 @@ Fitter = Callable[[History, ClusterInfo, AscentConfig], ResponseFit]
 
 
 def uniform_share(info: ClusterInfo) -> float:
-    """Scenes of one cluster when the budget (or the whole pool, if smaller) is split evenly."""
-    return min(info.budget, float(info.pool_sizes_K.sum())) / len(info.cluster_ids)
+    """Scenes of one cluster when the budget of the runs (or the whole pool, if smaller) is split evenly.
+
+    The unit of responses and their priors, so it stays what it was in the search when another budget is asked for.
+    """
+    budget = info.budget if info.search_budget is None else info.search_budget
+    return min(budget, float(info.pool_sizes_K.sum())) / len(info.cluster_ids)
 
 
 def caps_in_shares(info: ClusterInfo) -> np.ndarray:
@@ -80,7 +84,8 @@ def runs_of(history: History, info: ClusterInfo, config: AscentConfig) -> Runs:
     scores_TK = np.array([obs.scores_K for obs in aligned])
     counts_TK = np.array([obs.counts_K for obs in aligned])
     if config.exposure == "steps":
-        counts_TK = extra_visits(counts_TK, info.real_counts_K, min(info.budget, info.pool_sizes_K.sum()))
+        full = uniform_share(info) * len(info.cluster_ids)
+        counts_TK = extra_visits(counts_TK, info.real_counts_K, full)
     return Runs(
         shares_PTK=counts_TK[None] / uniform_share(info),
         scores_PTK=np.where(np.isnan(variance_TK), np.nan, scores_TK)[None],
@@ -162,7 +167,10 @@ def _optimum(
     if not searched(history):
         return start_weights(info) * len(info.cluster_ids)
     fit = fitter(history, info, config)
-    return posterior_optimum(fit, info.dev_weights_K[None], caps_in_shares(info), floor, guard=guard)[0]
+    total = info.budget / uniform_share(info)
+    return posterior_optimum(fit, info.dev_weights_K[None], caps_in_shares(info), total, floor, guard=guard)[
+        0
+    ]
 
 
 def _before_pair(history: History, num_searched: int) -> History:

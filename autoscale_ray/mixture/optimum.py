@@ -26,7 +26,13 @@ def share_grid(num_clusters: int) -> np.ndarray:
 
 
 def posterior_optimum(
-    fit: ResponseFit, dev_weights_PK: np.ndarray, caps_PK: np.ndarray, floor: float, *, guard: bool
+    fit: ResponseFit,
+    dev_weights_PK: np.ndarray,
+    caps_PK: np.ndarray,
+    total: float,
+    floor: float,
+    *,
+    guard: bool,
 ) -> np.ndarray:
     """Maximise the posterior-mean objective sum_k v_k y_k over mixtures; docs/cluster_ga.md, The optimum.
 
@@ -35,22 +41,25 @@ def posterior_optimum(
     Args:
         fit: Posterior of the response curves.
         dev_weights_PK: v_k, sum 1.
-        caps_PK: Pool sizes in uniform shares.
-        floor: Least share of every cluster before caps.
+        caps_PK: Pool sizes in uniform shares of the runs.
+        total: Shares to give out: K for the budget of the runs.
+        floor: Least share of every cluster before caps, in parts of an even share.
         guard: Whether to move toward the null.
 
     Returns:
-        (P, K) shares (scenes over budget / K) that sum to min(K, sum of caps).
+        (P, K) shares (scenes over the runs' budget / K) that sum to min(total, sum of caps).
     """
     grid_PKG = np.minimum(share_grid(caps_PK.shape[1]), caps_PK[..., None])
+    total_P = np.minimum(total, caps_PK.sum(1))
     laws_PKGL = law_values(grid_PKG)
     spill_PJ = np.einsum("pk,pkj->pj", dev_weights_PK, fit.spills_PKJ)
     values_PKG = np.einsum("pkl,pkgl->pkg", dev_weights_PK[..., None] * fit.gains_PKL, laws_PKGL)
-    shares_PK = best_shares(values_PKG + spill_PJ[..., None] * grid_PKG, grid_PKG, caps_PK, floor)
+    shares_PK = best_shares(values_PKG + spill_PJ[..., None] * grid_PKG, grid_PKG, caps_PK, total_P, floor)
     if not guard:
         return shares_PK
     null_PKG = dev_weights_PK[..., None] * np.einsum("pl,pkgl->pkg", fit.null_gains_PL, laws_PKGL)
-    safe_PK = _safe_shares(fit, dev_weights_PK, caps_PK, best_shares(null_PKG, grid_PKG, caps_PK, floor))
+    null_PK = best_shares(null_PKG, grid_PKG, caps_PK, total_P, floor)
+    safe_PK = _safe_shares(fit, dev_weights_PK, caps_PK, total_P, null_PK)
     weight_P1 = fit.null_probability_P[:, None]
     return (1 - weight_P1) * shares_PK + weight_P1 * safe_PK
 
@@ -64,32 +73,32 @@ def predicted_objective(fit: ResponseFit, dev_weights_PK: np.ndarray, shares_PSK
 
 
 def _safe_shares(
-    fit: ResponseFit, dev_weights_PK: np.ndarray, caps_PK: np.ndarray, null_PK: np.ndarray
+    fit: ResponseFit,
+    dev_weights_PK: np.ndarray,
+    caps_PK: np.ndarray,
+    total_P: np.ndarray,
+    null_PK: np.ndarray,
 ) -> np.ndarray:
     """Pick the best point, by the free fit, between the uniform mixture and the optimum of the null.
 
     Where all clusters are alike and weigh the same the two ends coincide, so nothing moves; the optimum of the null
     alone would follow the dev weights into clusters that the free fit already suspects.
     """
-    num_problems, num_clusters = caps_PK.shape
-    total_P = np.full(num_problems, float(num_clusters))
     uniform_PK = waterfill(np.ones_like(caps_PK), caps_PK, total_P)
     steps_S11 = np.linspace(0.0, 1.0, 11)[:, None]
     path_PSK = uniform_PK[:, None] + steps_S11 * (null_PK - uniform_PK)[:, None]
     best_P = predicted_objective(fit, dev_weights_PK, path_PSK).argmax(1)
-    return path_PSK[np.arange(num_problems), best_P]
+    return path_PSK[np.arange(len(path_PSK)), best_P]
 
 
 def best_shares(
-    values_PKG: np.ndarray, grid_PKG: np.ndarray, caps_PK: np.ndarray, floor: float
+    values_PKG: np.ndarray, grid_PKG: np.ndarray, caps_PK: np.ndarray, total_P: np.ndarray, floor: float
 ) -> np.ndarray:
-    """Maximise sum_k U_k(x_k) with sum x = min(K, sum caps) by bisection on the price of a share.
+    """Maximise sum_k U_k(x_k) with sum x = total, at most the sum of the caps, by bisection on the price of a share.
 
     x_k(price) = argmax_x U_k(x) - price x walks along the concave hull of U_k, so curves that fall (harm) or bend
     upward are handled; the two solutions around the right price are mixed to meet the budget exactly.
     """
-    num_clusters = caps_PK.shape[1]
-    total_P = np.minimum(float(num_clusters), caps_PK.sum(1))
     steps_PKG = np.diff(grid_PKG, axis=-1)
     slopes_PKG = np.diff(values_PKG, axis=-1) / np.where(steps_PKG > 0, steps_PKG, np.inf)
     high_P = np.abs(slopes_PKG).max((1, 2)) + 1e-12
@@ -102,7 +111,7 @@ def best_shares(
     gap_P = many_PK.sum(1) - few_PK.sum(1)
     mix_P = np.where(gap_P > 0, (total_P - few_PK.sum(1)) / np.where(gap_P > 0, gap_P, 1.0), 0.0)
     mixed_PK = few_PK + np.clip(mix_P, 0.0, 1.0)[:, None] * (many_PK - few_PK)
-    return waterfill(mixed_PK + floor, caps_PK, total_P)
+    return waterfill(mixed_PK + floor * total_P[:, None] / caps_PK.shape[1], caps_PK, total_P)
 
 
 def _shares_at(price_P: np.ndarray, values_PKG: np.ndarray, grid_PKG: np.ndarray) -> np.ndarray:

@@ -36,6 +36,8 @@ class ClusterInfo:
     """Real training scenes per cluster, always all used; >= 0."""
     descriptors_KD: np.ndarray | None = None
     """Cluster centroids in the embedding, for methods that look at geometry."""
+    search_budget: int | None = None
+    """Synthetic scenes of the runs so far, where the mixture is wanted for another budget; None = the same."""
 
     def __post_init__(self) -> None:
         num_clusters = len(self.cluster_ids)
@@ -43,8 +45,9 @@ class ClusterInfo:
             raise InvalidInputError(
                 "ClusterInfo.cluster_ids", "must be non-empty and unique", self.cluster_ids
             )
-        if self.budget < 1:
-            raise InvalidInputError("ClusterInfo.budget", "must be an integer >= 1", self.budget)
+        for name in ("budget", "search_budget"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InvalidInputError(f"ClusterInfo.{name}", "must be an integer >= 1", value)
         for name in ("pool_sizes_K", "dev_counts_K", "dev_weights_K", "real_counts_K"):
             object.__setattr__(
                 self, name, _checked_vector(f"ClusterInfo.{name}", getattr(self, name), num_clusters)

@@ -143,6 +143,10 @@ class _Found:
     """What comes next; None where it would take too much memory to keep."""
 
 
+TIES = 1
+"""Added to the seed for the order among equals, which is another one than that of the random share."""
+
+
 class Search:
     """A search for scenes in every cluster that goes on where it stopped when more are wanted.
 
@@ -241,6 +245,8 @@ class Search:
             return
         rows = shortlist(self._candidates, rows, self._queries[name], self._config, self._seed, count)
         part = self._candidates.take(rows)
+        # Once every query is covered all gains are 0: in the order of their names scenes of one log would follow.
+        part = part.take(random_order(part.scene_ids_N, self._seed + TIES))
         for row in order_scenes(part, self._queries[name], self._config, self._seed):
             yield str(part.scene_ids_N[row])
 
@@ -270,7 +276,7 @@ def order_scenes(
     queries all places do.
 
     Args:
-        candidates: Scenes of the cluster, sorted by scene id (equal gains go to the first).
+        candidates: Scenes of the cluster; equal gains go to the first.
         queries: Dev scenes of the cluster; may be none.
         config: Method (not `random`) and its constants.
         seed: Seed of the random order.

@@ -59,7 +59,8 @@ def play_response(
         if alignment_PK is not None:
             shift_PK = gain_shift(fit, alignment_PK, family.dev_weights_PK)
             fit = fit_responses(replace(runs, gain_shift_PK=shift_PK), noise_priors(config))
-        return posterior_optimum(fit, family.dev_weights_PK, caps_PK, floor, guard=guard)
+        total = float(family.config.num_clusters)
+        return posterior_optimum(fit, family.dev_weights_PK, caps_PK, total, floor, guard=guard)
 
     if with_real_only:
         run(np.zeros_like(caps_PK))

@@ -15,6 +15,7 @@ from autoscale_ray.mixture.ascent import (
     ascend,
     divergence,
     extra_visits,
+    fit_history,
     mirror_step,
     nothing_to_gain,
     runs_of,
@@ -209,7 +210,7 @@ def test_the_whole_budget_may_go_to_one_cluster(num_clusters):
         np.full((1, num_clusters), 1 / num_clusters),
         np.full((1, num_clusters), float(num_clusters)),
     )
-    shares = posterior_optimum(fit, weights, caps, 0.0, guard=True)
+    shares = posterior_optimum(fit, weights, caps, float(num_clusters), 0.0, guard=True)
     assert shares[0, 3] == pytest.approx(num_clusters)
     assert np.delete(shares[0], 3).sum() == pytest.approx(0.0)
 
@@ -227,20 +228,37 @@ def test_scores_that_are_all_equal_are_not_known_without_error():
     assert variance_TK[0, 1] == pytest.approx(0.5 / (31 * 32))
 
 
+@pytest.mark.parametrize("total", [6.0, 4.2, 1.8])
 @pytest.mark.parametrize("weights_seed", range(3))
-def test_best_shares_beats_every_random_mixture(weights_seed):
+def test_best_shares_beats_every_random_mixture(weights_seed, total):
     rng = np.random.default_rng(weights_seed)
     gains, caps = rng.normal(0.02, 0.03, 6), np.full((1, 6), 3.0)
     grid = np.minimum(GRID_G, caps[..., None])
     values = gains[None, :, None] * np.log1p(grid / 0.5)
-    found = best_shares(values, grid, caps, 0.0)
-    assert found.sum() == pytest.approx(6.0)
+    found = best_shares(values, grid, caps, np.array([total]), 0.0)
+    assert found.sum() == pytest.approx(total)
     worth = (gains * np.log1p(found[0] / 0.5)).sum()
     for _ in range(2000):
-        other = rng.dirichlet(np.full(6, 0.7)) * 6
+        other = rng.dirichlet(np.full(6, 0.7)) * total
         if other.max() <= 3:
             # The grid is 8 % wide, so the answer may be short of the continuous optimum by about 1e-4.
             assert (gains * np.log1p(other / 0.5)).sum() <= worth + 2e-4
+
+
+def test_a_smaller_budget_is_given_out_by_the_responses_of_the_search():
+    """Saturated clusters lose more than those that still rise, and the fit itself knows nothing of the new budget."""
+    info = make_info()
+    history = play(METHODS["response"], info, 8)
+    few = replace(info, budget=info.budget // 2, search_budget=info.budget)
+    np.testing.assert_array_equal(
+        fit_history(history, few, CONFIG).gains_PKL, fit_history(history, info, CONFIG).gains_PKL
+    )
+    whole, half = (
+        as_array(METHODS["response"].final(history, at, CONFIG), info) * at.budget for at in (info, few)
+    )
+    assert half.sum() == pytest.approx(few.budget)
+    assert (half <= whole + 1e-6 * info.budget).all(), "no cluster gets more of a smaller budget"
+    assert np.ptp(half[whole > 1] / whole[whole > 1]) > 0.05, "and not all lose the same share"
 
 
 def test_extra_visits_by_hand():
