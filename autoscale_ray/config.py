@@ -153,7 +153,7 @@ class RepresentationConfig:
     """Logical shards of a training step: 4 let the trainers on Ray share the encoder's training, 1 leaves it to one
     of them. The last bits of the weights depend on this and not on the number of trainers."""
     max_training_scenes: Count = 20_000
-    """Largest seeded sample of real and synthetic scenes used for training."""
+    """Largest seeded sample of scenes used for training: all real ones, or half of it, and synthetic ones."""
     use_future: bool = True
     """Whether the logged future of ego and agents is encoder input, beside 1.5 s of history."""
     loss: EmbeddingLossConfig = EmbeddingLossConfig()
@@ -167,13 +167,13 @@ class ClusterConfig:
     method: Literal["embedding", "random"] = "embedding"
     """`random` gives clusters of equal size for the control experiment."""
     num_fine: Count = 256
-    """Fine clusters for retrieval and near-duplicates; reduced to a tenth of the scenes on small pools."""
+    """Fine clusters, which coarse ones are made of; reduced to a tenth of the scenes on small pools."""
     num_coarse: Count = 16
     """Coarse clusters that carry mixture weights, K >= 1."""
     min_dev_scenes: CountOrZero = 12
     """A coarse cluster with fewer dev scenes is merged into its nearest neighbour."""
     max_sample: Count = 100_000
-    """Largest seeded sample that centroids are fitted on."""
+    """Largest seeded sample that centroids are fitted on: all real scenes, or half of it, and synthetic ones."""
     dev_share: Share = 0.9
     """Say of the dev weights, beside the scene counts, in which fine clusters join to coarse ones, in [0, 1]: the
     mixture can only be fine where its clusters are, and should be where the objective has weight."""

@@ -130,7 +130,14 @@ def cluster_scenes(
     weights_M = np.where(is_scored_M, inputs.weights["dev"], 0.0)
     if not weights_M.any():
         is_scored_M, weights_M = np.ones_like(is_scored_M), inputs.weights["dev"]
-    model = fit_clusters(train_ND, dev_ND[is_scored_M], config.clusters, seed, weights_M[is_scored_M])
+    model = fit_clusters(
+        train_ND,
+        dev_ND[is_scored_M],
+        config.clusters,
+        seed,
+        weights_M[is_scored_M],
+        len(by_side["real"][1]),
+    )
     model.save(folder / MODEL_FILE)
     real_ND, synthetic_ND = (
         model.whitening.apply(sampled(by_side[side][1], config.clusters.max_sample, seed))

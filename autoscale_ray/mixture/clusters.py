@@ -1,4 +1,4 @@
-"""Clusters of scenes in two levels: many fine ones for retrieval, few coarse ones that carry mixture weights.
+"""Clusters of scenes in two levels: many fine ones, made into few coarse ones that carry mixture weights.
 
 Formulae: docs/clusters_and_retrieval.md. Legend: N scenes, D embedding size, F fine clusters, K coarse clusters.
 """
@@ -25,6 +25,7 @@ from autoscale_ray.mixture.similarity import (
     normalised,
     one_faiss_thread,
 )
+from autoscale_ray.scenes.sample import sampled_rows
 
 NUM_ITERATIONS = 20
 """Lloyd iterations; faiss's default, at which the sampled objective equals that of a full epoch."""
@@ -122,6 +123,7 @@ def fit_clusters(
     config: ClusterConfig,
     seed: int,
     dev_weights_M: NDArray[Any] | None = None,
+    num_real: int = 0,
 ) -> ClusterModel:
     """Fit fine and coarse clusters on training scenes; dev scenes are only assigned.
 
@@ -137,6 +139,8 @@ def fit_clusters(
         config: Numbers of clusters, sample and dev floor.
         seed: Seed of the sample and of k-means, >= 0.
         dev_weights_M: Weight of each dev scene in the objective, >= 0; equal weights without it.
+        num_real: How many of the training rows, the first, are real: these give all they have, or half of the sample,
+            before synthetic ones take their place.
 
     Raises:
         InvalidInputError: No training scene, wrong width, or a value that is not finite.
@@ -146,7 +150,9 @@ def fit_clusters(
         raise InvalidInputError(
             "clusters", "num_fine and num_coarse must be >= 1", (config.num_fine, config.num_coarse)
         )
-    sample_ND = sampled(checked_embeddings("training embeddings", train_ND), config.max_sample, seed)
+    train_ND = checked_embeddings("training embeddings", train_ND)
+    real_R, others_R = sampled_rows((num_real, len(train_ND) - num_real), config.max_sample, seed)
+    sample_ND = train_ND[np.concatenate([real_R, num_real + others_R])]
     whitening = fit_whitening(sample_ND)
     unit_ND = whitening.apply(sample_ND)
     num_fine = min(config.num_fine, max(1, len(unit_ND) // SCENES_PER_FINE))

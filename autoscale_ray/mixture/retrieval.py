@@ -90,8 +90,8 @@ def make_candidates(
         scene_ids_N=ids_N,
         origin_ids_N=np.full(len(ids_N), "") if origin_ids is None else np.asarray(origin_ids, dtype=np.str_),
         embeddings_ND=embeddings_ND,
-        gap_N=np.zeros(len(ids_N)) if probe is None else np.maximum(odds_N - probe.real_q95, 0.0),
-        is_outlier_N=odds_N > (np.inf if probe is None else probe.real_q995),
+        gap_N=np.zeros(len(ids_N)) if probe is None else np.maximum(odds_N - probe.free_to, 0.0),
+        is_outlier_N=odds_N > (np.inf if probe is None else probe.kept_to),
         quality_N=np.where(np.isfinite(known), known, mean_quality),
     )
 

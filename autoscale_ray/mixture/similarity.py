@@ -203,10 +203,10 @@ class DomainProbe:
 
     weights_D: Float64
     bias: float
-    real_q95: float
-    """95 % quantile of the log-odds of real scenes: below it a scene costs nothing."""
-    real_q995: float
-    """99.5 % quantile of the log-odds of real scenes."""
+    free_to: float
+    """Log-odds up to which a scene costs nothing: the 95 % quantile of real scenes."""
+    kept_to: float
+    """Log-odds up to which a scene is no outlier: the 99.5 % quantile of real scenes."""
 
     def log_odds(self, embeddings_ND: NDArray[Any]) -> Float64:
         """Return the log-odds of being synthetic, free of the two pools' sizes.
@@ -222,7 +222,8 @@ def fit_domain_probe(real_ND: NDArray[Any], synthetic_MD: NDArray[Any], penalty:
 
     log-odds = b (w.x) + c; w from even rows (ridge `penalty`), scale b and offset c from odd rows (Platt's
     method); both domains get total weight one half, so the pool sizes cancel (docs/clusters_and_retrieval.md,
-    choosing inside a cluster).
+    choosing inside a cluster). Where half of the synthetic scenes would be outliers, the quantiles are those of the
+    synthetic scenes: what nearly all of them have is the mark of their source, and no fault.
 
     Args:
         real_ND: Unit rows of real training scenes, at least 2.
@@ -244,9 +245,11 @@ def fit_domain_probe(real_ND: NDArray[Any], synthetic_MD: NDArray[Any], penalty:
     scale_1, offset = _logistic(scores_N1[~even_N], labels_N[~even_N], 1e-3)
     # A reversed probe on held-out rows means it found nothing.
     weights_D = direction_D * max(float(scale_1[0]), 0.0)
-    real_odds_N = np.asarray(real_ND[1::2], dtype=np.float64) @ weights_D + offset
-    q95, q995 = np.quantile(real_odds_N, [0.95, 0.995])
-    return DomainProbe(weights_D=weights_D, bias=offset, real_q95=float(q95), real_q995=float(q995))
+    held_odds_N, held_labels_N = scenes_ND[~even_N] @ weights_D + offset, labels_N[~even_N]
+    real_odds_N, synthetic_odds_N = held_odds_N[held_labels_N == 0], held_odds_N[held_labels_N == 1]
+    is_marked = np.median(synthetic_odds_N) > np.quantile(real_odds_N, 0.995)
+    q95, q995 = np.quantile(synthetic_odds_N if is_marked else real_odds_N, [0.95, 0.995])
+    return DomainProbe(weights_D=weights_D, bias=offset, free_to=float(q95), kept_to=float(q995))
 
 
 def _logistic(features_ND: Float64, labels_N: Float64, penalty: float) -> tuple[Float64, float]:

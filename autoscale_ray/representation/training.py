@@ -9,7 +9,6 @@ Shape legend: N scenes, D embedding size, P pairs, R responses.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,6 +47,7 @@ from autoscale_ray.representation.views import (
 from autoscale_ray.scenes.batch import SceneBatch
 from autoscale_ray.scenes.pool import ScenePool
 from autoscale_ray.scenes.ragged import row_of
+from autoscale_ray.scenes.sample import sampled_rows
 
 WARMUP_SHARE = 0.05
 WEIGHT_DECAY = 1e-4
@@ -154,7 +154,7 @@ def pools_training_set(pools: Sequence[ScenePool], config: RepresentationConfig,
     """
     if sum(len(pool) for pool in pools) == 0:
         raise PoolError("representation", "training needs at least one scene", 0)
-    rows = _sampled_rows([len(pool) for pool in pools], config.max_training_scenes, seed)
+    rows = sampled_rows([len(pool) for pool in pools], config.max_training_scenes, seed)
     source_N = _source_rows(pools, rows)
     log_N = np.concatenate([pool.log_ids[chosen] for pool, chosen in zip(pools, rows, strict=True)])
     batches = (
@@ -162,16 +162,6 @@ def pools_training_set(pools: Sequence[ScenePool], config: RepresentationConfig,
     )
     with_later = config.loss.time_shift > 0
     return training_set(batches, source_N, log_N, use_future=config.use_future, with_later=with_later)
-
-
-def _sampled_rows(sizes: Sequence[int], limit: int, seed: int) -> list[np.ndarray]:
-    """Return sorted rows of each pool: everything, or a seeded sample over all pools of `limit` scenes."""
-    total = sum(sizes)
-    chosen = np.arange(total)
-    if total > limit:
-        chosen = np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))
-    bounds = np.concatenate([[0], np.cumsum(sizes)])
-    return [chosen[(chosen >= low) & (chosen < high)] - low for low, high in itertools.pairwise(bounds)]
 
 
 def _source_rows(pools: Sequence[ScenePool], rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -54,8 +54,8 @@ def test_the_quantiles_of_the_probe_hold_for_fresh_real_scenes():
     real, synthetic = _domains(2.0, 3000, 3000)
     probe = similarity.fit_domain_probe(real, synthetic)
     fresh, _ = _domains(2.0, 3000, 1, seed=7)
-    assert 0.03 < (probe.log_odds(fresh) > probe.real_q95).mean() < 0.07
-    assert (probe.log_odds(fresh) > probe.real_q995).mean() < 0.015
+    assert 0.03 < (probe.log_odds(fresh) > probe.free_to).mean() < 0.07
+    assert (probe.log_odds(fresh) > probe.kept_to).mean() < 0.015
 
 
 def test_the_quantiles_of_the_probe_are_of_rows_that_it_was_not_fitted_on():
@@ -66,7 +66,7 @@ def test_the_quantiles_of_the_probe_are_of_rows_that_it_was_not_fitted_on():
         real, synthetic, fresh = (rng.standard_normal((size, 64)) for size in (200, 600, 2000))
         synthetic[:, 0] += 0.5
         probe = similarity.fit_domain_probe(real, synthetic)
-        above.append((probe.log_odds(fresh) > probe.real_q95).mean())
+        above.append((probe.log_odds(fresh) > probe.free_to).mean())
     assert 0.035 < np.mean(above) < 0.07
 
 
@@ -80,6 +80,8 @@ def test_domain_probe_survives_separable_domains_and_refuses_empty_ones():
     real, synthetic = _domains(50.0, 100, 100)
     probe = similarity.fit_domain_probe(real, synthetic)
     assert np.isfinite(probe.log_odds(synthetic)).all()
-    assert (probe.log_odds(synthetic) > probe.real_q995).all()
+    assert (probe.log_odds(real) < probe.log_odds(synthetic).min()).all()
+    assert (probe.log_odds(synthetic) > probe.free_to).mean() < 0.1, "that they are synthetic is no fault"
+    assert (probe.log_odds(synthetic) > probe.kept_to).mean() < 0.05
     with pytest.raises(InvalidInputError, match="two scenes"):
         similarity.fit_domain_probe(real[:1], synthetic)

@@ -162,17 +162,6 @@ def test_damaged_model_files_give_one_clear_line(scenes, tmp_path):
         models.load(tmp_path)
 
 
-def test_sample_is_a_seeded_subset_over_all_pools():
-    first = training._sampled_rows([30, 70], 40, 0)
-    assert [rows.tolist() for rows in first] == [
-        rows.tolist() for rows in training._sampled_rows([30, 70], 40, 0)
-    ]
-    assert sum(map(len, first)) == 40
-    assert first[0].max() < 30
-    assert first[1].max() < 70
-    assert [len(rows) for rows in training._sampled_rows([30, 70], 100, 0)] == [30, 70]
-
-
 def test_training_without_scenes_is_refused():
     with pytest.raises(PoolError, match="at least one scene"):
         training.train([], SMALL, 0)
