@@ -300,7 +300,8 @@ class LoopConfig:
     num_rounds: CountOrZero = 6
     """Mixture rounds after the real-only round 0, >= 0."""
     stop_early: bool = False
-    """Whether the search ends before `num_rounds` when the gain it still expects is below the error of a run."""
+    """Whether the search ends before `num_rounds` when the gain it still expects is below the error of a run; for the
+    methods `response` and `fused`."""
     budget: Count = 700
     """Synthetic scenes a round, >= 1; larger than the pool means the whole pool."""
     warm_start: bool = False

@@ -7,14 +7,18 @@ from autoscale_ray.errors import ConfigError
 from autoscale_ray.mixture import METHODS
 from autoscale_ray.mixture.similarity import require_faiss
 
+STOPPABLE = ("response", "fused")
+"""Methods that explore around the optimum that the rule for an early stop compares with."""
+
 
 def check_ready(config: RunConfig) -> None:
     """Refuse what would fail late or do nothing: an unknown mixture method, a planner that cannot be found or lacks
     what the method reads, a loss on responses, no faiss.
 
     Raises:
-        ConfigError: Unknown method or planner, a method that needs gradients with a planner that has none, a warm start
-            of a planner that is not the built-in one, or a weight of the response loss above 0.
+        ConfigError: Unknown method or planner, a method that needs gradients with a planner that has none, an early
+            stop of a method that it cannot judge, a warm start of a planner that is not the built-in one, or a weight
+            of the response loss above 0.
         MissingExtraError: faiss is not installed.
     """
     if config.ascent.method not in METHODS:
@@ -23,6 +27,9 @@ def check_ready(config: RunConfig) -> None:
     if response > 0:
         rule = "must be 0: a run has no responses before its first round"
         raise ConfigError("representation.loss.response", rule, response)
+    if config.loop.stop_early and config.ascent.method not in STOPPABLE:
+        rule = f"must be one of {', '.join(STOPPABLE)} with loop.stop_early, which asks their response curves"
+        raise ConfigError("ascent.method", rule, config.ascent.method)
     if config.planner.factory != PlannerConfig().factory:
         _check_planner(config)
     require_faiss()

@@ -8,8 +8,10 @@ import torch
 
 from autoscale_ray import tasks
 from autoscale_ray.config_file import load_config
+from autoscale_ray.errors import ConfigError
 from autoscale_ray.inputs import open_inputs
 from autoscale_ray.local import LocalStages
+from autoscale_ray.preflight import check_ready
 from autoscale_ray.session import open_run, play
 from tests.unit.test_session import TINY
 
@@ -29,6 +31,16 @@ def test_a_search_that_ends_early_is_over_before_the_arms_are_trained(tmp_path):
     play(stages, lambda summary: None)
     trained = [searching for name, searching in seen if name == "train"]
     assert trained == [True] + [False] * (len(config.loop.baselines) + 1)
+
+
+@pytest.mark.parametrize("method", ["deficit", "spsa", "response"])
+def test_an_early_stop_is_for_methods_whose_curves_it_asks(method):
+    config = load_config(None, ["loop.stop_early=true", f"ascent.method={method}"])
+    if method == "response":
+        check_ready(config)
+    else:
+        with pytest.raises(ConfigError, match=r"ascent\.method: must be one of response, fused with loop"):
+            check_ready(config)
 
 
 @pytest.mark.parametrize("num_shards", [1, 4])

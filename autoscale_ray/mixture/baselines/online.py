@@ -29,6 +29,8 @@ GROUP_DRO_STEP = 0.01
 DOREMI_STEP, DOREMI_SMOOTHING = 1.0, 1e-3
 REMIX_STEP, REMIX_SMOOTHING, REMIX_FLOOR = 0.2, 0.05, 0.01
 DOGE_MU, DOGE_LEARNING_RATE, DOGE_CLIP = 0.05, 5e-4, 5.0
+DOGE_MAX_NORM = 1.0
+"""Norm that the authors' trainer clips the gradient of every domain to (the default of its library)."""
 
 
 def group_dro_step(
@@ -77,12 +79,14 @@ def doge_scores(gram_KK: Float64, learning_rate: float = DOGE_LEARNING_RATE) -> 
     """Return DoGE's generalisation scores: W_i = lr (sum_j g_i.g_j - |g_i|^2) / mean |g|, cut to [0, 5] lr.
 
     Fan et al. 2024, arXiv 2310.15393; Olivia-fsm/DoGE 88400e9, src/trainer.py (universal
-    generalisation).
+    generalisation, gradients clipped to norm 1 before they are multiplied).
 
     Args:
         gram_KK: Dot products of the domains' gradients.
         learning_rate: lr of the proxy.
     """
+    clip_K = np.minimum(1.0, DOGE_MAX_NORM / np.maximum(np.sqrt(np.diag(gram_KK)), 1e-12))
+    gram_KK = clip_K[:, None] * gram_KK * clip_K
     squares_K = np.diag(gram_KK)
     raw_K = learning_rate * (gram_KK.sum(axis=1) - squares_K) / max(float(np.sqrt(squares_K).mean()), 1e-12)
     return np.clip(raw_K, 0.0, DOGE_CLIP * learning_rate)

@@ -22,7 +22,7 @@ from autoscale_ray.mixture.problem import ClusterInfo, History
 
 LEVERAGE_RIDGE = 10.0
 LEVERAGE_TEMPERATURE = 5.0
-"""Chameleon's constants for training from scratch (LIONS-EPFL/Chameleon ed9d7a2)."""
+"""Chameleon's constants for training from scratch (LIONS-EPFL/Chameleon 159d9e1)."""
 
 
 def farthest_first(points_ND: Float64, first: int, num_points: int) -> tuple[np.ndarray, Float64]:
@@ -94,13 +94,15 @@ def doubt_share(history: History, info: ClusterInfo, config: Any) -> Float64:
 def leverage_scores(points_KD: Float64, ridge: float = LEVERAGE_RIDGE) -> Float64:
     """Return how unlike the others each domain is, summing to 1.
 
-    S_k ~ [G (G + ridge K I)^-1]_kk with G = X X^T (Chameleon, Xie et al. 2025, arXiv 2505.24844).
+    S_k ~ [G (G + ridge K I)^-1]_kk with G = X X^T of the centred rows (Chameleon, Xie et al. 2025, arXiv 2505.24844;
+    the authors' code centres the kernel): what all domains share tells none from another.
 
     Args:
         points_KD: Mean embedding of each domain.
         ridge: lambda > 0.
     """
-    gram_KK = points_KD @ points_KD.T
+    centred_KD = points_KD - points_KD.mean(0)
+    gram_KK = centred_KD @ centred_KD.T
     regular_KK = gram_KK + ridge * len(gram_KK) * np.eye(len(gram_KK))
     return on_simplex(np.diag(np.linalg.solve(regular_KK, gram_KK)).astype(np.float64))
 

@@ -55,10 +55,10 @@ def test_remix_smooths_toward_the_sizes():
 
 
 def test_doge():
-    # gradients (1, 0), (0, 2), (2, 1): Gram rows sum to 3, 6, 9; minus squares 1, 4, 5 -> 2, 2, 4
-    # mean norm (1 + 2 + sqrt 5) / 3 = 1.7453560; lr .1 -> .1145898, .1145898, .2291796
-    gradients = np.array([[1.0, 0], [0, 2], [2, 1]])
-    scores = online.doge_scores(gradients @ gradients.T, learning_rate=0.1)
+    # gradients (1, 0), (0, 2), (2, 1) over 10: Gram rows sum to 3, 6, 9; minus squares 1, 4, 5 -> 2, 2, 4; all over 100
+    # mean norm (1 + 2 + sqrt 5) / 30 = .17453560; lr 1 -> .1145898, .1145898, .2291796
+    gradients = np.array([[1.0, 0], [0, 2], [2, 1]]) / 10
+    scores = online.doge_scores(gradients @ gradients.T, learning_rate=1.0)
     assert scores == pytest.approx([0.1145898, 0.1145898, 0.2291796], abs=1e-7)
     # mu .1145898 / ln 2: the last doubles once more than the others: (1, 1, 2) / 4
     moved = online.doge_step(np.full(3, 1 / 3), scores, mu=0.11458980 / LN2)
@@ -68,10 +68,15 @@ def test_doge():
 def test_doge_cuts_conflicts_and_large_scores():
     # gradients 1 and -3: -3 each -> cut to 0
     assert online.doge_scores(np.array([[1.0, -3], [-3, 9]]), 0.1).tolist() == [0.0, 0.0]
-    # gradients 10 and 90: 900 / 50 = 18 > 5 -> 5 lr
-    assert online.doge_scores(np.array([[100.0, 900], [900, 8100]]), 0.1) == pytest.approx(
-        [0.5, 0.5], abs=1e-12
-    )
+    # nine gradients of norm 1 alike: 8 / 1 > 5 -> 5 lr
+    assert online.doge_scores(np.ones((9, 9)), 0.1) == pytest.approx(np.full(9, 0.5), abs=1e-12)
+
+
+def test_doge_clips_gradients_before_they_meet():
+    small = np.array([[1.0, 0], [0.6, 0.8], [0, 0.5]])
+    large = small * np.array([[1.0], [30], [1]])
+    wanted = online.doge_scores(small @ small.T, 0.1)
+    assert online.doge_scores(large @ large.T, 0.1) == pytest.approx(wanted, abs=1e-12)
 
 
 def test_odm_mixture():
@@ -182,16 +187,25 @@ def test_coreset_share():
 
 
 def test_leverage_scores():
-    # X = diag(2, 1), ridge 1, K = 2: 4 / (4 + 2) = 2/3 and 1 / (1 + 2) = 1/3; they already sum to 1
-    scores = selection.leverage_scores(np.array([[2.0, 0], [0, 1]]), ridge=1.0)
-    assert scores == pytest.approx([2 / 3, 1 / 3], abs=1e-12)
+    # Centred (-1, -1, 2), squares 6, ridge 2, K = 3: x^2 / (6 + 6) = 1/12, 1/12, 4/12, over their sum 1/2
+    for shift in (0.0, 100.0):
+        scores = selection.leverage_scores(np.array([[0.0], [0], [3]]) + shift, ridge=2.0)
+        assert scores == pytest.approx([1 / 6, 1 / 6, 2 / 3], abs=1e-12)
+
+
+def test_two_groups_of_domains_that_are_alike_share_the_weight():
+    points = np.eye(2)[[0] * 8 + [1] * 8]
+    info = _info((1,) * 16, descriptors_KD=points)
+    assert selection.chameleon_share(info) == pytest.approx(np.full(16, 1 / 16), abs=1e-9)
 
 
 def test_chameleon():
-    # X = diag(a, b) with a^2 = 40, b^2 = 10, ridge 10, K = 2: 40/60 and 10/30 -> 2/3 and 1/3
-    # logits 1.5/5 and 3/5: ratio exp(.3) = 1.3498588 for the common one
-    info = _info((1, 1), descriptors_KD=np.diag(np.sqrt([40.0, 10.0])))
-    assert selection.chameleon_share(info) == pytest.approx([1 / 2.3498588, 1.3498588 / 2.3498588], abs=1e-7)
+    # Scores 1/6, 1/6, 2/3 whatever the ridge; logits 6/5, 6/5, 1.5/5: the common ones e^.9 = 2.4596031 times as much
+    info = _info((1, 1, 1), descriptors_KD=np.array([[0.0], [0], [3]]))
+    total = 2 * 2.4596031 + 1
+    assert selection.chameleon_share(info) == pytest.approx(
+        [2.4596031 / total, 2.4596031 / total, 1 / total], abs=1e-7
+    )
 
 
 def test_ridge_by_hand():
