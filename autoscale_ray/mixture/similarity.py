@@ -197,6 +197,10 @@ def nearest_in_stream(
     return best_QM, rows_QM
 
 
+ODDS_ROWS = 1 << 18
+"""Rows that the probe holds in float64 at once: 128 MiB of embeddings of size 64."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DomainProbe:
     """How unlike real scenes a scene is, on a calibrated scale."""
@@ -212,9 +216,13 @@ class DomainProbe:
         """Return the log-odds of being synthetic, free of the two pools' sizes.
 
         Args:
-            embeddings_ND: Unit rows.
+            embeddings_ND: Unit rows; a memory map is read in pieces.
         """
-        return np.asarray(embeddings_ND, dtype=np.float64) @ self.weights_D + self.bias
+        odds_N = np.empty(len(embeddings_ND))
+        for start in range(0, len(odds_N), ODDS_ROWS):
+            piece_ND = np.asarray(embeddings_ND[start : start + ODDS_ROWS], dtype=np.float64)
+            odds_N[start : start + ODDS_ROWS] = piece_ND @ self.weights_D + self.bias
+        return odds_N
 
 
 def fit_domain_probe(real_ND: NDArray[Any], synthetic_MD: NDArray[Any], penalty: float = 1.0) -> DomainProbe:

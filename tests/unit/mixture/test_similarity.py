@@ -85,3 +85,12 @@ def test_domain_probe_survives_separable_domains_and_refuses_empty_ones():
     assert (probe.log_odds(synthetic) > probe.kept_to).mean() < 0.05
     with pytest.raises(InvalidInputError, match="two scenes"):
         similarity.fit_domain_probe(real[:1], synthetic)
+
+
+def test_log_odds_of_a_large_pool_are_read_in_pieces(monkeypatch):
+    real, synthetic = _domains(1.0, 300, 300)
+    probe = similarity.fit_domain_probe(real, synthetic)
+    whole = probe.log_odds(synthetic)
+    monkeypatch.setattr(similarity, "ODDS_ROWS", 7)
+    np.testing.assert_allclose(probe.log_odds(synthetic), whole, atol=1e-12)
+    assert probe.log_odds(synthetic[:0]).shape == (0,)
