@@ -42,6 +42,11 @@ _LIMITS = {
 }
 # What the standard itself (and GDAL) puts into a file: spatial indexes, kept up by triggers that fire on writing only.
 _STANDARD_TRIGGER = re.compile(r"(rtree_|trigger_(insert|delete)_feature_count_|gpkg_)\w*")
+# The same for tables of raster tiles, whose triggers GDAL names after the table.
+_TILE_TRIGGERS = tuple(
+    f"_{column}_{event}" for column in ("zoom", "tile_column", "tile_row") for event in ("insert", "update")
+)
+_TILE_TABLES = "SELECT table_name FROM gpkg_contents WHERE data_type IN ('tiles', '2d-gridded-coverage')"
 _SPATIAL_INDEX = re.compile(r"CREATE VIRTUAL TABLE \"?rtree_\w+\"? USING rtree\s*\(\s*[\w\s,]*\)\s*")
 
 
@@ -66,6 +71,7 @@ def check_database(path: str) -> None:
         for name, value in _PRAGMAS.items():
             connection.execute(f"PRAGMA {name}={value}")
         _check_schema(connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall())
+        _check_triggers(connection)
         found = connection.execute("PRAGMA quick_check(1)").fetchall()
     except (sqlite3.Error, UnicodeDecodeError, OverflowError, MemoryError) as error:
         raise Refused(f"damaged: {error}") from None
@@ -91,10 +97,18 @@ def _check_schema(entries: Sequence[tuple[object, object, object]]) -> None:
         virtual = re.match(r"\s*CREATE\s+VIRTUAL", text, re.IGNORECASE) is not None
         if kind == "view" or (virtual and not _SPATIAL_INDEX.fullmatch(text)):
             raise Refused(f"holds the view or virtual table {name}")
-        if kind == "trigger" and not _STANDARD_TRIGGER.fullmatch(str(name)):
-            raise Refused(f"holds the trigger {name}")
     if not any(kind == "table" and name == "gpkg_contents" for kind, name, _ in entries):
         raise Refused("has no table gpkg_contents")
+
+
+def _check_triggers(connection: sqlite3.Connection) -> None:
+    """Refuse triggers that neither the standard nor, on a table of tiles, GDAL writes; there are no views any more."""
+    found = connection.execute("SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger'").fetchall()
+    others = [entry for entry in found if not _STANDARD_TRIGGER.fullmatch(str(entry[0]))]
+    tables = {name for (name,) in connection.execute(_TILE_TABLES)} if others else set()
+    for name, table in others:
+        if table not in tables or name not in [f"{table}{ending}" for ending in _TILE_TRIGGERS]:
+            raise Refused(f"holds the trigger {name}")
 
 
 def read_layers(

@@ -342,6 +342,62 @@ def test_a_geopackage_written_by_gdal_with_its_indexes_is_read(tmp_path):
     assert sorted(map(tuple, layer.points_W2.tolist())) == [(0, 1), (0, 3), (2, 1), (2, 3)]
 
 
+def _add_tiles(database, data_type="tiles", suffix="zoom_insert"):
+    """Add a picture as OGC 12-128 (tables for tiles, annex on their triggers) and GDAL have it."""
+    database.executescript("""
+        CREATE TABLE IF NOT EXISTS gpkg_tile_matrix_set (table_name TEXT PRIMARY KEY, srs_id INTEGER NOT NULL,
+          min_x DOUBLE NOT NULL, min_y DOUBLE NOT NULL, max_x DOUBLE NOT NULL, max_y DOUBLE NOT NULL);
+        CREATE TABLE IF NOT EXISTS gpkg_tile_matrix (table_name TEXT NOT NULL, zoom_level INTEGER NOT NULL,
+          matrix_width INTEGER NOT NULL, matrix_height INTEGER NOT NULL, tile_width INTEGER NOT NULL,
+          tile_height INTEGER NOT NULL, pixel_x_size DOUBLE NOT NULL, pixel_y_size DOUBLE NOT NULL,
+          PRIMARY KEY (table_name, zoom_level));
+        CREATE TABLE intensity (id INTEGER PRIMARY KEY AUTOINCREMENT, zoom_level INTEGER NOT NULL,
+          tile_column INTEGER NOT NULL, tile_row INTEGER NOT NULL, tile_data BLOB NOT NULL,
+          UNIQUE (zoom_level, tile_column, tile_row));
+        INSERT INTO gpkg_tile_matrix_set VALUES ('intensity', 4326, -116, 35, -115, 37);
+        INSERT INTO gpkg_tile_matrix VALUES ('intensity', 0, 1, 1, 256, 256, 0.004, 0.008);
+        INSERT INTO intensity (zoom_level, tile_column, tile_row, tile_data) VALUES (0, 0, 0, x'89504E47');
+    """)
+    database.execute(
+        "INSERT INTO gpkg_contents (table_name, data_type, identifier, srs_id) VALUES ('intensity', ?, 'i', 4326)",
+        (data_type,),
+    )
+    for ending in (suffix, "tile_column_update", "tile_row_insert"):
+        event = "UPDATE OF zoom_level" if ending.endswith("update") else "INSERT"
+        database.execute(f"""CREATE TRIGGER "intensity_{ending}" BEFORE {event} ON "intensity" FOR EACH ROW BEGIN
+            SELECT RAISE(ABORT, 'constraint') WHERE NOT (NEW.zoom_level IN (SELECT zoom_level FROM gpkg_tile_matrix
+            WHERE table_name = 'intensity')); END""")
+
+
+@pytest.mark.parametrize("data_type", ["tiles", "2d-gridded-coverage"])
+def test_a_map_with_pictures_beside_its_layers_is_read(data_type, tmp_path, town):
+    write_maps(town, tmp_path / "maps", change=lambda database: _add_tiles(database, data_type))
+    road = open_map(tmp_path / "maps", LOCATION)
+    assert road.num_lanes == len(town.lanes) + len(town.connectors)
+
+
+STRANGE_TRIGGERS = {
+    "another table": (lambda database: _add_tiles(database, "features"), "trigger intensity_zoom_insert"),
+    "another name": (lambda database: _add_tiles(database, suffix="zoom_inserted"), "trigger intensity_zoom_inserted"),
+    "on another table": (
+        lambda database: [
+            _add_tiles(database),
+            database.execute("DROP TRIGGER intensity_zoom_insert"),
+            database.execute("CREATE TRIGGER intensity_zoom_insert AFTER INSERT ON meta BEGIN SELECT 1; END"),
+        ],
+        "trigger intensity_zoom_insert",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE_TRIGGERS)
+def test_triggers_that_are_not_those_of_a_table_of_tiles_are_refused(name, tmp_path, town):
+    change, message = STRANGE_TRIGGERS[name]
+    write_maps(town, tmp_path / "maps", change=change)
+    reply = geopackage_child.answer(str(tmp_path / "maps" / LOCATION / VERSION / "map.gpkg"), LAYERS, ())
+    assert reply == b"-holds the " + message.encode()
+
+
 INDEXES = {
     "none": None,
     "no JSON": "{",
