@@ -150,12 +150,16 @@ def _regular(log: OpensceneLog, windows: _Windows, unit: str, refused: list[Refu
     return windows[keep]
 
 
+def _named_blocks(log: OpensceneLog, road: NuplanMap, frame: int) -> list[int]:
+    """Return the roadblocks that a frame names, -1 for one that the map lacks."""
+    return [road.block_number.get(int(name), -1) if name.isdecimal() else -1 for name in log.routes[frame]]
+
+
 def _route(
     log: OpensceneLog, road: NuplanMap, finder: RouteFinder, frame: int
 ) -> NavsimRoute | tuple[str, str]:
     """Return the route of a frame, or the rule it breaks and the value."""
-    ids = log.routes[frame]
-    blocks = [road.block_number.get(int(name), -1) if name.isdecimal() else -1 for name in ids]
+    ids, blocks = log.routes[frame], _named_blocks(log, road, frame)
     if not blocks:
         return "must have a route", ""
     if -1 in blocks:
@@ -343,7 +347,12 @@ class _Cutter:
             "lane_on_route": (on_route_ML[window_J, lane_J], num_M),
             "lane_links": _links(road, local_ML),
             **self._polygons(
-                window_P, shape_P, on_route_ML, local_ML, self._red(frames_MT, valid_MT), origins_M3
+                window_P,
+                shape_P,
+                on_route_ML,
+                local_ML,
+                self._red(windows, frames_MT, valid_MT, on_route_ML),
+                origins_M3,
             ),
         }
 
@@ -387,16 +396,29 @@ class _Cutter:
         }
 
     def _red(
-        self, frames_MT: np.ndarray, valid_MT: np.ndarray
+        self, windows: _Windows, frames_MT: np.ndarray, valid_MT: np.ndarray, on_route_ML: np.ndarray
     ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-        """Return the lights: windows and connectors to bool (n, T)."""
+        """Return the lights: windows and connectors to bool (n, T).
+
+        NAVSIM corrects the route for PDM-Closed, which reads the lights of 0 s, but judges traffic lights on the
+        roadblocks that the frame names. Lanes that the correction added are therefore not red after 0 s.
+        """
         low, high = int(frames_MT.min()), int(frames_MT.max())
         red_FL = np.zeros((high - low + 1, self._road.num_lanes), dtype=bool)
         for row, fids in zip(red_FL, self._log.red[low : high + 1], strict=True):
             row[[self._road.connector_number[fid] for fid in fids if fid in self._road.connector_number]] = (
                 True
             )
-        return lambda window, lane: red_FL[frames_MT[window] - low, lane[:, None]] & valid_MT[window]
+        added_ML = on_route_ML.copy()
+        for row, frame in zip(added_ML, windows.current_M.tolist(), strict=True):
+            for block in _named_blocks(self._log, self._road, frame):
+                row[self._road.lanes_of(block)] = False
+        later_T = np.arange(NUM_FRAMES) > CURRENT_FRAME
+        return lambda window, lane: (
+            red_FL[frames_MT[window] - low, lane[:, None]]
+            & valid_MT[window]
+            & ~(added_ML[window, lane][:, None] & later_T)
+        )
 
     def _centerlines(self, routes: Sequence[NavsimRoute], origins_M3: np.ndarray) -> Flat:
         lines = [self._cut(route, pose) for route, pose in zip(routes, origins_M3, strict=True)]
