@@ -2,7 +2,7 @@
 
 Facts of the format: poses are those of the rear axle in UTM metres; the heading is the yaw of a roll-pitch-yaw product
 (rotation x, then y, then z of the turned axes). Boxes and velocities stand in the ego frame and are turned by the
-heading alone. A velocity may be NaN. An empty list of roadblocks means that the frame has no route.
+heading alone. A velocity may be NaN. An empty list of roadblocks, or the one text ``None``, means that the frame has no route.
 
 Shape legend: F frames of the log, A boxes over all frames.
 """
@@ -29,6 +29,8 @@ MAX_FRAMES = 20_000
 MAX_NUMBER = 1e9
 _TYPE_OF = {name: number for number, name in enumerate(AGENT_TYPES)}
 _EGO_NAME = "ego"
+_NO_ROUTE = ("None",)
+"""What OpenScene writes where nuPlan's scene has null for its roadblocks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,7 +184,8 @@ def _roadblocks(value: Any, where: str) -> tuple[str, ...]:
     items = value.tolist() if isinstance(value, np.ndarray) and value.ndim == 1 else value
     if not isinstance(items, list) or not all(isinstance(item, (str, int)) for item in items):
         raise InputRejectedError(where, "must be a list of roadblock ids", value)
-    return tuple(map(str, items))
+    ids = tuple(map(str, items))
+    return () if ids == _NO_ROUTE else ids
 
 
 def _red_connectors(value: Any, where: str) -> tuple[int, ...]:

@@ -121,9 +121,11 @@ def test_a_bad_scene_goes_alone(name, tmp_path, maps, drive):
     assert len(pool) == 3 - num_bad, "16 frames give three windows"
 
 
-def test_frames_without_a_route_are_no_scenes(tmp_path, maps, drive):
+@pytest.mark.parametrize("no_route", [[], ["None"], np.array(["None"])])
+def test_frames_without_a_route_are_no_scenes(no_route, tmp_path, maps, drive):
+    """OpenScene writes the roadblocks of a nuPlan scene without any as the text None."""
     frames = files.frames_of(drive)
-    frames[4]["roadblock_ids"] = []
+    frames[4]["roadblock_ids"] = no_route
     files.write_log(tmp_path / "logs", frames)
     pool, rows = _ingested(tmp_path, maps)
     assert (len(pool), rows) == (2, [])
