@@ -2,7 +2,8 @@
 
 Facts of the format: poses are those of the rear axle in UTM metres; the heading is the yaw of a roll-pitch-yaw product
 (rotation x, then y, then z of the turned axes). Boxes and velocities stand in the ego frame and are turned by the
-heading alone. A velocity may be NaN. An empty list of roadblocks, or the one text ``None``, means that the frame has no route.
+heading alone. A velocity may be NaN. An empty list of roadblocks, or the one text ``None``, means that the frame has no
+route.
 
 Shape legend: F frames of the log, A boxes over all frames.
 """
