@@ -208,7 +208,7 @@ class _Cutter:
         )
         shape = np.concatenate([shape_P[emitted], road.num_blocks + lanes[1], *line])
         bad = ~road.sound_S[shape]
-        rule = "map areas must be there, without holes, and lanes must have a base line"
+        rule = "map areas must be there, and lanes must have a base line"
         for number in np.unique(window[bad]).tolist():
             first = shape[bad & (window == number)][0]
             value = f"{POLYGON_LAYERS[road.layer_S[first]]} {road.fid_S[first]}"
