@@ -34,6 +34,7 @@ MAP_RADIUS_M = 100.0
 CENTERLINE_BEHIND_M, CENTERLINE_AHEAD_M = 60.0, 300.0
 STEP_S, STEP_TOLERANCE_S = 0.5, 0.1
 MAX_PREVIOUS_S = 0.55
+MIN_STEP_US = 100_000
 SCENES_PER_TABLE = 128
 _LAYER = {name: number for number, name in enumerate(POLYGON_LAYERS)}
 
@@ -91,7 +92,7 @@ def cut_scenes(log: OpensceneLog, road: NuplanMap, chosen: SceneFilter, source: 
     """
     windows = _wanted(log, chosen)
     refused: list[Refusal] = []
-    windows = _regular(log, windows, source.unit, refused)
+    windows = _usable(log, windows, source.unit, refused, needs_even_steps=chosen.tokens is None)
     routes, finder = [], RouteFinder(road)
     for current in windows.current_M.tolist():
         route = _route(log, road, finder, current)
@@ -128,8 +129,13 @@ def _wanted(log: OpensceneLog, chosen: SceneFilter) -> _Windows:
     return _Windows(first, current, first + chosen.num_frames)[keep]
 
 
-def _regular(log: OpensceneLog, windows: _Windows, unit: str, refused: list[Refusal]) -> _Windows:
-    """Refuse windows whose frames are not 0.5 s apart, and those whose token the log has used before."""
+def _usable(
+    log: OpensceneLog, windows: _Windows, unit: str, refused: list[Refusal], *, needs_even_steps: bool
+) -> _Windows:
+    """Refuse windows whose token the log has used before and, where asked for, whose frames are not 0.5 s apart.
+
+    NAVSIM takes frames by their place in the log, whatever the time between them, and so do scenes named by token.
+    """
     steps_s = np.diff(log.times_us) / 1e6
     uneven = np.concatenate([[0], np.cumsum(np.abs(steps_s - STEP_S) > STEP_TOLERANCE_S)])
     rule = f"frames must be {STEP_S} s apart, within {STEP_TOLERANCE_S} s"
@@ -139,7 +145,7 @@ def _regular(log: OpensceneLog, windows: _Windows, unit: str, refused: list[Refu
         zip(windows.first_M.tolist(), windows.current_M.tolist(), windows.end_M.tolist(), strict=True)
     ):
         token = log.tokens[current]
-        if uneven[end - 1] > uneven[first]:
+        if needs_even_steps and uneven[end - 1] > uneven[first]:
             worst = steps_s[first : end - 1][np.argmax(np.abs(steps_s[first : end - 1] - STEP_S))]
             refused.append((unit, token, rule, f"{worst:.6g}"))
         elif token in seen:
@@ -272,7 +278,7 @@ class _Cutter:
         states = np.concatenate([xy.reshape(*valid_MT.shape, 2), yaw, log.dynamics_F4[frames_MT]], axis=2)
         states[~valid_MT] = 0.0
         times = log.times_us[frames_MT] - log.times_us[frames_MT[:, CURRENT_FRAME], None]
-        times = np.where(valid_MT, times, np.round(FRAME_TIMES_S * 1e6).astype(np.int64))
+        times = np.where(valid_MT, times, _times_beside(times, valid_MT))
         ones = np.ones(len(frames_MT), dtype=np.int64)
         return {"ego_states": (states, ones), "ego_valid": (valid_MT, ones), "ego_times_us": (times, ones)}
 
@@ -437,6 +443,17 @@ class _Cutter:
         foot = along[np.argmin(np.hypot(line[:, 0] - pose[0], line[:, 1] - pose[1]))]
         low, high = np.searchsorted(along, [foot - CENTERLINE_BEHIND_M, foot + CENTERLINE_AHEAD_M])
         return line[low:high] if high - low >= 2 else line
+
+
+def _times_beside(times_MT: np.ndarray, valid_MT: np.ndarray) -> np.ndarray:
+    """Return times (us) for frames that are not recorded: nominal, and 0.1 s or more beside those that are."""
+    place_T, rows = np.arange(NUM_FRAMES), np.arange(len(times_MT))
+    first, last = np.argmax(valid_MT, axis=1), NUM_FRAMES - 1 - np.argmax(valid_MT[:, ::-1], axis=1)
+    before, after = (
+        times_MT[rows, end][:, None] + (place_T - end[:, None]) * MIN_STEP_US for end in (first, last)
+    )
+    nominal_T = np.round(FRAME_TIMES_S * 1e6).astype(np.int64)
+    return np.where(place_T < first[:, None], np.minimum(nominal_T, before), np.maximum(nominal_T, after))
 
 
 def _in_scene(states: np.ndarray, origins_M3: np.ndarray, window: np.ndarray) -> np.ndarray:

@@ -302,6 +302,19 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     assert not (tmp_path / "was-run").exists()
 
 
+def test_original_scenes_across_a_gap_of_the_log_are_scored(world, plans, scored, tmp_path):
+    """NAVSIM takes the frames of a log by their place; a gap in the future changes no score."""
+    token, frames = world.drive.tokens[NOW], navsim_files.frames_of(world.drive)
+    for frame in frames[NOW + 2 :]:
+        frame["timestamp"] += 3_000_000
+    navsim_files.write_log(tmp_path, frames)
+    root, maps = world.folder / "navhard_two_stage", world.folder / "maps"
+    ((found,), unscored) = score_navhard({token: plans[token]}, root, maps, tmp_path)
+    assert unscored == []
+    names = [name for name in found.columns if name.startswith("filtered_")]
+    assert [found.columns[name][0] for name in names] == [scored[token].columns[name][0] for name in names]
+
+
 def test_only_logs_that_can_hold_a_wanted_token_are_opened(world, plans, tmp_path):
     """A damaged log that names no wanted token is not in the way; one that does is named for what is missing."""
     token, absent = world.drive.tokens[NOW], "0123456789abcdef"

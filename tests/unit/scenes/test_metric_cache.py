@@ -193,6 +193,20 @@ def test_the_child_reads_on_after_a_refusal(reader, scene, reference, content, t
     assert _read(reader, tmp_path / "good", content["v2"]).version == "v2"
 
 
+@pytest.mark.parametrize(("gap_s", "is_read"), [(20, True), (70, False)])
+def test_a_past_across_a_gap_of_the_log_is_read_as_it_stands(
+    reader, scene, reference, gap_s, is_read, tmp_path
+):
+    """NAVSIM takes the four frames before, whatever the time between them; a minute is the most here."""
+    times_us = scene["hist_t_us"] - np.array([gap_s, 0, 0, 0]) * 1_000_000
+    cache = files.packed(files.metric_cache("v2", {**scene, "hist_t_us": times_us}, reference))
+    if is_read:
+        np.testing.assert_array_equal(_read(reader, tmp_path, cache).past_times_us, times_us)
+    else:
+        with pytest.raises(InputRejectedError, match="must span"):
+            _read(reader, tmp_path, cache)
+
+
 WRONG = {
     "NaN pose": lambda cache: setattr(cache.ego_state._car_footprint._center, "x", float("nan")),
     "text for a number": lambda cache: setattr(cache.ego_state._car_footprint._center, "x", "1"),

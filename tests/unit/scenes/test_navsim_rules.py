@@ -35,6 +35,30 @@ def _ingested(folder, maps, frames, **beside):
     return pool, pool.side_table("quarantine").to_pylist()
 
 
+@pytest.mark.parametrize("late_from", [2, 8])
+def test_scenes_named_by_token_take_frames_by_their_place_across_a_gap(late_from, tmp_path, maps, drive):
+    """As in NAVSIM. Times are the log's, so the past that comfort reads is longer; the future is scored by place."""
+    frames = files.frames_of(drive)[:14]
+    for frame in frames[late_from:]:
+        frame["timestamp"] += 4_000_000
+    _, (row,) = _ingested(tmp_path / "even", maps, frames)
+    assert "0.5 s apart" in row["rule"]
+    chosen = files.write_filter(tmp_path / "filter.yaml", tokens=[drive.tokens[3]])
+    pool, rows = _ingested(tmp_path / "named", maps, frames, filter=chosen)
+    assert rows == []
+    times_us = drive.times_us[:14] + 4_000_000 * (np.arange(14) >= late_from)
+    (found,) = pool.table([0])["ego_times_us"].to_pylist()
+    assert found[1:] == (times_us - times_us[3]).tolist()
+    plain, _ = _ingested(tmp_path / "plain", maps, files.frames_of(drive)[:14])
+    along = np.linspace(0.5, 4.0, 8)
+    plan = np.stack([7.0 * along, 0 * along, 0 * along], axis=1)[None, None]
+    scores = [epdms([dict(scoring_scenes(one))[drive.tokens[3]]], plan) for one in (pool, plain)]
+    assert all(bool(result.score.valid.all()) for result in scores)
+    for name in scores[0].raw:
+        if late_from > 3 or name != "history_comfort":
+            assert scores[0].raw[name].value.tolist() == scores[1].raw[name].value.tolist()
+
+
 def _red_of_lane(pool, connector_line):
     """Lights (T,) and route flag of the lane connector whose lane begins where a line does."""
     row = pool.table([0]).to_pylist()[0]
