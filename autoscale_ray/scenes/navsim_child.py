@@ -359,9 +359,18 @@ def _extended_lights(frame: object) -> list[list[object]]:
     lights = items(take(frame, "TrafficLightStatuses", "traffic_lights"), "traffic lights")
     return [
         [
-            whole(take(light, "TrafficLightStatusData", "lane_connector_id"), "lane_connector_id"),
+            _connector(take(light, "TrafficLightStatusData", "lane_connector_id")),
             whole(argument(take(light, "TrafficLightStatusData", "status"), "TrafficLightStatusType", 0), "status")
             == 2,
         ]
         for light in lights
     ]  # fmt: skip
+
+
+def _connector(value: object) -> int:
+    """Return the id of a lane connector, a number or its digits: logs and nuPlan's maps write it either way."""
+    return (
+        int(value)
+        if isinstance(value, str) and value.isdecimal() and len(value) < 19
+        else whole(value, "lane_connector_id")
+    )

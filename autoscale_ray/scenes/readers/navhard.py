@@ -89,10 +89,11 @@ def read_scene(reader: PickleReader, path: Path, unit: str) -> SyntheticScene:
 
 
 def _frame(frame: Mapping[str, Any], shared: Mapping[str, object], where: str) -> dict[str, Any]:
-    """Turn a frame into the form of an OpenScene log; `log_of` checks the values."""
+    """Turn a frame into the form of an OpenScene log; `log_of` checks the values.
+
+    Poses are taken as map poses whatever ``in_global_frame`` says, as NAVSIM takes them; others would find no route.
+    """
     status, boxes = (_mapping(frame, key, where) for key in ("ego_status", "annotations"))
-    if status.get("in_global_frame") is False:
-        raise InputRejectedError(f"{where}: ego_status", "must be in the map's frame")
     pose = _numbers(status, "ego_pose", 3, where)
     motion = [*_numbers(status, "ego_velocity", 2, where), *_numbers(status, "ego_acceleration", 2, where)]
     return {

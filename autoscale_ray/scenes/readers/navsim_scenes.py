@@ -132,7 +132,8 @@ def _wanted(log: OpensceneLog, chosen: SceneFilter) -> _Windows:
 def _usable(
     log: OpensceneLog, windows: _Windows, unit: str, refused: list[Refusal], *, needs_even_steps: bool
 ) -> _Windows:
-    """Refuse windows whose token the log has used before and, where asked for, whose frames are not 0.5 s apart.
+    """Refuse windows whose token the log has used before, with a track that stands twice in a frame and, where asked
+    for, with frames that are not 0.5 s apart.
 
     NAVSIM takes frames by their place in the log, whatever the time between them, and so do scenes named by token.
     """
@@ -148,6 +149,9 @@ def _usable(
         if needs_even_steps and uneven[end - 1] > uneven[first]:
             worst = steps_s[first : end - 1][np.argmax(np.abs(steps_s[first : end - 1] - STEP_S))]
             refused.append((unit, token, rule, f"{worst:.6g}"))
+        elif log.is_doubled_F[first:end].any():
+            double = int(first + np.argmax(log.is_doubled_F[first:end]))
+            refused.append((unit, token, "track tokens must be unique in a frame", f"frame {double}"))
         elif token in seen:
             refused.append((unit, token, "token must be unique in a log", token))
         else:

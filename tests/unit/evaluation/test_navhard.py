@@ -28,6 +28,7 @@ from autoscale_ray.scenes.ingest import ingest
 from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.scenes.readers.metric_cache import open_reader
 from autoscale_ray.scenes.readers.navhard import read_scene
+from autoscale_ray.scenes.schema import DRIVING_COMMANDS
 
 NOW, BEFORE = 8, 7
 KINDS = ("vehicle", "pedestrian", "bicycle", "traffic_cone", "barrier", "czone_sign", "generic_object")
@@ -196,6 +197,25 @@ def test_originals_come_from_the_logs_and_keep_the_human_filter(world, scored):
     np.testing.assert_allclose(now.start_point, world.drive.ego[NOW, :2], rtol=0, atol=1e-6)
 
 
+def test_scenes_are_read_as_navsim_reads_them_whatever_their_writer_chose(world, tmp_path):
+    """Poses said to be no map poses, and ids of lights as digits, give equal values; no command is the unknown one."""
+    content = synthetic_scene(world.drive, NOW, "t".ljust(17, "e"), "origin")
+    (tmp_path / "plain.pkl").write_bytes(metric_cache_files.dumps(content))
+    for frame in content["frames"]:
+        frame["ego_status"].update(in_global_frame=False, driving_command=np.zeros(4, dtype=int))
+        frame["traffic_lights"] = [(str(fid), red) for fid, red in frame["traffic_lights"]]
+    for statuses in content["extended_traffic_light_data"]:
+        for light in statuses.traffic_lights:
+            light.lane_connector_id = str(light.lane_connector_id)
+    (tmp_path / "other.pkl").write_bytes(metric_cache_files.dumps(content))
+    with open_reader() as reader:
+        plain, other = (read_scene(reader, tmp_path, f"{name}.pkl").log for name in ("plain", "other"))
+    assert other.red == plain.red
+    assert any(other.red)
+    np.testing.assert_array_equal(other.poses_F3, plain.poses_F3)
+    assert set(other.command_F.tolist()) == {DRIVING_COMMANDS.index("unknown")}
+
+
 def test_objects_stand_where_the_drive_has_them(world):
     """Every box of every frame, recorded and extended, within 1 cm and 0.1 degree, also from a shifted ego."""
     folder = world.folder / "navhard_two_stage" / "synthetic_scene_pickles"
@@ -262,7 +282,6 @@ def test_a_scene_whose_ego_has_a_future_stands_in_a_pool_and_another_is_refused(
 WRONG = {
     "no frames": lambda scene: scene.update(frames=[]),
     "short history": lambda scene: scene["scene_metadata"].update(num_history_frames=2),
-    "relative poses": lambda scene: scene["frames"][0]["ego_status"].update(in_global_frame=False),
     "text for a pose": lambda scene: scene["frames"][1]["ego_status"].update(ego_pose="here"),
     "no annotations": lambda scene: scene["frames"][2].pop("annotations"),
     "boxes of six numbers": lambda scene: scene["frames"][2]["annotations"].update(boxes=np.zeros((1, 6))),

@@ -65,17 +65,12 @@ LOGS = {
     "unknown type": (lambda f: f[0]["anns"]["gt_names"].__setitem__(0, "dragon"), "gt_names", "must be one of"),
     "pose shape": (lambda f: _set(f[3], "ego2global_translation", np.zeros(2)), "ego2global_translation", "3 numbers"),
     "no rotation": (lambda f: _set(f[3], "ego2global_rotation", np.zeros(4)), "frame 3", "unit quaternion"),
-    "command": (lambda f: _set(f[3], "driving_command", [1, 1, 0, 0]), "driving_command", "must have a 1"),
+    "command": (lambda f: _set(f[3], "driving_command", [1, 0, 0]), "driving_command", "4 numbers"),
     "time as text": (lambda f: _set(f[3], "timestamp", "now"), "frame 3: timestamp", "microseconds"),
     "lights": (lambda f: _set(f[3], "traffic_lights", [("x", True)]), "traffic_lights", "lane connector"),
     "route": (lambda f: _set(f[3], "roadblock_ids", "12"), "roadblock_ids", "list of roadblock ids"),
     "token": (lambda f: _set(f[3], "token", ""), "frame 3: token", "must be a text"),
     "two logs": (lambda f: _set(f[3], "log_name", "other"), "log_name", "the same in every frame"),
-    "track twice": (
-        lambda f: _set(f[0], "anns", "track_tokens", ["t"] * len(f[0]["anns"]["track_tokens"])),
-        "frame 0: anns: track_tokens",
-        "unique in a frame",
-    ),
     "unknown map": (lambda f: [_set(g, "map_location", "atlantis") for g in f], "map_location", "must be one of"),
     "no frames": (lambda f: f.clear(), "", "list of frames"),
     "mixed frames": (lambda f: f.insert(4, 7), "frame 4", "must have the key"),
@@ -103,6 +98,9 @@ SCENES = {
     "roadblock text": (lambda f: _set(f[3], "roadblock_ids", ["12x"]), 1, "roadblocks of the route"),
     "missing second": (lambda f: [_set(g, "timestamp", g["timestamp"] + 500_000) for g in f[14:]], 2, "0.5 s apart"),
     "time backwards": (lambda f: _set(f[15], "timestamp", f[14]["timestamp"] - 1), 1, "0.5 s apart"),
+    "track twice": (
+        lambda f: _set(f[1], "anns", "track_tokens", ["t"] * len(f[1]["anns"]["track_tokens"])), 2, "unique in a frame"
+    ),
     "token twice": (lambda f: _set(f[5], "token", f[4]["token"]), 1, "unique in a log"),
     "teleport": (lambda f: _set(f[15], "ego2global_translation", f[3]["ego2global_translation"] + 40.0), 1, "velocity"),
 }  # fmt: skip
