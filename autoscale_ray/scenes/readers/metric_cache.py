@@ -264,6 +264,8 @@ def read_submission(path: Path) -> dict[str, np.ndarray]:
     with open_reader() as reader:
         values = reader.read(read_member(path, path.name), str(path))
     _require(values.get("kind") == "submission", str(path), "must be a NAVSIM submission", values.get("kind"))
+    rule = "must be of one planner: submissions that were merged are scored one by one"
+    _require(values["num_merged"] <= 1, str(path), rule, f"{values['num_merged']} in one file")
     found: dict[str, np.ndarray] = {}
     for token, poses in values["trajectories"]:
         _require(token not in found, str(path), "must predict each scene once", token)

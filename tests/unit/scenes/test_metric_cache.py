@@ -385,6 +385,14 @@ def test_a_cache_is_no_submission(tmp_path, content):
         read_submission(tmp_path / "plans.pkl")
 
 
+def test_merged_submissions_are_refused_by_their_cause(tmp_path):
+    poses = np.zeros((8, 3))
+    predicted = {"token": files.make("Trajectory", poses=poses, trajectory_sampling=None)}
+    (tmp_path / "plans.pkl").write_bytes(files.dumps({"predictions": [predicted, predicted]}))
+    with pytest.raises(InputRejectedError, match=r"merged are scored one by one \(found '?2 in one file"):
+        read_submission(tmp_path / "plans.pkl")
+
+
 def test_a_submission_with_settings_of_omegaconf_is_read(tmp_path):
     """Authors given as a list stand in a submission as a ListConfig: types, a cache of resolvers, and the whole run."""
     places = {
