@@ -136,6 +136,7 @@ def score(
     metric_cache: Path | None = None,
     navhard: Path | None = None,
     maps: Path | None = None,
+    logs: Path | None = None,
     two_stage: Path | None = None,
     num_processes: int = 1,
 ) -> None:
@@ -150,8 +151,10 @@ def score(
         pool: Folder of the pool.
         out: Parquet file to write; a summary goes beside it as .json.
         metric_cache: Folder of NAVSIM metric caches; each gives the version it was made for.
-        navhard: Folder navhard_two_stage with its logs and synthetic scenes (EPDMS), with --maps.
+        navhard: Folder navhard_two_stage with its synthetic scenes (EPDMS), with --maps.
         maps: Folder with nuPlan maps.
+        logs: With --navhard: folder with the logs of NAVSIM's split test, which hold the original scenes;
+            navsim_logs/test beside the folder navhard_two_stage where it is not given.
         two_stage: With NAVSIM's files: the split YAML whose mapping gives the two-stage score, for example
             navhard_two_stage.yaml.
         num_processes: Parts of 128 scenes of a pool, or metric caches, scored side by side.
@@ -162,7 +165,9 @@ def score(
         raise ConfigError("score", "--two-stage needs --metric-cache or --navhard")
     if (navhard is None) != (maps is None):
         raise ConfigError("score", "--navhard and --maps need each other")
-    _check_out(out, trajectories, (pool, metric_cache, navhard))  # told now, not after hours
+    if logs is not None and navhard is None:
+        raise ConfigError("score", "--logs needs --navhard")
+    _check_out(out, trajectories, (pool, metric_cache, navhard, logs))  # told now, not after hours
     if num_processes < 1:
         raise ConfigError("--num-processes", "must be >= 1", num_processes)
     if navhard is not None and num_processes != 1:
@@ -171,7 +176,7 @@ def score(
 
     console = Console()
     with console.status("scoring"):
-        scorer = _scorer(pool, metric_cache, navhard, maps, num_processes)
+        scorer = _scorer(pool, metric_cache, navhard, maps, logs, num_processes)
         counts = score_file(trajectories, scorer, out, two_stage)
     scored, invalid = counts.pop("scored"), counts.pop("invalid")
     console.print(
@@ -201,13 +206,18 @@ def _check_out(out: Path, trajectories: Path, sources: Sequence[Path | None]) ->
 
 
 def _scorer(
-    pool: Path | None, metric_cache: Path | None, navhard: Path | None, maps: Path | None, num_processes: int
+    pool: Path | None,
+    metric_cache: Path | None,
+    navhard: Path | None,
+    maps: Path | None,
+    logs: Path | None,
+    num_processes: int,
 ) -> Callable[..., Any]:
     """Return what scores trajectories on the one kind of scenes that is given."""
     if navhard is not None and maps is not None:
         from autoscale_ray.evaluation.score_navhard import score_navhard
 
-        return partial(score_navhard, root=navhard, maps=maps)
+        return partial(score_navhard, root=navhard, maps=maps, logs=logs)
     if metric_cache is not None:
         from autoscale_ray.evaluation.score_cache import score_caches
 

@@ -14,6 +14,7 @@ from autoscale_ray.evaluation.scene_score import SceneScore, stacked_states
 from autoscale_ray.scenes.trust import read_yaml
 
 MAPPING_KEY = "reactive_all_mapping"
+_FORMER_KEY = "two_stage_mapping"
 _MAX_MAPPING_BYTES = 64 << 20
 
 
@@ -29,6 +30,8 @@ def read_mapping(path: Path) -> list[tuple[str, str, str, str]]:
     values = read_yaml(path, _MAX_MAPPING_BYTES)
     groups = values.get(MAPPING_KEY) if isinstance(values, dict) else None
     rule = f"{MAPPING_KEY} must list [token, token, [[token, token], ...]]"
+    if groups is None and isinstance(values, dict) and _FORMER_KEY in values:
+        rule = f"must have {MAPPING_KEY}: {_FORMER_KEY} is of a two-stage score with other weights, before NAVSIM 2.2"
     if not isinstance(groups, list) or not groups:
         raise InvalidInputError(str(path), rule)
     found = []

@@ -36,7 +36,7 @@ class Layer:
     part_offsets: np.ndarray
     part_row_P: np.ndarray
     part_holes_P: np.ndarray
-    """Bool: a polygon with holes, of which only the outer ring is given."""
+    """Bool: a polygon with holes that could not be cut into ones without, of which only the outer ring is given."""
 
     def __len__(self) -> int:
         return len(self.fid_N)

@@ -23,6 +23,7 @@ import shapely
 MEMORY_BYTES = 6 << 30
 CPU_SECONDS = 300
 MAX_STEPS = 20_000_000
+MAX_HOLES = 1000
 _PROCESS_LIMITS = {
     resource.RLIMIT_AS: MEMORY_BYTES,
     resource.RLIMIT_CPU: CPU_SECONDS,
@@ -42,6 +43,11 @@ _LIMITS = {
 }
 # What the standard itself (and GDAL) puts into a file: spatial indexes, kept up by triggers that fire on writing only.
 _STANDARD_TRIGGER = re.compile(r"(rtree_|trigger_(insert|delete)_feature_count_|gpkg_)\w*")
+# The same for tables of raster tiles, whose triggers GDAL names after the table.
+_TILE_TRIGGERS = tuple(
+    f"_{column}_{event}" for column in ("zoom", "tile_column", "tile_row") for event in ("insert", "update")
+)
+_TILE_TABLES = "SELECT table_name FROM gpkg_contents WHERE data_type IN ('tiles', '2d-gridded-coverage')"
 _SPATIAL_INDEX = re.compile(r"CREATE VIRTUAL TABLE \"?rtree_\w+\"? USING rtree\s*\(\s*[\w\s,]*\)\s*")
 
 
@@ -66,6 +72,7 @@ def check_database(path: str) -> None:
         for name, value in _PRAGMAS.items():
             connection.execute(f"PRAGMA {name}={value}")
         _check_schema(connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall())
+        _check_triggers(connection)
         found = connection.execute("PRAGMA quick_check(1)").fetchall()
     except (sqlite3.Error, UnicodeDecodeError, OverflowError, MemoryError) as error:
         raise Refused(f"damaged: {error}") from None
@@ -91,10 +98,18 @@ def _check_schema(entries: Sequence[tuple[object, object, object]]) -> None:
         virtual = re.match(r"\s*CREATE\s+VIRTUAL", text, re.IGNORECASE) is not None
         if kind == "view" or (virtual and not _SPATIAL_INDEX.fullmatch(text)):
             raise Refused(f"holds the view or virtual table {name}")
-        if kind == "trigger" and not _STANDARD_TRIGGER.fullmatch(str(name)):
-            raise Refused(f"holds the trigger {name}")
     if not any(kind == "table" and name == "gpkg_contents" for kind, name, _ in entries):
         raise Refused("has no table gpkg_contents")
+
+
+def _check_triggers(connection: sqlite3.Connection) -> None:
+    """Refuse triggers that neither the standard nor, on a table of tiles, GDAL writes; there are no views any more."""
+    found = connection.execute("SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger'").fetchall()
+    others = [entry for entry in found if not _STANDARD_TRIGGER.fullmatch(str(entry[0]))]
+    tables = {name for (name,) in connection.execute(_TILE_TABLES)} if others else set()
+    for name, table in others:
+        if table not in tables or name not in [f"{table}{ending}" for ending in _TILE_TRIGGERS]:
+            raise Refused(f"holds the trigger {name}")
 
 
 def read_layers(
@@ -104,7 +119,7 @@ def read_layers(
 
     Parts: ``fid``, each wanted column (numbers as float64, NaN for null, or texts), and for geometries ``crs``, the
     vertices of their parts (``points``, ``offsets``; outer rings of polygons, unclosed), the row of each part
-    (``row``) and whether it is a polygon with holes (``holes``).
+    (``row``) and whether it is a polygon with holes (``holes``). A polygon with holes comes as several without.
 
     Args:
         path: A file that `check_database` accepted.
@@ -161,7 +176,7 @@ def _geometry_parts(wkb: np.ndarray, layer: str) -> dict[str, np.ndarray]:
         shapes = shapely.from_wkb(wkb)
     except shapely.GEOSException as error:
         raise Refused(f"layer {layer}: geometry must be readable: {error}") from None
-    parts, row = shapely.get_parts(shapes, return_index=True)
+    parts, row = _without_holes(*shapely.get_parts(shapes, return_index=True), layer)
     kind = shapely.get_type_id(parts)
     polygon = kind == shapely.GeometryType.POLYGON
     if not (polygon | (kind == shapely.GeometryType.LINESTRING)).all():
@@ -180,6 +195,34 @@ def _geometry_parts(wkb: np.ndarray, layer: str) -> dict[str, np.ndarray]:
         "row": row,
         "holes": shapely.get_num_interior_rings(parts) > 0,
     }
+
+
+def _without_holes(parts: np.ndarray, row: np.ndarray, layer: str) -> tuple[np.ndarray, np.ndarray]:
+    """Cut polygons with holes into strips whose borders run through the holes: simple rings can tell these."""
+    num_holes = shapely.get_num_interior_rings(parts)
+    if not num_holes.any():
+        return parts, row
+    if num_holes.max() > MAX_HOLES:
+        raise Refused(f"layer {layer}: a polygon must have at most {MAX_HOLES} holes")
+    cut = [_strips(part) if holes else np.array([part]) for part, holes in zip(parts, num_holes, strict=True)]
+    return np.concatenate(cut), np.repeat(row, [len(pieces) for pieces in cut])
+
+
+def _strips(polygon: shapely.Polygon) -> np.ndarray:
+    """Return polygons that touch along lines and cover one with holes; one that cannot be cut as it is."""
+    holes = shapely.polygons(shapely.get_rings(polygon)[1:])
+    try:
+        whole = shapely.make_valid(polygon, method="structure", keep_collapsed=False)
+        low, bottom, high, top = whole.bounds
+        cuts = np.unique(np.clip(shapely.get_x(shapely.point_on_surface(holes)), low, high))
+        sides = np.concatenate([[low], cuts, [high]])
+        below, above = np.full(len(cuts) + 1, bottom), np.full(len(cuts) + 1, top)
+        strips = shapely.intersection(whole, shapely.box(sides[:-1], below, sides[1:], above))
+    except shapely.GEOSException:
+        return np.array([polygon])
+    pieces = shapely.get_parts(strips)
+    kept = pieces[shapely.area(pieces) > 0.0]
+    return kept if len(kept) else np.array([polygon])
 
 
 def answer(path: str, layers: Mapping[str, Sequence[str]], optional: Sequence[str]) -> bytes:

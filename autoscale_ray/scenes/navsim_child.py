@@ -48,7 +48,7 @@ def plain_file(content: bytes) -> object:
     if isinstance(root, dict) and "scene_metadata" in root:
         return {"kind": "synthetic_scene", **_synthetic_scene(root)}
     if isinstance(root, dict) and any(str(key).endswith("predictions") for key in root):
-        return {"kind": "submission", "trajectories": _submission(root)}
+        return {"kind": "submission", **_submission(root)}
     raise Refused(f"neither metric cache, synthetic scene nor submission, but {type(root).__name__}")
 
 
@@ -303,12 +303,16 @@ def _box_pose(polygon: object) -> list[float]:
     return [float(x), float(y), float(np.arctan2(along_y, along_x))]
 
 
-def _submission(root: dict[Any, Any]) -> list[list[object]]:
-    """Return [token, poses] of every prediction of a submission; both stages of a two-stage one together."""
-    found = []
+def _submission(root: dict[Any, Any]) -> dict[str, object]:
+    """Return [token, poses] of every prediction of a submission, both stages of a two-stage one together.
+
+    A stage is one mapping; NAVSIM's merging of submissions puts that of every planner side by side.
+    """
+    found, num_merged = [], 0
     for key, parts in root.items():
         if not str(key).endswith("predictions"):
             continue
+        num_merged = max(num_merged, len(items(parts, "predictions")))
         for part in items(parts, "predictions"):
             if not isinstance(part, dict):
                 raise Refused("predictions must be mappings from token to trajectory")
@@ -316,7 +320,7 @@ def _submission(root: dict[Any, Any]) -> list[list[object]]:
                 [text(token, "token"), _numbers(take(value, "Trajectory", "poses"), "poses")]
                 for token, value in part.items()
             ]
-    return found
+    return {"trajectories": found, "num_merged": num_merged}
 
 
 def _synthetic_scene(root: dict[Any, Any]) -> dict[str, object]:
@@ -359,9 +363,18 @@ def _extended_lights(frame: object) -> list[list[object]]:
     lights = items(take(frame, "TrafficLightStatuses", "traffic_lights"), "traffic lights")
     return [
         [
-            whole(take(light, "TrafficLightStatusData", "lane_connector_id"), "lane_connector_id"),
+            _connector(take(light, "TrafficLightStatusData", "lane_connector_id")),
             whole(argument(take(light, "TrafficLightStatusData", "status"), "TrafficLightStatusType", 0), "status")
             == 2,
         ]
         for light in lights
     ]  # fmt: skip
+
+
+def _connector(value: object) -> int:
+    """Return the id of a lane connector, a number or its digits: logs and nuPlan's maps write it either way."""
+    return (
+        int(value)
+        if isinstance(value, str) and value.isdecimal() and len(value) < 19
+        else whole(value, "lane_connector_id")
+    )

@@ -83,6 +83,11 @@ def _joined(*parts: object) -> str:
     return "/".join(str(part) for part in parts if isinstance(part, str))
 
 
+def _plain_dict(*factory: object) -> dict[object, object]:
+    """Stand in for a defaultdict, as every node of a configuration carries one; its factory is never called."""
+    return {}
+
+
 class NavsimUnpickler(PlainUnpickler):
     """Resolves the listed classes to records, geometries to their bytes, and paths to text."""
 
@@ -97,6 +102,8 @@ class NavsimUnpickler(PlainUnpickler):
             return _joined
         if root == "omegaconf" or (module, name) in _SETTING_TYPES:
             return Setting
+        if (module, name) == ("collections", "defaultdict"):
+            return _plain_dict
         if root in ("metadrive", "scenarionet"):
             raise Refused(f"global {module}.{name}")
         return super().find_class(module, name)

@@ -30,7 +30,8 @@ from autoscale_ray.scenes.schema import AGENT_TYPES, NUM_PLAN_FRAMES
 from autoscale_ray.scenes.trust import member_names, read_member
 
 SOURCE = "navhard"
-LOG_FOLDER = "openscene_meta_datas"
+_META_FOLDER = "openscene_meta_datas"
+"""Of the same download: short lists of frames for the cameras, no logs."""
 STEP_US = 500_000
 _CITY_NAMES = {"las_vegas": "us-nv-las-vegas-strip"}
 _EGO_TYPE = len(AGENT_TYPES)
@@ -49,8 +50,8 @@ class SyntheticScene:
 
 
 def scene_units(path: Path) -> list[str]:
-    """Return the pickles of synthetic scenes; logs of the same download are left out."""
-    return [name for name in member_names(path, ".pkl") if LOG_FOLDER not in PurePosixPath(name).parts]
+    """Return the pickles of synthetic scenes; the lists of frames beside them are left out."""
+    return [name for name in member_names(path, ".pkl") if _META_FOLDER not in PurePosixPath(name).parts]
 
 
 def read_scene(reader: PickleReader, path: Path, unit: str) -> SyntheticScene:
@@ -88,10 +89,11 @@ def read_scene(reader: PickleReader, path: Path, unit: str) -> SyntheticScene:
 
 
 def _frame(frame: Mapping[str, Any], shared: Mapping[str, object], where: str) -> dict[str, Any]:
-    """Turn a frame into the form of an OpenScene log; `log_of` checks the values."""
+    """Turn a frame into the form of an OpenScene log; `log_of` checks the values.
+
+    Poses are taken as map poses whatever ``in_global_frame`` says, as NAVSIM takes them; others would find no route.
+    """
     status, boxes = (_mapping(frame, key, where) for key in ("ego_status", "annotations"))
-    if status.get("in_global_frame") is False:
-        raise InputRejectedError(f"{where}: ego_status", "must be in the map's frame")
     pose = _numbers(status, "ego_pose", 3, where)
     motion = [*_numbers(status, "ego_velocity", 2, where), *_numbers(status, "ego_acceleration", 2, where)]
     return {

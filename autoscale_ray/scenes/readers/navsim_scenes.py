@@ -34,6 +34,7 @@ MAP_RADIUS_M = 100.0
 CENTERLINE_BEHIND_M, CENTERLINE_AHEAD_M = 60.0, 300.0
 STEP_S, STEP_TOLERANCE_S = 0.5, 0.1
 MAX_PREVIOUS_S = 0.55
+MIN_STEP_US = 100_000
 SCENES_PER_TABLE = 128
 _LAYER = {name: number for number, name in enumerate(POLYGON_LAYERS)}
 
@@ -91,7 +92,7 @@ def cut_scenes(log: OpensceneLog, road: NuplanMap, chosen: SceneFilter, source: 
     """
     windows = _wanted(log, chosen)
     refused: list[Refusal] = []
-    windows = _regular(log, windows, source.unit, refused)
+    windows = _usable(log, windows, source.unit, refused, needs_even_steps=chosen.tokens is None)
     routes, finder = [], RouteFinder(road)
     for current in windows.current_M.tolist():
         route = _route(log, road, finder, current)
@@ -128,8 +129,14 @@ def _wanted(log: OpensceneLog, chosen: SceneFilter) -> _Windows:
     return _Windows(first, current, first + chosen.num_frames)[keep]
 
 
-def _regular(log: OpensceneLog, windows: _Windows, unit: str, refused: list[Refusal]) -> _Windows:
-    """Refuse windows whose frames are not 0.5 s apart, and those whose token the log has used before."""
+def _usable(
+    log: OpensceneLog, windows: _Windows, unit: str, refused: list[Refusal], *, needs_even_steps: bool
+) -> _Windows:
+    """Refuse windows whose token the log has used before, with a track that stands twice in a frame and, where asked
+    for, with frames that are not 0.5 s apart.
+
+    NAVSIM takes frames by their place in the log, whatever the time between them, and so do scenes named by token.
+    """
     steps_s = np.diff(log.times_us) / 1e6
     uneven = np.concatenate([[0], np.cumsum(np.abs(steps_s - STEP_S) > STEP_TOLERANCE_S)])
     rule = f"frames must be {STEP_S} s apart, within {STEP_TOLERANCE_S} s"
@@ -139,9 +146,12 @@ def _regular(log: OpensceneLog, windows: _Windows, unit: str, refused: list[Refu
         zip(windows.first_M.tolist(), windows.current_M.tolist(), windows.end_M.tolist(), strict=True)
     ):
         token = log.tokens[current]
-        if uneven[end - 1] > uneven[first]:
+        if needs_even_steps and uneven[end - 1] > uneven[first]:
             worst = steps_s[first : end - 1][np.argmax(np.abs(steps_s[first : end - 1] - STEP_S))]
             refused.append((unit, token, rule, f"{worst:.6g}"))
+        elif log.is_doubled_F[first:end].any():
+            double = int(first + np.argmax(log.is_doubled_F[first:end]))
+            refused.append((unit, token, "track tokens must be unique in a frame", f"frame {double}"))
         elif token in seen:
             refused.append((unit, token, "token must be unique in a log", token))
         else:
@@ -150,12 +160,16 @@ def _regular(log: OpensceneLog, windows: _Windows, unit: str, refused: list[Refu
     return windows[keep]
 
 
+def _named_blocks(log: OpensceneLog, road: NuplanMap, frame: int) -> list[int]:
+    """Return the roadblocks that a frame names, -1 for one that the map lacks."""
+    return [road.block_number.get(int(name), -1) if name.isdecimal() else -1 for name in log.routes[frame]]
+
+
 def _route(
     log: OpensceneLog, road: NuplanMap, finder: RouteFinder, frame: int
 ) -> NavsimRoute | tuple[str, str]:
     """Return the route of a frame, or the rule it breaks and the value."""
-    ids = log.routes[frame]
-    blocks = [road.block_number.get(int(name), -1) if name.isdecimal() else -1 for name in ids]
+    ids, blocks = log.routes[frame], _named_blocks(log, road, frame)
     if not blocks:
         return "must have a route", ""
     if -1 in blocks:
@@ -204,7 +218,7 @@ class _Cutter:
         )
         shape = np.concatenate([shape_P[emitted], road.num_blocks + lanes[1], *line])
         bad = ~road.sound_S[shape]
-        rule = "map areas must be there, without holes, and lanes must have a base line"
+        rule = "map areas must be there, and lanes must have a base line"
         for number in np.unique(window[bad]).tolist():
             first = shape[bad & (window == number)][0]
             value = f"{POLYGON_LAYERS[road.layer_S[first]]} {road.fid_S[first]}"
@@ -268,7 +282,7 @@ class _Cutter:
         states = np.concatenate([xy.reshape(*valid_MT.shape, 2), yaw, log.dynamics_F4[frames_MT]], axis=2)
         states[~valid_MT] = 0.0
         times = log.times_us[frames_MT] - log.times_us[frames_MT[:, CURRENT_FRAME], None]
-        times = np.where(valid_MT, times, np.round(FRAME_TIMES_S * 1e6).astype(np.int64))
+        times = np.where(valid_MT, times, _times_beside(times, valid_MT))
         ones = np.ones(len(frames_MT), dtype=np.int64)
         return {"ego_states": (states, ones), "ego_valid": (valid_MT, ones), "ego_times_us": (times, ones)}
 
@@ -343,7 +357,12 @@ class _Cutter:
             "lane_on_route": (on_route_ML[window_J, lane_J], num_M),
             "lane_links": _links(road, local_ML),
             **self._polygons(
-                window_P, shape_P, on_route_ML, local_ML, self._red(frames_MT, valid_MT), origins_M3
+                window_P,
+                shape_P,
+                on_route_ML,
+                local_ML,
+                self._red(windows, frames_MT, valid_MT, on_route_ML),
+                origins_M3,
             ),
         }
 
@@ -387,16 +406,29 @@ class _Cutter:
         }
 
     def _red(
-        self, frames_MT: np.ndarray, valid_MT: np.ndarray
+        self, windows: _Windows, frames_MT: np.ndarray, valid_MT: np.ndarray, on_route_ML: np.ndarray
     ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-        """Return the lights: windows and connectors to bool (n, T)."""
+        """Return the lights: windows and connectors to bool (n, T).
+
+        NAVSIM corrects the route for PDM-Closed, which reads the lights of 0 s, but judges traffic lights on the
+        roadblocks that the frame names. Lanes that the correction added are therefore not red after 0 s.
+        """
         low, high = int(frames_MT.min()), int(frames_MT.max())
         red_FL = np.zeros((high - low + 1, self._road.num_lanes), dtype=bool)
         for row, fids in zip(red_FL, self._log.red[low : high + 1], strict=True):
             row[[self._road.connector_number[fid] for fid in fids if fid in self._road.connector_number]] = (
                 True
             )
-        return lambda window, lane: red_FL[frames_MT[window] - low, lane[:, None]] & valid_MT[window]
+        added_ML = on_route_ML.copy()
+        for row, frame in zip(added_ML, windows.current_M.tolist(), strict=True):
+            for block in _named_blocks(self._log, self._road, frame):
+                row[self._road.lanes_of(block)] = False
+        later_T = np.arange(NUM_FRAMES) > CURRENT_FRAME
+        return lambda window, lane: (
+            red_FL[frames_MT[window] - low, lane[:, None]]
+            & valid_MT[window]
+            & ~(added_ML[window, lane][:, None] & later_T)
+        )
 
     def _centerlines(self, routes: Sequence[NavsimRoute], origins_M3: np.ndarray) -> Flat:
         lines = [self._cut(route, pose) for route, pose in zip(routes, origins_M3, strict=True)]
@@ -415,6 +447,17 @@ class _Cutter:
         foot = along[np.argmin(np.hypot(line[:, 0] - pose[0], line[:, 1] - pose[1]))]
         low, high = np.searchsorted(along, [foot - CENTERLINE_BEHIND_M, foot + CENTERLINE_AHEAD_M])
         return line[low:high] if high - low >= 2 else line
+
+
+def _times_beside(times_MT: np.ndarray, valid_MT: np.ndarray) -> np.ndarray:
+    """Return times (us) for frames that are not recorded: nominal, and 0.1 s or more beside those that are."""
+    place_T, rows = np.arange(NUM_FRAMES), np.arange(len(times_MT))
+    first, last = np.argmax(valid_MT, axis=1), NUM_FRAMES - 1 - np.argmax(valid_MT[:, ::-1], axis=1)
+    before, after = (
+        times_MT[rows, end][:, None] + (place_T - end[:, None]) * MIN_STEP_US for end in (first, last)
+    )
+    nominal_T = np.round(FRAME_TIMES_S * 1e6).astype(np.int64)
+    return np.where(place_T < first[:, None], np.minimum(nominal_T, before), np.maximum(nominal_T, after))
 
 
 def _in_scene(states: np.ndarray, origins_M3: np.ndarray, window: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ import shapely
 from autoscale_ray.errors import InputRejectedError, MissingExtraError
 from autoscale_ray.scenes.geopackage import INSTALL, Layer, read_geopackage
 from autoscale_ray.scenes.ragged import ragged
+from autoscale_ray.scenes.rings import mend_rings
 from autoscale_ray.scenes.schema import POLYGON_LAYERS
 from autoscale_ray.scenes.trust import read_file
 
@@ -79,7 +80,7 @@ class NuplanMap:
     shapes_S: np.ndarray
     """shapely geometries; None where missing."""
     sound_S: np.ndarray
-    """The shape is there and has no holes, and a lane has a base line."""
+    """The shape is there, and a lane has a base line."""
     shape_ring_offsets: np.ndarray
     ring_offsets: np.ndarray
     ring_points_W2: np.ndarray
@@ -221,19 +222,29 @@ def _rings(layer: Layer, rows: np.ndarray | None = None) -> _Rings:
     count = np.where(rows >= 0, np.searchsorted(layer.part_row_P, rows, side="right") - first, 0)
     part = ragged(first, count)
     owner = np.repeat(np.arange(len(rows)), count)
-    sound = count > 0
-    sound[owner[layer.part_holes_P[part] | ~usable_P[part]]] = False
+    holed = np.unique(owner[layer.part_holes_P[part]])
     part, owner = part[usable_P[part]], owner[usable_P[part]]
     vertex = ragged(layer.part_offsets[part], lengths_P[part])
-    points = layer.points_W2[vertex]
-    offsets = np.concatenate([[0], np.cumsum(lengths_P[part])])
+    # The scorer refuses a scene with a ring that crosses itself.
+    points, counts, source = mend_rings(layer.points_W2[vertex], lengths_P[part], np.arange(len(part)))
+    owner = owner[source]
+    sound = np.isin(np.arange(len(rows)), owner) & ~np.isin(np.arange(len(rows)), holed)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
     polygons = [shapely.Polygon(points[a:b]) for a, b in itertools.pairwise(offsets.tolist())]
     shapes = np.full(len(rows), None, dtype=object)
     bounds = np.searchsorted(owner, np.arange(len(rows) + 1))
     for number, (low, high) in enumerate(itertools.pairwise(bounds.tolist())):
         if high > low:
-            shapes[number] = polygons[low] if high == low + 1 else shapely.MultiPolygon(polygons[low:high])
+            # Strips of one area touch along lines, which the parts of a MultiPolygon must not.
+            shapes[number] = polygons[low] if high == low + 1 else _union(polygons[low:high])
     return _Rings(shapes, sound, bounds, offsets, points)
+
+
+def _union(polygons: list[shapely.Polygon]) -> shapely.Geometry:
+    try:
+        return shapely.union_all(polygons)
+    except shapely.GEOSException:  # a ring that could not be mended
+        return shapely.MultiPolygon(polygons)
 
 
 def _joined(parts: list[_Rings]) -> _Rings:
@@ -294,7 +305,8 @@ def build_map(layers: Mapping[str, Layer], location: str, where: str) -> NuplanM
     rings = _all_rings(layers, where)
     lane_S = slice(num_blocks, num_blocks + num_lanes)
     rings.sound_S[lane_S] &= (np.diff(base_offsets) >= 2) & (block_L >= 0)
-    in_tree = _searched(rings.shapes_S, lane_S, where)
+    sizes = {name: len(layers[name]) for name in _shape_layers(layers)}
+    in_tree = _searched(rings.shapes_S, sizes, lane_S, where)
     order = np.argsort(block_L, kind="stable")
     length_L = _lengths(base_offsets, base_V3)
     successors = _successors(connectors, lane_number, ("exit_lane_fid", "entry_lane_fid"), where)
@@ -331,14 +343,20 @@ def build_map(layers: Mapping[str, Layer], location: str, where: str) -> NuplanM
     )
 
 
-def _searched(shapes_S: np.ndarray, lane_S: slice, where: str) -> np.ndarray:
-    """Return the shapes that are looked for by place: all but those of lanes."""
-    found = np.delete(np.arange(len(shapes_S)), lane_S)
-    if shapely.is_missing(shapes_S[found]).any():
-        raise InputRejectedError(
-            where, "every roadblock, intersection, car park and crosswalk must have a polygon"
-        )
-    return found
+def _searched(shapes_S: np.ndarray, layer_sizes: Mapping[str, int], lane_S: slice, where: str) -> np.ndarray:
+    """Return the shapes that are looked for by place: all that are there but those of lanes.
+
+    Raises:
+        InputRejectedError: One of these layers has rows and not one shape.
+    """
+    there_S = ~shapely.is_missing(shapes_S)
+    there_S[lane_S] = False
+    ends = np.cumsum(list(layer_sizes.values()))
+    for (name, size), end in zip(layer_sizes.items(), ends.tolist(), strict=True):
+        is_of_lanes = lane_S.start <= end - size < lane_S.stop
+        if size and not is_of_lanes and not there_S[end - size : end].any():
+            raise InputRejectedError(where, f"layer {name} must have polygons")
+    return np.flatnonzero(there_S)
 
 
 def _numbered(layer: Layer, first: int) -> dict[int, int]:

@@ -2,7 +2,8 @@
 
 Facts of the format: poses are those of the rear axle in UTM metres; the heading is the yaw of a roll-pitch-yaw product
 (rotation x, then y, then z of the turned axes). Boxes and velocities stand in the ego frame and are turned by the
-heading alone. A velocity may be NaN. An empty list of roadblocks means that the frame has no route.
+heading alone. A velocity may be NaN. An empty list of roadblocks, or the one text ``None``, means that the frame has no
+route.
 
 Shape legend: F frames of the log, A boxes over all frames.
 """
@@ -29,6 +30,8 @@ MAX_FRAMES = 20_000
 MAX_NUMBER = 1e9
 _TYPE_OF = {name: number for number, name in enumerate(AGENT_TYPES)}
 _EGO_NAME = "ego"
+_NO_ROUTE = ("None",)
+"""What OpenScene writes where nuPlan's scene has null for its roadblocks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +61,8 @@ class OpensceneLog:
     """Length, width."""
     box_states_A5: np.ndarray
     """Centre x, y, yaw, vx, vy in map axes; the velocity is NaN where the log has none."""
+    is_doubled_F: np.ndarray
+    """Frames in which a track stands twice; its boxes there are left out."""
 
 
 _LOG_CHILD, _PLAIN_CHILD = "autoscale_ray.scenes.openscene_child", "autoscale_ray.scenes.pickle_child"
@@ -172,17 +177,18 @@ def _numbers(value: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
 
 
 def _command(value: Any, where: str) -> int:
+    """Return the place of the only 1, ``unknown`` where there is no such; NAVSIM hands these numbers on unread."""
     one_hot = _numbers(value, (len(DRIVING_COMMANDS),), where)
-    if not np.isin(one_hot, (0.0, 1.0)).all() or one_hot.sum() != 1.0:
-        raise InputRejectedError(where, "must have a 1 in one of its places", one_hot.tolist())
-    return int(one_hot.argmax())
+    is_one_hot = np.isin(one_hot, (0.0, 1.0)).all() and one_hot.sum() == 1.0
+    return int(one_hot.argmax()) if is_one_hot else DRIVING_COMMANDS.index("unknown")
 
 
 def _roadblocks(value: Any, where: str) -> tuple[str, ...]:
     items = value.tolist() if isinstance(value, np.ndarray) and value.ndim == 1 else value
     if not isinstance(items, list) or not all(isinstance(item, (str, int)) for item in items):
         raise InputRejectedError(where, "must be a list of roadblock ids", value)
-    return tuple(map(str, items))
+    ids = tuple(map(str, items))
+    return () if ids == _NO_ROUTE else ids
 
 
 def _red_connectors(value: Any, where: str) -> tuple[int, ...]:
@@ -228,7 +234,10 @@ def _boxes(frames: Sequence[Any], poses_F3: np.ndarray, where: str) -> dict[str,
         )
     frame_A, boxes_A7, velocities_A3 = frame_A[known], boxes_A7[known], velocities_A3[known]
     track_A = np.unique(np.array(tracks_A, dtype=str)[known], return_inverse=True)[1].astype(np.int64)
-    _refuse_doubles(frame_A, track_A, where)
+    single_A = _single(frame_A, track_A)
+    is_doubled_F = np.bincount(frame_A[~single_A], minlength=len(frames)) > 0
+    type_A = np.array([_TYPE_OF[name] for name in names_A if name != _EGO_NAME], dtype=np.int8)[single_A]
+    frame_A, boxes_A7, velocities_A3 = frame_A[single_A], boxes_A7[single_A], velocities_A3[single_A]
     pose_A3 = poses_F3[frame_A]
     cos, sin = np.cos(pose_A3[:, 2]), np.sin(pose_A3[:, 2])
     turned = [
@@ -238,10 +247,11 @@ def _boxes(frames: Sequence[Any], poses_F3: np.ndarray, where: str) -> dict[str,
     states = [turned[0] + pose_A3[:, :2], wrap_angle(boxes_A7[:, 6] + pose_A3[:, 2])[:, None], turned[1]]
     return {
         "box_offsets": np.searchsorted(frame_A, np.arange(len(frames) + 1)),
-        "box_track_A": track_A,
-        "box_type_A": np.array([_TYPE_OF[name] for name in names_A if name != _EGO_NAME], dtype=np.int8),
+        "box_track_A": track_A[single_A],
+        "box_type_A": type_A,
         "box_size_A2": boxes_A7[:, 3:5],
         "box_states_A5": np.concatenate(states, axis=1),
+        "is_doubled_F": is_doubled_F,
     }
 
 
@@ -272,12 +282,11 @@ def _texts(value: Any, where: str) -> list[str]:
     return items
 
 
-def _refuse_doubles(frame_A: np.ndarray, track_A: np.ndarray, where: str) -> None:
-    key = frame_A * (int(track_A.max(initial=0)) + 1) + track_A
-    values, counts = np.unique(key, return_counts=True)
-    if (counts > 1).any():
-        frame = int(values[counts > 1][0] // (int(track_A.max()) + 1))
-        raise InputRejectedError(f"{where}: frame {frame}: anns: track_tokens", "must be unique in a frame")
+def _single(frame_A: np.ndarray, track_A: np.ndarray) -> np.ndarray:
+    """Tell which boxes (bool, A) are the only one of their track in their frame."""
+    key_A = frame_A * (int(track_A.max(initial=0)) + 1) + track_A
+    _, place_A, counts = np.unique(key_A, return_inverse=True, return_counts=True)
+    return counts[place_A] == 1
 
 
 def filled_velocities(log: OpensceneLog) -> np.ndarray:

@@ -18,14 +18,18 @@ _HYDRA_KEYS = ("_target_", "_convert_", "defaults")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneFilter:
-    """One filter, with NAVSIM's names and defaults; None keeps everything."""
+    """One filter, with NAVSIM's names; None keeps everything.
+
+    The defaults are ours: every frame begins a window. A file that does not say has NAVSIM's, by which windows do not
+    overlap; see `read_scene_filter`.
+    """
 
     num_history_frames: int = 4
     """Frames up to 0 s, 4 or 5."""
     num_future_frames: int = 10
     """Frames after 0 s, 8 to 10."""
     frame_interval: int | None = 1
-    """Frames from one window to the next; None for windows that do not overlap."""
+    """Frames from one window to the next; None for windows that do not overlap, NAVSIM's default."""
     has_route: bool = True
     """Leave out windows without a route at 0 s."""
     max_scenes: int | None = None
@@ -49,7 +53,7 @@ class SceneFilter:
 
 
 def read_scene_filter(path: Path) -> SceneFilter:
-    """Read a filter file, once for each of its states.
+    """Read a filter file, once for each of its states; what it does not say is as in NAVSIM.
 
     Args:
         path: YAML file of scalars and lists of names.
@@ -74,7 +78,7 @@ def _read(path: Path, state: tuple[int, int] | None) -> SceneFilter:
 
 def _checked(values: Mapping[Any, Any], where: str) -> SceneFilter:
     known = {field.name: str(field.type) for field in fields(SceneFilter)}
-    kept: dict[str, Any] = {}
+    kept: dict[str, Any] = {"frame_interval": None}
     for key, value in values.items():
         if key not in known and not str(key).endswith("all_mapping"):
             raise InvalidInputError(

@@ -3,7 +3,7 @@
 Facts of the format: one OpenScene pickle a clip, named ``<log>-<token>-00R.pkl``; 12 frames, of which the fourth is
 at 0 s and gives the scene's token ``<token of the real scene>-00R`` (R: round of the simulation). A reward file maps
 tokens to arrays of float16, one value for each of 16384 anchor trajectories (4 s, 40 poses); ``pdm_score`` is the score
-of the anchor.
+of the anchor and the only one that is read.
 
 Shape legend: V anchors.
 """
@@ -19,22 +19,22 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from autoscale_ray.errors import InputRejectedError, InvalidInputError
+from autoscale_ray.scenes.gates import QUARANTINE_SCHEMA
 from autoscale_ray.scenes.readers.navsim import checked_files, chosen_scenes
 from autoscale_ray.scenes.readers.navsim_scenes import Source, cut_scenes
 from autoscale_ray.scenes.readers.nuplan_map import open_map
 from autoscale_ray.scenes.readers.openscene import read_log, read_pickle
 from autoscale_ray.scenes.readers.reader import Reader, SceneTables
 from autoscale_ray.scenes.readers.scene_filter import SceneFilter
-from autoscale_ray.scenes.trust import member_names, read_file
+from autoscale_ray.scenes.schema import SCENE_SCHEMA
+from autoscale_ray.scenes.trust import MAX_MEMBER_BYTES, member_names, read_file
 
 FILTER = SceneFilter(num_history_frames=4, num_future_frames=8)
-REWARD_NAMES = (
-    "no_at_fault_collisions", "drivable_area_compliance", "driving_direction_compliance",
-    "traffic_light_compliance", "ego_progress", "time_to_collision_within_bound", "lane_keeping",
-    "history_comfort", "pdm_score",
-)  # fmt: skip
+REWARD = "pdm_score"
+MAX_REWARD_BYTES = MAX_MEMBER_BYTES
 MAX_VOCABULARY_BYTES = 256 << 20
 ANCHOR_SHAPE = (40, 3)
 _PLAN_POSES = slice(4, None, 5)
@@ -66,17 +66,38 @@ def read_scenes(files: Mapping[str, Path], path: Path, unit: str, domain: str) -
     log = read_log(path, unit)
     road = open_map(files["maps"], log.location)
     rewards = open_rewards(files["rewards"], files["vocabulary"]) if "rewards" in files else None
+    refused: list[InputRejectedError] = []
+
+    def quality(token: str, poses_83: np.ndarray) -> float:
+        """Note refused rewards: they cost the scene its quality, not its place."""
+        assert rewards is not None
+        try:
+            return rewards.quality(token, poses_83)
+        except InputRejectedError as error:
+            refused.append(error)
+            return float("nan")
+
     source = Source(
         unit=unit,
         name=_source_name(path, unit),
         domain=domain,
         naming=lambda _, token: (clip["log"], origin_of(token)),
-        quality=None if rewards is None else rewards.quality,
+        quality=None if rewards is None else quality,
     )
     chosen = chosen_scenes(files, FILTER)
     if len(log.tokens) < chosen.num_frames:
         raise InputRejectedError(unit, f"must hold at least {chosen.num_frames} frames", len(log.tokens))
     yield from cut_scenes(log, road, chosen, source)
+    rows = [
+        {
+            "file": unit,
+            "element": f"reward {error.where}",
+            "rule": error.rule,
+            "value": str(error.value or "")[:200],
+        }
+        for error in refused
+    ]
+    yield SCENE_SCHEMA.empty_table(), pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA)
 
 
 def origin_of(token: str) -> str | None:
@@ -102,25 +123,29 @@ class Rewards:
     """Poses every 0.5 s relative to the rear axle at 0 s."""
     pdm_score: Mapping[str, np.ndarray]
     """Total score (V, float32) by token, where one file holds all."""
+    refused: Mapping[str, InputRejectedError]
+    """Why a token of that file has none."""
 
     def quality(self, token: str, poses_83: np.ndarray) -> float:
         """Return the ``pdm_score`` of the anchor nearest to a plan (mean distance of positions), NaN without one.
 
         Raises:
-            InputRejectedError: The token's file is refused.
+            InputRejectedError: The token's rewards are refused.
         """
+        if token in self.refused:
+            raise self.refused[token]
         scores = self.pdm_score.get(token)
         if scores is None and self.path.is_dir() and (self.path / token / "tmp.pkl").is_file():
             unit = f"{token}/tmp.pkl"
-            scores = read_rewards(read_pickle(self.path, unit), len(self.anchors_V83), unit)["pdm_score"]
+            scores = read_rewards(read_pickle(self.path, unit), len(self.anchors_V83), unit)
         if scores is None:
             return float("nan")
         distance_V = np.linalg.norm(self.anchors_V83[..., :2] - poses_83[:, :2], axis=2).mean(axis=1)
         return float(scores[int(np.argmin(distance_V))])
 
 
-def read_rewards(values: Any, num_anchors: int, where: str) -> dict[str, np.ndarray]:
-    """Return the scores (V, float32) of one scene by name.
+def read_rewards(values: Any, num_anchors: int, where: str) -> np.ndarray:
+    """Return the total score (V, float32) of one scene; the scores that it is made of are not looked at.
 
     Args:
         values: What a reward file holds for the scene.
@@ -128,19 +153,16 @@ def read_rewards(values: Any, num_anchors: int, where: str) -> dict[str, np.ndar
         where: File and token for messages.
 
     Raises:
-        InputRejectedError: A score is missing, has another length or is not in 0 to 1.
+        InputRejectedError: The score is missing, has another length or is not in 0 to 1.
     """
-    missing = [name for name in REWARD_NAMES if not isinstance(values, dict) or name not in values]
-    if missing:
-        raise InputRejectedError(where, f"must have the score {missing[0]}")
-    scores = {}
-    for name in REWARD_NAMES:
-        array = np.asarray(values[name])
-        if array.shape != (num_anchors,) or array.dtype.kind not in "biuf":
-            raise InputRejectedError(f"{where}: {name}", f"must hold {num_anchors} numbers", array.shape)
-        scores[name] = array.astype(np.float32)
-        if not ((scores[name] >= 0.0) & (scores[name] <= 1.0)).all():
-            raise InputRejectedError(f"{where}: {name}", "must lie in 0 to 1")
+    if not isinstance(values, dict) or REWARD not in values:
+        raise InputRejectedError(where, f"must have the score {REWARD}")
+    array = np.asarray(values[REWARD])
+    if array.shape != (num_anchors,) or array.dtype.kind not in "biuf":
+        raise InputRejectedError(f"{where}: {REWARD}", f"must hold {num_anchors} numbers", array.shape)
+    scores = array.astype(np.float32)
+    if not ((scores >= 0.0) & (scores <= 1.0)).all():
+        raise InputRejectedError(f"{where}: {REWARD}", "must lie in 0 to 1")
     return scores
 
 
@@ -186,15 +208,24 @@ def open_rewards(path: Path, vocabulary: Path) -> Rewards:
 @lru_cache(maxsize=1)
 def _cached_rewards(path: Path, vocabulary: Path, state: tuple[int, ...]) -> Rewards:
     anchors_V83 = read_vocabulary(vocabulary)
+    if path.is_dir():
+        return Rewards(path, anchors_V83, {}, {})
+    if path.is_file() and path.stat().st_size > MAX_REWARD_BYTES:
+        rule = f"must be at most {MAX_REWARD_BYTES >> 30} GiB; give a folder of files <token>/tmp.pkl instead"
+        raise InputRejectedError(str(path), rule, f"{path.stat().st_size} bytes")
+    values = read_pickle(path, path.name)
+    if not isinstance(values, dict):
+        raise InputRejectedError(str(path), "must map tokens to scores")
     found: dict[str, np.ndarray] = {}
-    if not path.is_dir():
-        values = read_pickle(path, path.name)
-        if not isinstance(values, dict):
-            raise InputRejectedError(str(path), "must map tokens to scores")
-        for token, scores in values.items():
-            where = f"{path.name}: {token}"
-            found[str(token)] = read_rewards(scores, len(anchors_V83), where)["pdm_score"]
-    return Rewards(path, anchors_V83, found)
+    refused: dict[str, InputRejectedError] = {}
+    for token, scores in values.items():
+        try:
+            found[str(token)] = read_rewards(scores, len(anchors_V83), f"{path.name}: {token}")
+        except InputRejectedError as error:
+            refused[str(token)] = error
+    if refused and not found:  # Most likely the rewards of another vocabulary.
+        raise next(iter(refused.values()))
+    return Rewards(path, anchors_V83, found, refused)
 
 
 def _with_files(files: Mapping[str, Path]) -> Reader:

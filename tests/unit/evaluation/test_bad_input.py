@@ -37,6 +37,10 @@ def changed(name: str, index: object, value: float) -> dict[str, np.ndarray]:
     [
         (changed("ego_history_states", (0, 0), np.nan), "ego_history_states"),
         (changed("ego_history_times_us", 1, 0), "ego_history_times_us"),
+        (
+            changed("ego_history_times_us", 0, ROAD.ego_history_times_us[-1] - 60_100_000),
+            "ego_history_times_us",
+        ),
         (changed("agent_states", (0, 0, 0), np.nan), "agent_states"),
         (changed("agent_dims", (0, 0), 0.0), "agent_dims"),
         (changed("agent_types", 0, 7), "agent_types"),

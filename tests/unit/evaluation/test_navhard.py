@@ -6,6 +6,7 @@ All files are fabricated in the documented layout; no file of NAVSIM itself was 
 import itertools
 import json
 import pickle
+import pickletools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +23,12 @@ from autoscale_ray.evaluation import epdms
 from autoscale_ray.evaluation.combine import COLUMNS_V2
 from autoscale_ray.evaluation.from_pool import scoring_scenes
 from autoscale_ray.evaluation.scene_score import SceneScore
-from autoscale_ray.evaluation.score_navhard import score_navhard
+from autoscale_ray.evaluation.score_navhard import may_hold, score_navhard
 from autoscale_ray.scenes.ingest import ingest
 from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.scenes.readers.metric_cache import open_reader
 from autoscale_ray.scenes.readers.navhard import read_scene
+from autoscale_ray.scenes.schema import DRIVING_COMMANDS
 
 NOW, BEFORE = 8, 7
 KINDS = ("vehicle", "pedestrian", "bicycle", "traffic_cone", "barrier", "czone_sign", "generic_object")
@@ -130,8 +132,14 @@ def world(tmp_path_factory):
     write_maps(town, folder / "maps")
     drive = navsim_files.make_drive(town, num_agents=24)
     root = folder / "navhard_two_stage"
-    navsim_files.write_log(root / "openscene_meta_datas", navsim_files.frames_of(drive))
-    (root / "synthetic_scene_pickles").mkdir()
+    frames = navsim_files.frames_of(drive)
+    navsim_files.write_log(folder / "navsim_logs" / "test", frames)
+    # Lists for the cameras, which hold wanted tokens too: whoever reads them as logs scores another place.
+    elsewhere = [
+        {**frame, "ego2global_translation": frame["ego2global_translation"] + 1.0} for frame in frames
+    ]
+    navsim_files.write_log(root / "openscene_meta_datas", elsewhere[NOW - 3 : NOW + 9], "list")
+    (root / "synthetic_scene_pickles").mkdir(parents=True)
     tokens = {}
     for pair, current in itertools.product(range(3), (NOW, BEFORE)):
         token = f"{pair}{current}".ljust(17, "f")
@@ -165,7 +173,7 @@ def scored(world, plans) -> dict[str, SceneScore]:
 
 def test_a_synthetic_scene_scores_as_the_same_scene_of_a_log_does(world, plans, scored, tmp_path):
     """Pair 0 stands where the log's ego stands: the log ingested as synthetic gives equal scores, within 1e-6."""
-    ingest("navsim", world.folder / "navhard_two_stage" / "openscene_meta_datas", tmp_path / "pool", "synthetic",
+    ingest("navsim", world.folder / "navsim_logs" / "test", tmp_path / "pool", "synthetic",
            files={"maps": world.folder / "maps"})  # fmt: skip
     scenes = dict(scoring_scenes(open_pool(tmp_path / "pool")))
     values = set()
@@ -187,6 +195,25 @@ def test_originals_come_from_the_logs_and_keep_the_human_filter(world, scored):
         world.drive.times_us[NOW],
     )
     np.testing.assert_allclose(now.start_point, world.drive.ego[NOW, :2], rtol=0, atol=1e-6)
+
+
+def test_scenes_are_read_as_navsim_reads_them_whatever_their_writer_chose(world, tmp_path):
+    """Poses said to be no map poses, and ids of lights as digits, give equal values; no command is the unknown one."""
+    content = synthetic_scene(world.drive, NOW, "t".ljust(17, "e"), "origin")
+    (tmp_path / "plain.pkl").write_bytes(metric_cache_files.dumps(content))
+    for frame in content["frames"]:
+        frame["ego_status"].update(in_global_frame=False, driving_command=np.zeros(4, dtype=int))
+        frame["traffic_lights"] = [(str(fid), red) for fid, red in frame["traffic_lights"]]
+    for statuses in content["extended_traffic_light_data"]:
+        for light in statuses.traffic_lights:
+            light.lane_connector_id = str(light.lane_connector_id)
+    (tmp_path / "other.pkl").write_bytes(metric_cache_files.dumps(content))
+    with open_reader() as reader:
+        plain, other = (read_scene(reader, tmp_path, f"{name}.pkl").log for name in ("plain", "other"))
+    assert other.red == plain.red
+    assert any(other.red)
+    np.testing.assert_array_equal(other.poses_F3, plain.poses_F3)
+    assert set(other.command_F.tolist()) == {DRIVING_COMMANDS.index("unknown")}
 
 
 def test_objects_stand_where_the_drive_has_them(world):
@@ -220,8 +247,8 @@ def test_the_command_gives_the_two_stage_score(world, plans, scored, tmp_path):
     (tmp_path / "split.yaml").write_text(yaml.safe_dump({"reactive_all_mapping": groups}))
     np.savez(tmp_path / "plans.npz", scene_id=list(plans), trajectories=np.stack(list(plans.values())))
     main(["score", str(tmp_path / "plans.npz"), "--navhard", str(world.folder / "navhard_two_stage"), "--maps",
-          str(world.folder / "maps"), "--two-stage", str(tmp_path / "split.yaml"), "--out",
-          str(tmp_path / "out.parquet")])  # fmt: skip
+          str(world.folder / "maps"), "--logs", str(world.folder / "navsim_logs" / "test"), "--two-stage",
+          str(tmp_path / "split.yaml"), "--out", str(tmp_path / "out.parquet")])  # fmt: skip
     summary = json.loads((tmp_path / "out.json").read_text())
     assert (summary["scored"], summary["invalid"], summary["two_stage"]["mappings"]) == (8, 0, 1)
     rows = {row["scene_id"]: row for row in pq.read_table(tmp_path / "out.parquet").to_pylist()}
@@ -255,7 +282,6 @@ def test_a_scene_whose_ego_has_a_future_stands_in_a_pool_and_another_is_refused(
 WRONG = {
     "no frames": lambda scene: scene.update(frames=[]),
     "short history": lambda scene: scene["scene_metadata"].update(num_history_frames=2),
-    "relative poses": lambda scene: scene["frames"][0]["ego_status"].update(in_global_frame=False),
     "text for a pose": lambda scene: scene["frames"][1]["ego_status"].update(ego_pose="here"),
     "no annotations": lambda scene: scene["frames"][2].pop("annotations"),
     "boxes of six numbers": lambda scene: scene["frames"][2]["annotations"].update(boxes=np.zeros((1, 6))),
@@ -295,6 +321,59 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     assert not (tmp_path / "was-run").exists()
 
 
+def test_original_scenes_across_a_gap_of_the_log_are_scored(world, plans, scored, tmp_path):
+    """NAVSIM takes the frames of a log by their place; a gap in the future changes no score."""
+    token, frames = world.drive.tokens[NOW], navsim_files.frames_of(world.drive)
+    for frame in frames[NOW + 2 :]:
+        frame["timestamp"] += 3_000_000
+    navsim_files.write_log(tmp_path, frames)
+    root, maps = world.folder / "navhard_two_stage", world.folder / "maps"
+    ((found,), unscored) = score_navhard({token: plans[token]}, root, maps, tmp_path)
+    assert unscored == []
+    names = [name for name in found.columns if name.startswith("filtered_")]
+    assert [found.columns[name][0] for name in names] == [scored[token].columns[name][0] for name in names]
+
+
+def test_only_logs_that_can_hold_a_wanted_token_are_opened(world, plans, tmp_path):
+    """A damaged log that names no wanted token is not in the way; one that does is named for what is missing."""
+    token, absent = world.drive.tokens[NOW], "0123456789abcdef"
+    wanted = dict.fromkeys((token, absent), plans[token])
+    for name, content in (("log", None), ("a", b"damaged"), ("b", b"damaged\x8c\x10" + absent.encode())):
+        if content is None:
+            navsim_files.write_log(tmp_path, navsim_files.frames_of(world.drive), name)
+        else:
+            (tmp_path / f"{name}.pkl").write_bytes(content)
+    root, maps = world.folder / "navhard_two_stage", world.folder / "maps"
+    (scored,), (unscored,) = score_navhard(wanted, root, maps, tmp_path)
+    assert (scored.token, unscored.token) == (token, absent)
+    assert "1 files were refused, first: b.pkl" in unscored.reason
+
+
+def test_a_token_is_found_in_every_protocol_of_pickle():
+    """Also where an opcode that is a hexadecimal digit (a: append) stands right behind it; its middle is no find."""
+    for protocol in range(6):
+        for content in (["0123456789abcdef"], [["0123456789abcdef", 1], {"token": "0123456789abcdef"}]):
+            packed = pickletools.optimize(pickle.dumps(content, protocol))
+            assert may_hold(packed, {"0123456789abcdef", "f" * 17})
+            assert not may_hold(packed, {"123456789abcdef0", "23456789abcdef"})
+    assert may_hold(b"", {"no hexadecimal token"})
+
+
+def test_stage_one_without_logs_is_refused_at_once_with_their_place(world, plans, tmp_path):
+    """Without the logs beside it, synthetic scenes alone are scored, and an original one is refused in one line."""
+    (tmp_path / "navhard_two_stage").mkdir()
+    scenes = tmp_path / "navhard_two_stage" / "synthetic_scene_pickles"
+    scenes.symlink_to(world.folder / "navhard_two_stage" / "synthetic_scene_pickles")
+    maps, synthetic = world.folder / "maps", next(iter(world.tokens))
+    (scored,), _ = score_navhard({synthetic: plans[synthetic]}, scenes.parent, maps)
+    assert scored.token == synthetic
+    with pytest.raises(InvalidInputError, match=r"navsim_logs/test: .*--logs") as caught:
+        score_navhard(plans, scenes.parent, maps)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InvalidInputError, match=r"nowhere: .*split test"):
+        score_navhard({synthetic: plans[synthetic]}, scenes.parent, maps, tmp_path / "nowhere")
+
+
 def test_a_folder_without_logs_and_scenes_is_refused(world, plans, tmp_path):
-    with pytest.raises(InvalidInputError, match="openscene_meta_datas or synthetic_scene_pickles"):
-        score_navhard(plans, tmp_path, world.folder / "maps")
+    with pytest.raises(InvalidInputError, match="navsim_logs/test"):
+        score_navhard(plans, tmp_path / "navhard", world.folder / "maps")

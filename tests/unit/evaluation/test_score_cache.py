@@ -254,12 +254,22 @@ def test_other_mappings_are_refused(tmp_path, content):
         read_mapping(tmp_path / "split.yaml")
 
 
+def test_the_mapping_of_an_earlier_two_stage_score_is_named(tmp_path):
+    """navsafe_two_stage.yaml and navtest_two_stage.yaml of NAVSIM carry it."""
+    (tmp_path / "split.yaml").write_text(yaml.safe_dump({"two_stage_mapping": {"a": ["b", "c"]}}))
+    with pytest.raises(
+        InvalidInputError, match="two_stage_mapping is of a two-stage score with other weights"
+    ):
+        read_mapping(tmp_path / "split.yaml")
+
+
 def test_the_command_needs_one_source_of_scenes_and_a_place_for_its_file(tmp_path, capsys):
     out = ["--out", str(tmp_path / "out.parquet")]
     for extra in (
         out,
         [str(tmp_path), "--metric-cache", str(tmp_path), *out],
         [str(tmp_path), "--two-stage", "x.yaml", *out],
+        [str(tmp_path), "--logs", str(tmp_path), *out],
         [str(tmp_path), "--out", str(tmp_path)],
         [str(tmp_path), "--out", str(tmp_path / "nowhere" / "out.parquet")],
     ):

@@ -288,9 +288,10 @@ REWARDS = (
 
 
 def _rewards(pdm_score: np.ndarray) -> dict:
-    """Rewards of one scene: the other scores are 1."""
-    ones = {name: np.ones(len(pdm_score), np.float16) for name in REWARDS}
-    return {**ones, "pdm_score": pdm_score.astype(np.float16)}
+    """Rewards of one scene: most of the other scores are 1, one is not known and one is not there."""
+    ones = {name: np.ones(len(pdm_score), np.float16) for name in REWARDS[2:]}
+    unknown = {REWARDS[0]: np.full(len(pdm_score), np.nan, np.float16)}
+    return {**ones, **unknown, "pdm_score": pdm_score.astype(np.float16)}
 
 
 def write_rewards(path: Path, tokens: list[str], pdm_scores: np.ndarray) -> Path:

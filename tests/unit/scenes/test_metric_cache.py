@@ -1,9 +1,11 @@
 """NAVSIM's pickles: what is read from them, and what is refused, always with one clear line."""
 
+import collections
 import lzma
 import os
 import pickle
 import struct
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +193,20 @@ def test_the_child_reads_on_after_a_refusal(reader, scene, reference, content, t
     assert _read(reader, tmp_path / "good", content["v2"]).version == "v2"
 
 
+@pytest.mark.parametrize(("gap_s", "is_read"), [(20, True), (70, False)])
+def test_a_past_across_a_gap_of_the_log_is_read_as_it_stands(
+    reader, scene, reference, gap_s, is_read, tmp_path
+):
+    """NAVSIM takes the four frames before, whatever the time between them; a minute is the most here."""
+    times_us = scene["hist_t_us"] - np.array([gap_s, 0, 0, 0]) * 1_000_000
+    cache = files.packed(files.metric_cache("v2", {**scene, "hist_t_us": times_us}, reference))
+    if is_read:
+        np.testing.assert_array_equal(_read(reader, tmp_path, cache).past_times_us, times_us)
+    else:
+        with pytest.raises(InputRejectedError, match="must span"):
+            _read(reader, tmp_path, cache)
+
+
 WRONG = {
     "NaN pose": lambda cache: setattr(cache.ego_state._car_footprint._center, "x", float("nan")),
     "text for a number": lambda cache: setattr(cache.ego_state._car_footprint._center, "x", "1"),
@@ -369,14 +385,39 @@ def test_a_cache_is_no_submission(tmp_path, content):
         read_submission(tmp_path / "plans.pkl")
 
 
+def test_merged_submissions_are_refused_by_their_cause(tmp_path):
+    poses = np.zeros((8, 3))
+    predicted = {"token": files.make("Trajectory", poses=poses, trajectory_sampling=None)}
+    (tmp_path / "plans.pkl").write_bytes(files.dumps({"predictions": [predicted, predicted]}))
+    with pytest.raises(InputRejectedError, match=r"merged are scored one by one \(found '?2 in one file"):
+        read_submission(tmp_path / "plans.pkl")
+
+
 def test_a_submission_with_settings_of_omegaconf_is_read(tmp_path):
-    """Authors given as a list stand in a submission as a ListConfig, with its types beside them."""
-    setting = type("ListConfig", (), {"__module__": "omegaconf.listconfig"})
-    authors = setting()
-    authors.__dict__.update(_content=["a", "b"], _metadata={"object_type": list, "element_type": dict})
+    """Authors given as a list stand in a submission as a ListConfig: types, a cache of resolvers, and the whole run."""
+    places = {
+        "ListConfig": "listconfig",
+        "DictConfig": "dictconfig",
+        "AnyNode": "nodes",
+        "ContainerMetadata": "base",
+    }
+    classes = {name: type(name, (), {"__module__": f"omegaconf.{place}"}) for name, place in places.items()}
+
+    def node(kind, **state):
+        types = {"ref_type": typing.Any, "object_type": list, "key_type": int, "element_type": typing.Any}
+        metadata = classes["ContainerMetadata"]()
+        metadata.__dict__.update(types, optional=True, key=0, flags={}, flags_root=False,
+                                 resolver_cache=collections.defaultdict(dict, {"now": {"%H": "12"}}))  # fmt: skip
+        made = classes[kind]()
+        made.__dict__.update(state, _metadata=metadata)
+        return made
+
+    run = node("DictConfig", _parent=None, _content={})
+    authors = node("ListConfig", _parent=run, _content=[node("AnyNode", _val="a"), node("AnyNode", _val="b")])
+    run._content["authors"] = authors
     poses = np.arange(24.0).reshape(8, 3)
     predicted = {"token": files.make("Trajectory", poses=poses, trajectory_sampling=None)}
-    with files.importable({**files.CLASSES, "ListConfig": setting}):
+    with files.importable({**files.CLASSES, **classes}):
         content = pickle.dumps({"authors": authors, "predictions": [predicted]})
     (tmp_path / "plans.pkl").write_bytes(content)
     found = read_submission(tmp_path / "plans.pkl")

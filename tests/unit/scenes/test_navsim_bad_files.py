@@ -3,7 +3,6 @@
 import os
 import pickle
 import sqlite3
-import struct
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.scenes.readers import navsim, nuplan_map
 from autoscale_ray.scenes.readers.nuplan_map import map_files, open_map
 from scenes import navsim_files as files
-from scenes.navsim_town import LOCATION, VERSION, from_utm, make_town, write_maps
+from scenes.navsim_town import LOCATION, VERSION, make_town, write_maps
 
 LAYERS = {"meta": ("key", "value"), "intersections": ()}
 
@@ -66,17 +65,12 @@ LOGS = {
     "unknown type": (lambda f: f[0]["anns"]["gt_names"].__setitem__(0, "dragon"), "gt_names", "must be one of"),
     "pose shape": (lambda f: _set(f[3], "ego2global_translation", np.zeros(2)), "ego2global_translation", "3 numbers"),
     "no rotation": (lambda f: _set(f[3], "ego2global_rotation", np.zeros(4)), "frame 3", "unit quaternion"),
-    "command": (lambda f: _set(f[3], "driving_command", [1, 1, 0, 0]), "driving_command", "must have a 1"),
+    "command": (lambda f: _set(f[3], "driving_command", [1, 0, 0]), "driving_command", "4 numbers"),
     "time as text": (lambda f: _set(f[3], "timestamp", "now"), "frame 3: timestamp", "microseconds"),
     "lights": (lambda f: _set(f[3], "traffic_lights", [("x", True)]), "traffic_lights", "lane connector"),
     "route": (lambda f: _set(f[3], "roadblock_ids", "12"), "roadblock_ids", "list of roadblock ids"),
     "token": (lambda f: _set(f[3], "token", ""), "frame 3: token", "must be a text"),
     "two logs": (lambda f: _set(f[3], "log_name", "other"), "log_name", "the same in every frame"),
-    "track twice": (
-        lambda f: _set(f[0], "anns", "track_tokens", ["t"] * len(f[0]["anns"]["track_tokens"])),
-        "frame 0: anns: track_tokens",
-        "unique in a frame",
-    ),
     "unknown map": (lambda f: [_set(g, "map_location", "atlantis") for g in f], "map_location", "must be one of"),
     "no frames": (lambda f: f.clear(), "", "list of frames"),
     "mixed frames": (lambda f: f.insert(4, 7), "frame 4", "must have the key"),
@@ -104,6 +98,9 @@ SCENES = {
     "roadblock text": (lambda f: _set(f[3], "roadblock_ids", ["12x"]), 1, "roadblocks of the route"),
     "missing second": (lambda f: [_set(g, "timestamp", g["timestamp"] + 500_000) for g in f[14:]], 2, "0.5 s apart"),
     "time backwards": (lambda f: _set(f[15], "timestamp", f[14]["timestamp"] - 1), 1, "0.5 s apart"),
+    "track twice": (
+        lambda f: _set(f[1], "anns", "track_tokens", ["t"] * len(f[1]["anns"]["track_tokens"])), 2, "unique in a frame"
+    ),
     "token twice": (lambda f: _set(f[5], "token", f[4]["token"]), 1, "unique in a log"),
     "teleport": (lambda f: _set(f[15], "ego2global_translation", f[3]["ego2global_translation"] + 40.0), 1, "velocity"),
 }  # fmt: skip
@@ -121,9 +118,11 @@ def test_a_bad_scene_goes_alone(name, tmp_path, maps, drive):
     assert len(pool) == 3 - num_bad, "16 frames give three windows"
 
 
-def test_frames_without_a_route_are_no_scenes(tmp_path, maps, drive):
+@pytest.mark.parametrize("no_route", [[], ["None"], np.array(["None"])])
+def test_frames_without_a_route_are_no_scenes(no_route, tmp_path, maps, drive):
+    """OpenScene writes the roadblocks of a nuPlan scene without any as the text None."""
     frames = files.frames_of(drive)
-    frames[4]["roadblock_ids"] = []
+    frames[4]["roadblock_ids"] = no_route
     files.write_log(tmp_path / "logs", frames)
     pool, rows = _ingested(tmp_path, maps)
     assert (len(pool), rows) == (2, [])
@@ -215,8 +214,8 @@ MAPS = {
     "view": (_sql("CREATE VIEW v AS WITH RECURSIVE c AS (SELECT 1 UNION ALL SELECT 2 FROM c) SELECT * FROM c"), "view"),
     "trigger": (_sql("CREATE TRIGGER t AFTER INSERT ON meta BEGIN SELECT load_extension('x'); END"), "trigger"),
     "virtual table": (_sql("CREATE VIRTUAL TABLE f USING fts5(x)"), "virtual table"),
-    "broken geometry": (_sql("UPDATE intersections SET geom = x'47500001E6100000010300'"), "must have a polygon"),
-    "geometry as text": (_sql("UPDATE carpark_areas SET geom = 'road'"), "must have a polygon"),
+    "broken geometry": (_sql("UPDATE intersections SET geom = x'47500001E6100000010300'"), "intersections must have"),
+    "geometry as text": (_sql("UPDATE carpark_areas SET geom = 'road'"), "layer carpark_areas must have polygons"),
     "points": (_sql(f"UPDATE baseline_paths SET geom = x'{POINT}'"), "lines or polygons"),
 }  # fmt: skip
 
@@ -245,20 +244,7 @@ def test_a_bad_map_refuses_its_logs_and_not_the_run(tmp_path, town, drive):
     assert row["rule"] != READER_FAULT
 
 
-def _with_hole(database):
-    degrees = from_utm(np.array([[664_000.0, 3_997_000.0], [665_000.0, 3_998_000.0]]))
-    outer = shapely.box(*degrees[0], *degrees[1])
-    polygon = shapely.Polygon(
-        outer.exterior, [shapely.box(*degrees.mean(axis=0), *degrees[1] - 1e-4).exterior]
-    )
-    blob = b"GP" + struct.pack("<BBi", 0, 1, 4326) + shapely.to_wkb(polygon, byte_order=1)
-    database.execute(
-        "UPDATE intersections SET geom = ? WHERE fid = (SELECT min(fid) FROM intersections)", (blob,)
-    )
-
-
 GAPS = {
-    "hole": (_with_hole, "intersection"),
     "no base line": (_sql("DELETE FROM baseline_paths WHERE lane_fid IS NOT NULL"), "lane"),
     "no connector area": (_sql("DELETE FROM gen_lane_connectors_scaled_width_polygons"), "lane_connector"),
 }
@@ -272,7 +258,7 @@ def test_scenes_beside_a_gap_of_the_map_are_refused_with_its_place(name, tmp_pat
     pool, rows = _ingested(tmp_path, tmp_path / "maps")
     assert (len(pool), len(rows)) == (0, 3)
     for row in rows:
-        assert "without holes" in row["rule"] or "must have lanes" in row["rule"]
+        assert "must have a base line" in row["rule"] or "must have lanes" in row["rule"]
         kind, _, fid = row["value"].partition(" ")
         assert kind == layer or row["rule"] == "the route must have lanes"
         assert fid.isdecimal() or row["value"].isdecimal()
@@ -340,6 +326,62 @@ def test_a_geopackage_written_by_gdal_with_its_indexes_is_read(tmp_path):
     layer = read_geopackage(path, {"squares": ("height",), "other": ()}, optional=("other",))["squares"]
     assert (layer.crs, layer.columns["height"].tolist()) == ("EPSG:4326", [7.5])
     assert sorted(map(tuple, layer.points_W2.tolist())) == [(0, 1), (0, 3), (2, 1), (2, 3)]
+
+
+def _add_tiles(database, data_type="tiles", suffix="zoom_insert"):
+    """Add a picture as OGC 12-128 (tables for tiles, annex on their triggers) and GDAL have it."""
+    database.executescript("""
+        CREATE TABLE IF NOT EXISTS gpkg_tile_matrix_set (table_name TEXT PRIMARY KEY, srs_id INTEGER NOT NULL,
+          min_x DOUBLE NOT NULL, min_y DOUBLE NOT NULL, max_x DOUBLE NOT NULL, max_y DOUBLE NOT NULL);
+        CREATE TABLE IF NOT EXISTS gpkg_tile_matrix (table_name TEXT NOT NULL, zoom_level INTEGER NOT NULL,
+          matrix_width INTEGER NOT NULL, matrix_height INTEGER NOT NULL, tile_width INTEGER NOT NULL,
+          tile_height INTEGER NOT NULL, pixel_x_size DOUBLE NOT NULL, pixel_y_size DOUBLE NOT NULL,
+          PRIMARY KEY (table_name, zoom_level));
+        CREATE TABLE intensity (id INTEGER PRIMARY KEY AUTOINCREMENT, zoom_level INTEGER NOT NULL,
+          tile_column INTEGER NOT NULL, tile_row INTEGER NOT NULL, tile_data BLOB NOT NULL,
+          UNIQUE (zoom_level, tile_column, tile_row));
+        INSERT INTO gpkg_tile_matrix_set VALUES ('intensity', 4326, -116, 35, -115, 37);
+        INSERT INTO gpkg_tile_matrix VALUES ('intensity', 0, 1, 1, 256, 256, 0.004, 0.008);
+        INSERT INTO intensity (zoom_level, tile_column, tile_row, tile_data) VALUES (0, 0, 0, x'89504E47');
+    """)
+    database.execute(
+        "INSERT INTO gpkg_contents (table_name, data_type, identifier, srs_id) VALUES ('intensity', ?, 'i', 4326)",
+        (data_type,),
+    )
+    for ending in (suffix, "tile_column_update", "tile_row_insert"):
+        event = "UPDATE OF zoom_level" if ending.endswith("update") else "INSERT"
+        database.execute(f"""CREATE TRIGGER "intensity_{ending}" BEFORE {event} ON "intensity" FOR EACH ROW BEGIN
+            SELECT RAISE(ABORT, 'constraint') WHERE NOT (NEW.zoom_level IN (SELECT zoom_level FROM gpkg_tile_matrix
+            WHERE table_name = 'intensity')); END""")
+
+
+@pytest.mark.parametrize("data_type", ["tiles", "2d-gridded-coverage"])
+def test_a_map_with_pictures_beside_its_layers_is_read(data_type, tmp_path, town):
+    write_maps(town, tmp_path / "maps", change=lambda database: _add_tiles(database, data_type))
+    road = open_map(tmp_path / "maps", LOCATION)
+    assert road.num_lanes == len(town.lanes) + len(town.connectors)
+
+
+STRANGE_TRIGGERS = {
+    "another table": (lambda database: _add_tiles(database, "features"), "trigger intensity_zoom_insert"),
+    "another name": (lambda database: _add_tiles(database, suffix="zoom_inserted"), "trigger intensity_zoom_inserted"),
+    "on another table": (
+        lambda database: [
+            _add_tiles(database),
+            database.execute("DROP TRIGGER intensity_zoom_insert"),
+            database.execute("CREATE TRIGGER intensity_zoom_insert AFTER INSERT ON meta BEGIN SELECT 1; END"),
+        ],
+        "trigger intensity_zoom_insert",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE_TRIGGERS)
+def test_triggers_that_are_not_those_of_a_table_of_tiles_are_refused(name, tmp_path, town):
+    change, message = STRANGE_TRIGGERS[name]
+    write_maps(town, tmp_path / "maps", change=change)
+    reply = geopackage_child.answer(str(tmp_path / "maps" / LOCATION / VERSION / "map.gpkg"), LAYERS, ())
+    assert reply == b"-holds the " + message.encode()
 
 
 INDEXES = {

@@ -23,7 +23,15 @@ def test_a_filter_is_read_with_its_names_and_defaults(tmp_path):
         "num_future_frames: 8\nreactive_all_mapping: [[a, b, [[c, d]]]]\nsynthetic_scene_tokens: [x]\n"
     )
     short = read_scene_filter(path)
-    assert (short.num_frames, short.step, short.synthetic_scene_tokens) == (12, 1, frozenset("x"))
+    assert (short.num_frames, short.step, short.synthetic_scene_tokens) == (12, 12, frozenset("x"))
+
+
+def test_without_a_filter_every_frame_begins_a_window_and_with_one_that_does_not_say_none_overlap(tmp_path):
+    """The second as in NAVSIM, whose filter has no interval of its own."""
+    (tmp_path / "f.yaml").write_text("has_route: true\n")
+    assert (SceneFilter().step, read_scene_filter(tmp_path / "f.yaml").step) == (1, 14)
+    (tmp_path / "g.yaml").write_text("frame_interval: 3\n")
+    assert read_scene_filter(tmp_path / "g.yaml").step == 3
 
 
 BAD = {

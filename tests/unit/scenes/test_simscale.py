@@ -97,6 +97,37 @@ def test_the_expert_quality_is_the_reward_of_the_nearest_anchor(layout, world, t
     assert math.isnan(quality[f"{drive.tokens[5]}-001"])
 
 
+@pytest.mark.parametrize("layout", ["one file", "one file a token"])
+def test_a_bad_reward_costs_its_scene_the_quality_and_is_counted(layout, world, tmp_path):
+    _, drive = world
+    vocabulary = _vocabulary(tmp_path / "3.npy", drive, 7)
+    bad, good = (f"{drive.tokens[7]}-00{k}" for k in (1, 2))
+    scores = np.array([[0.0, 1.5, 1.0], [0.0, 0.5, 1.0]])
+    if layout == "one file":
+        rewards = files.write_rewards(tmp_path / "rewards.pkl", [bad, good], scores)
+    else:
+        rewards = tmp_path / "rewards"
+        for token, row in zip((bad, good), scores, strict=True):
+            files.write_token_rewards(rewards / token / "tmp.pkl", row)
+    pool = _pool(world, tmp_path / "pool", rewards=rewards, vocabulary=vocabulary)
+    quality = dict(zip(pool.scene_ids.tolist(), pool.column("expert_quality").tolist(), strict=True))
+    assert len(pool) == 3
+    assert math.isnan(quality[bad])
+    assert quality[good] == 0.5
+    (row,) = pool.side_table("quarantine").to_pylist()
+    assert pool.manifest.num_quarantined == 1
+    assert (row["file"].endswith(f"{bad}.pkl"), row["rule"]) == (True, "must lie in 0 to 1")
+    assert bad in row["element"]
+
+
+def test_a_whole_round_in_one_file_is_refused_by_its_size(world, tmp_path):
+    vocabulary = _vocabulary(tmp_path / "3.npy", world[1], 7)
+    with open(tmp_path / "rewards.pkl", "wb") as file:
+        file.truncate(19 << 30)
+    with pytest.raises(InputRejectedError, match=r"at most 1 GiB; give a folder of files <token>/tmp\.pkl"):
+        simscale.open_rewards(tmp_path / "rewards.pkl", vocabulary)
+
+
 def test_bad_clips_and_rewards_give_one_clear_line(world, tmp_path):
     folder, drive = world
     frames = files.frames_of(drive)[:12]
