@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from autoscale_ray.config import PlannerConfig, RayConfig
 from autoscale_ray.config_file import load_config
-from autoscale_ray.distributed import driven, driver, evaluate, resources, session, train
+from autoscale_ray.distributed import driven, driver, embed, evaluate, resources, session, train
 from autoscale_ray.distributed.board import Task, TaskBoard, TrainingFailedError
 from autoscale_ray.distributed.causes import own_error
 from autoscale_ray.distributed.deadline import Deadline
@@ -441,6 +441,17 @@ def test_a_driver_waits_for_new_nodes_as_long_as_its_run() -> None:
     name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
     assert train_environment(RayConfig(start_timeout_s=1200))[name] == "1200"
     assert train_environment(RayConfig(start_timeout_s=1))[name] == "30"
+
+
+@pytest.mark.parametrize(
+    ("stall_timeout_s", "start_timeout_s", "limit_s"), [(300, 30, 600), (300, 1200, 1500), (2, 2, 302)]
+)
+def test_embedders_that_wait_for_nodes_are_not_taken_for_standing_still(
+    stall_timeout_s, start_timeout_s, limit_s
+) -> None:
+    """Nodes that come within `start_timeout_s` used to be too late after 300 s and `stall_timeout_s`."""
+    config = RayConfig(stall_timeout_s=stall_timeout_s, start_timeout_s=start_timeout_s)
+    assert embed.no_progress_timeout_s(config) == limit_s
 
 
 def test_switches_that_run_code_from_parquet_are_refused(monkeypatch) -> None:
