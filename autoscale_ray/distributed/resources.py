@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.autoscaler.sdk import request_resources
 from ray.exceptions import GetTimeoutError, RayError
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from autoscale_ray.config import RayConfig
 from autoscale_ray.distributed.status import answers
@@ -76,6 +76,11 @@ def needs_of(config: RayConfig) -> Needs:
 def gpus_of(num_workers: int, each: float) -> float:
     """Return the GPUs that workers take; of one whose parts do not fill it, such as 0.4, the rest is lost."""
     return num_workers * each if each == 0 or each >= 1 else num_workers / math.floor(1 / each)
+
+
+def with_all_trainers(config: RayConfig) -> RayConfig:
+    """Return the same run with all the trainers that elastic ones may become."""
+    return dataclasses.replace(config, min_trainers=0)
 
 
 def elastic_limit(config: RayConfig, total: Mapping[str, float]) -> int:
@@ -179,38 +184,45 @@ def local_cluster(config: RayConfig) -> dict[str, Any]:
 def wait_for_room(config: RayConfig) -> None:
     """Wait until the cluster can hold the run; stop with one line where it does not come to that.
 
-    A cluster that grows by itself is asked for what is missing and gets `start_timeout_s` to deliver; so does one in
-    which elastic trainers find less than `num_trainers`, before the run begins with fewer.
+    A cluster that grows by itself gets `start_timeout_s` to deliver what is missing. Where it has no room for all of
+    `num_trainers` by then, elastic trainers are looked for a place for the fewest, for as long again.
 
     Raises:
         ResourcesError: Too few CPUs or GPUs in all, or too few that are free, or GPUs that torch cannot use.
     """
-    whole = dataclasses.replace(config, min_trainers=0)
-    if shortage(needs_of(whole), ray.cluster_resources()):
-        request_resources(bundles=bundles_of(whole))
-        try:
-            _wait_for_free(config, whole)
-        finally:
-            # Nodes that are asked for are kept, in use or not, until this is said.
-            request_resources(bundles=[])
-    else:
-        _wait_for_free(config, whole)
+    all_trainers = with_all_trainers(config)
+    if not _comes(all_trainers) and (config.min_trainers in (0, config.num_trainers) or not _comes(config)):
+        raise ResourcesError(_why_not(needs_of(config)))
     for name in ("gpus_per_worker", "gpus_per_scorer"):
         if (gpus := getattr(config, name)) > 0:
             check_gpu(f"placement.ray.{name}", gpus)
 
 
-def _wait_for_free(config: RayConfig, whole: RayConfig) -> None:
-    needs, give_up = needs_of(config), time.monotonic() + config.start_timeout_s
-    while True:
-        available = ray.available_resources()
-        free, is_late = shortage(needs, available), time.monotonic() > give_up
-        if free is None and (is_late or shortage(needs_of(whole), available) is None):
-            return
-        if is_late:
-            total = shortage(needs, ray.cluster_resources())
-            raise ResourcesError(total or f"{free} free: other runs hold the rest")
-        time.sleep(0.5)
+def _comes(config: RayConfig) -> bool:
+    """Return whether a run gets its place within `start_timeout_s`; it is given back at once.
+
+    It is asked for as a placement group. What `request_resources` asks for is one wish for the whole cluster, which
+    other runs overwrite, Ray's own libraries among them, and which counts nodes that are in use as free.
+    """
+    group = placement_group(bundles_of(config), strategy="PACK")
+    give_up = time.monotonic() + config.start_timeout_s
+    try:
+        while not (has_come := group.wait(1)) and time.monotonic() < give_up:
+            pass  # not waited for in one piece: Ctrl-C would come after it
+        return has_come
+    finally:
+        remove_placement_group(group)
+
+
+def _why_not(needs: Needs) -> str:
+    if (total := shortage(needs, ray.cluster_resources())) is not None:
+        return total
+    if (free := shortage(needs, ray.available_resources())) is not None:
+        return f"{free} free: other runs hold the rest"
+    return (
+        f"the run needs {needs.cpus:g} CPUs and {needs.gpus:g} GPUs at once (placement.ray.num_*), and what is free "
+        "lies in parts on several nodes: each worker needs its CPU and its GPUs on one"
+    )
 
 
 def check_gpu(name: str, gpus: float) -> None:

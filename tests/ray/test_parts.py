@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from autoscale_ray.config import PlannerConfig, RayConfig
 from autoscale_ray.config_file import load_config
-from autoscale_ray.distributed import driven, driver, embed, evaluate, resources, session, train
+from autoscale_ray.distributed import driven, driver, embed, evaluate, session, train
 from autoscale_ray.distributed.board import Task, TaskBoard, TrainingFailedError
 from autoscale_ray.distributed.causes import own_error
 from autoscale_ray.distributed.deadline import Deadline
@@ -212,17 +212,6 @@ def test_the_newest_checkpoint_tells_progress_inside_a_task(tmp_path) -> None:
         folder.mkdir(parents=True)
         os.utime(folder, (step, step))
     assert newest_checkpoint(tmp_path) == "0b-0000010"
-
-
-def test_nodes_that_a_run_asked_for_are_let_go(monkeypatch) -> None:
-    """An autoscaler keeps what is asked for, in use or not, until it is asked for something else."""
-    asked = []
-    monkeypatch.setattr(resources, "request_resources", lambda bundles: asked.append(len(bundles)))
-    for what in ("cluster_resources", "available_resources"):
-        monkeypatch.setattr(ray, what, lambda: {"CPU": 2.0})
-    with pytest.raises(ResourcesError, match="needs 51 CPUs"):
-        resources.wait_for_room(RayConfig(num_scorers=50, start_timeout_s=1))
-    assert asked == [51, 0]
 
 
 def test_an_error_that_comes_back_ends_the_run() -> None:
