@@ -78,6 +78,11 @@ def gpus_of(num_workers: int, each: float) -> float:
     return num_workers * each if each == 0 or each >= 1 else num_workers / math.floor(1 / each)
 
 
+def is_elastic(config: RayConfig) -> bool:
+    """Tell whether a run goes on with fewer trainers where there is no room for all."""
+    return 0 < config.min_trainers < config.num_trainers
+
+
 def with_all_trainers(config: RayConfig) -> RayConfig:
     """Return the same run with all the trainers that elastic ones may become."""
     return dataclasses.replace(config, min_trainers=0)
@@ -88,7 +93,7 @@ def elastic_limit(config: RayConfig, total: Mapping[str, float]) -> int:
 
     Ray starts as many elastic workers as a cluster has room for in all, whatever else is to run there.
     """
-    if not 0 < config.min_trainers < config.num_trainers:
+    if not is_elastic(config):
         return config.num_trainers
     for num_trainers in range(config.num_trainers, config.min_trainers, -1):
         whole = dataclasses.replace(config, num_trainers=num_trainers, min_trainers=num_trainers)
@@ -98,8 +103,13 @@ def elastic_limit(config: RayConfig, total: Mapping[str, float]) -> int:
 
 
 def train_environment(config: RayConfig) -> dict[str, str]:
-    """Return the switches of a driver, whose trainers may wait as long for a new node as the run does at its start."""
-    wait_s = max(int(ENVIRONMENT[GROUP_TIMEOUT]), config.start_timeout_s)
+    """Return the switches of a driver, whose trainers may wait as long for a new node as the run does at its start.
+
+    Not elastic ones: every attempt with a group too large for the nodes that are left would wait as long, where a
+    smaller group could go on.
+    """
+    shortest_s = int(ENVIRONMENT[GROUP_TIMEOUT])
+    wait_s = shortest_s if is_elastic(config) else max(shortest_s, config.start_timeout_s)
     return {**ENVIRONMENT, GROUP_TIMEOUT: str(wait_s)}
 
 

@@ -28,6 +28,7 @@ from autoscale_ray.config_file import load_config
 from autoscale_ray.distributed import driven, driver, embed, evaluate, session, train
 from autoscale_ray.distributed.board import Task, TaskBoard, TrainingFailedError
 from autoscale_ray.distributed.causes import own_error
+from autoscale_ray.distributed.collective import CollectiveConfig
 from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.driver import RunFailedError
 from autoscale_ray.distributed.evaluate import shares
@@ -202,6 +203,7 @@ def test_a_collective_waits_for_the_longest_step_that_is_allowed(
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", dict)
     trainer = make_trainer(RayConfig(stall_timeout_s=stall_timeout_s), "driver", "autoscale", tmp_path)
+    assert isinstance(trainer.backend_config, CollectiveConfig)
     assert trainer.backend_config.timeout_s == timeout_s
 
 
@@ -430,6 +432,13 @@ def test_a_driver_waits_for_new_nodes_as_long_as_its_run() -> None:
     name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
     assert train_environment(RayConfig(start_timeout_s=1200))[name] == "1200"
     assert train_environment(RayConfig(start_timeout_s=1))[name] == "30"
+
+
+@pytest.mark.parametrize(("min_trainers", "wait_s"), [(0, "1200"), (1, "30"), (4, "1200")])
+def test_elastic_trainers_do_not_wait_for_new_nodes_where_fewer_can_go_on(min_trainers, wait_s) -> None:
+    """After the loss of a node they used to wait 20 minutes an attempt for a place that had gone."""
+    config = RayConfig(num_trainers=4, min_trainers=min_trainers, start_timeout_s=1200)
+    assert train_environment(config)["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == wait_s
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
@@ -86,5 +86,5 @@ def test_room_that_lies_in_parts_is_told_apart(monkeypatch) -> None:
     monkeypatch.setattr(resources, "_comes", lambda config: False)
     for what in ("cluster_resources", "available_resources"):
         monkeypatch.setattr(ray, what, lambda: {"CPU": 8.0, "GPU": 4.0})
-    with pytest.raises(ResourcesError, match="^the run needs 3 CPUs and 4 GPUs .* each worker needs"):
+    with pytest.raises(ResourcesError, match=r"^the run needs 3 CPUs and 4 GPUs .* each worker needs"):
         wait_for_room(RayConfig(gpus_per_worker=2))
