@@ -56,18 +56,23 @@ class Needs:
     gpus: float
 
 
-def needs_of(config: RayConfig) -> Needs:
+def needs_of(config: RayConfig, *, embeds: bool = True) -> Needs:
     """Return what a run holds at once: trainers throughout, beside them embedders or scorers.
 
     One CPU more is for Ray Data, whose reads would otherwise wait for ever behind the trainers. Elastic trainers count
     with the fewest that will do.
+
+    Args:
+        config: How many do what.
+        embeds: False where the embeddings are there before the run begins.
     """
     num_trainers = config.min_trainers or config.num_trainers
+    num_embedders = config.num_embedders if embeds else 0
     return Needs(
-        cpus=num_trainers + max(config.num_embedders + 1, config.num_scorers),
+        cpus=num_trainers + max(num_embedders + embeds, config.num_scorers),
         gpus=gpus_of(num_trainers, config.gpus_per_worker)
         + max(
-            gpus_of(config.num_embedders, config.gpus_per_worker),
+            gpus_of(num_embedders, config.gpus_per_worker),
             gpus_of(config.num_scorers, config.gpus_per_scorer),
         ),
     )
@@ -201,7 +206,7 @@ def wait_for_room(config: RayConfig) -> None:
         ResourcesError: Too few CPUs or GPUs in all, or too few that are free, or GPUs that torch cannot use.
     """
     all_trainers = with_all_trainers(config)
-    if not _comes(all_trainers) and (config.min_trainers in (0, config.num_trainers) or not _comes(config)):
+    if not _comes(all_trainers) and not (is_elastic(config) and _comes(config)):
         raise ResourcesError(_why_not(needs_of(config)))
     for name in ("gpus_per_worker", "gpus_per_scorer"):
         if (gpus := getattr(config, name)) > 0:
