@@ -210,8 +210,9 @@ def start_driver(
             lifetime=lifetime,
             get_if_exists=True,
             num_cpus=0,
-            # By itself Ray puts an actor without CPU on any node. The head is the one that is not taken away.
-            resources={HEAD: LEAST} if lifetime == "detached" and HEAD in ray.cluster_resources() else None,
+            # By itself Ray puts an actor without CPU on any node. The head is the one that is not taken away, and
+            # the one whose memory is meant for drivers, those of trials as well.
+            resources={HEAD: LEAST} if HEAD in ray.cluster_resources() else None,
             max_restarts=MAX_RESTARTS,
             max_task_retries=-1,
             max_concurrency=16,

@@ -330,6 +330,22 @@ def test_a_driver_that_goes_while_it_is_asked_gives_way_to_another(tmp_path, mon
     assert found == []
 
 
+@pytest.mark.parametrize(
+    ("total", "resources"), [({driver.HEAD: 1.0}, {driver.HEAD: driver.LEAST}), ({}, None)]
+)
+@pytest.mark.parametrize("lifetime", ["detached", None])
+def test_every_driver_sits_on_the_head_where_there_is_one(
+    lifetime, total, resources, tmp_path, monkeypatch
+) -> None:
+    """Those of trials used to be put on any node: spot workers, too, which are taken away."""
+    started = Mock()
+    monkeypatch.setattr(driver, "find_driver", lambda run_dir: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+    monkeypatch.setattr(ray, "remote", lambda made: started)
+    driver.start_driver(config_of(tmp_path), lifetime=lifetime)
+    assert started.options.call_args.kwargs["resources"] == resources
+
+
 @pytest.mark.parametrize(("state", "waits"), [("running", False), ("paused", False), ("failed", True)])
 def test_a_run_whose_driver_has_ended_waits_for_room(state, waits, tmp_path, monkeypatch) -> None:
     """A driver that lingers after its run used to spare its successor the checks."""
