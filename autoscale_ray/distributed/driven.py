@@ -22,6 +22,7 @@ from autoscale_ray.distributed.resources import NAMESPACE
 from autoscale_ray.distributed.stages import RayStages
 from autoscale_ray.distributed.train import MAX_FAILURES, drop_damaged, make_trainer, newest_checkpoint
 from autoscale_ray.mixture.greedy import load_search
+from autoscale_ray.records import Clusters
 from autoscale_ray.run_folder import work_dir
 from autoscale_ray.session import open_run, play
 
@@ -38,8 +39,8 @@ def play_here(
     show: Callable[[Mapping[str, Any], bool], None],
     *,
     embed_only: bool,
-) -> dict[str, Any] | None:
-    """Play a run to its end; return its summary, or None where it ends with the clusters.
+) -> dict[str, Any]:
+    """Play a run to its end; return its ``summary``, or where it ends with them its ``clusters``, under that name.
 
     Args:
         config: The run, with absolute paths.
@@ -73,7 +74,10 @@ def play_here(
 
     ended, reason = "failed", None
     try:
-        made = _embed(stages, board, trainers) if embed_only else play(stages, shown)
+        if embed_only:
+            made: dict[str, Any] = {"clusters": _embed(stages, board, trainers)}
+        else:
+            made = {"summary": play(stages, shown)}
         ended = "finished"
     except StoppedError:
         ended = "stopped"
@@ -101,13 +105,14 @@ def _trainers(
     return trainers
 
 
-def _embed(stages: RayStages, board: TaskBoard, trainers: threading.Thread) -> None:
-    stages.cluster(stages.embed())
+def _embed(stages: RayStages, board: TaskBoard, trainers: threading.Thread) -> Clusters:
+    clusters = stages.cluster(stages.embed())
     stages.work.close()
     board.close()
     # Ended by themselves they give back their place, which trials of a sweep wait for.
     if trainers.is_alive():
         trainers.join(TRAINERS_END_TIMEOUT_S)
+    return clusters
 
 
 def _train(config: RunConfig, driver: str, board: TaskBoard, tell: Callable[..., None]) -> None:
