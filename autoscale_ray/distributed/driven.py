@@ -20,7 +20,13 @@ from autoscale_ray.distributed.memory import release
 from autoscale_ray.distributed.observe import Observer
 from autoscale_ray.distributed.resources import NAMESPACE
 from autoscale_ray.distributed.stages import RayStages
-from autoscale_ray.distributed.train import MAX_FAILURES, drop_damaged, make_trainer, newest_checkpoint
+from autoscale_ray.distributed.train import (
+    MAX_FAILURES,
+    drop_damaged,
+    make_trainer,
+    most_trainers,
+    newest_checkpoint,
+)
 from autoscale_ray.mixture.greedy import load_search
 from autoscale_ray.records import Clusters
 from autoscale_ray.run_folder import work_dir
@@ -117,20 +123,23 @@ def _embed(stages: RayStages, board: TaskBoard, trainers: threading.Thread) -> C
 
 def _train(config: RunConfig, driver: str, board: TaskBoard, tell: Callable[..., None]) -> None:
     """Keep the Train run of a driver going: what it may lose counts between two signs of progress, not in a week."""
-    storage, num_lost = work_dir(config) / "train", 0
+    storage, num_lost, placement = work_dir(config) / "train", 0, config.placement.ray
     board.newest = partial(newest_checkpoint, storage)
     before = board.progress()
     try:
         while True:
             if (why := drop_damaged(storage)) is not None:
                 tell("checkpoints_dropped", reason=why)
+            most = most_trainers(placement)
             try:
-                make_trainer(config.placement.ray, driver, NAMESPACE, storage).fit()
+                make_trainer(placement, driver, NAMESPACE, storage).fit()
                 break
             except (ray.train.TrainingFailedError, RayActorError) as error:
                 now = board.progress()
                 # Train itself has counted to the end; its controller is one process, lost with all it had counted.
-                weight = 1 if isinstance(error, RayActorError) else MAX_FAILURES + 1
+                # Where nodes were lost, it may have counted attempts to start elastic trainers where scorers sit.
+                is_new = isinstance(error, RayActorError) or most_trainers(placement) < most
+                weight = 1 if is_new else MAX_FAILURES + 1
                 num_lost = num_lost + weight if now == before else 1
                 if board.is_over or num_lost > MAX_FAILURES:
                     raise

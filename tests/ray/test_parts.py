@@ -148,6 +148,32 @@ def test_trainers_are_started_again_as_long_as_they_get_on(
         board.post(task("a"))
 
 
+@pytest.mark.parametrize(("left", "sizes"), [(3, [4, 1]), (8, [4])])
+def test_elastic_trainers_go_on_with_as_many_as_the_nodes_that_are_left_can_hold(
+    left, sizes, tmp_path, monkeypatch
+) -> None:
+    """Ray counts the CPUs of scorers as theirs, so that all its attempts were with too many and the run ended."""
+    board, made, total = TaskBoard(), [], {"CPU": 8.0}
+
+    class Trainer:
+        """Cannot be started after the loss of a node, unless it has been made since."""
+
+        def __init__(self, config: RayConfig, *_: object) -> None:
+            made.append(train.most_trainers(config))
+
+        def fit(self) -> None:
+            if len(made) == 1:
+                total["CPU"] = left
+                raise WORKERS
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+    monkeypatch.setattr(driven, "make_trainer", Trainer)
+    sizes_of = ("num_trainers=4", "min_trainers=1", "num_scorers=2")
+    config = config_of(tmp_path / "run", *(f"placement.ray.{size}" for size in sizes_of))
+    driven._train(config, "driver", board, lambda event, **fields: None)
+    assert made == sizes
+
+
 @pytest.mark.parametrize("damage", ["empty", "half", "no checkpoint"])
 def test_a_snapshot_that_a_kill_left_half_written_costs_its_checkpoints_alone(
     damage, tmp_path, monkeypatch
