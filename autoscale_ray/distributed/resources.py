@@ -200,7 +200,7 @@ def wait_for_room(config: RayConfig) -> None:
     """Wait until the cluster can hold the run; stop with one line where it does not come to that.
 
     A cluster that grows by itself gets `start_timeout_s` to deliver what is missing. Where it has no room for all of
-    `num_trainers` by then, elastic trainers are looked for a place for the fewest, for as long again.
+    `num_trainers` by then, it gets as long again for the fewest that elastic trainers go on with.
 
     Raises:
         ResourcesError: Too few CPUs or GPUs in all, or too few that are free, or GPUs that torch cannot use.
@@ -235,8 +235,8 @@ def _why_not(needs: Needs) -> str:
     if (free := shortage(needs, ray.available_resources())) is not None:
         return f"{free} free: other runs hold the rest"
     return (
-        f"the run needs {needs.cpus:g} CPUs and {needs.gpus:g} GPUs at once (placement.ray.num_*), and what is free "
-        "lies in parts on several nodes: each worker needs its CPU and its GPUs on one"
+        f"the run needs {needs.cpus:g} CPUs and {needs.gpus:g} GPUs at once (placement.ray.num_*), which are free, but "
+        "found no place in time: each worker needs its CPU and its GPUs on one node"
     )
 
 

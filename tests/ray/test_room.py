@@ -77,7 +77,7 @@ def test_a_run_that_finds_no_room_leaves_nothing_behind(config, line, cluster) -
 
 def test_elastic_trainers_begin_with_as_many_as_there_is_room_for(cluster) -> None:
     with another_run(4):
-        wait_for_room(RayConfig(num_trainers=4, min_trainers=2, start_timeout_s=1))
+        wait_for_room(RayConfig(num_trainers=4, min_trainers=2, start_timeout_s=4))
         wait_for(lambda: groups() == ["CREATED"], timeout_s=10)
 
 
