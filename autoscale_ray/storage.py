@@ -34,6 +34,8 @@ LEASE_WAIT_S = 5.0
 """How long an opener waits for a process of this machine to let go of the folder: it may be dying."""
 LEASE_LOST_S = 120.0
 """How long it waits for one that cannot be seen from here: an NFS server holds the lock of a dead node for 90 s."""
+WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems without locks answer; the last is said by Lustre that is mounted without `flock`."""
 LEFTOVERS = ("tmp", "scratch", "views")
 """Folders in which a run on disk holds what is not yet finished."""
 
@@ -401,7 +403,7 @@ def _lock(descriptor: int) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+        if error.errno not in WITHOUT_LOCKS:
             raise
     return True
 

@@ -20,8 +20,15 @@ from autoscale_ray.distributed.memory import release
 from autoscale_ray.distributed.observe import Observer
 from autoscale_ray.distributed.resources import NAMESPACE
 from autoscale_ray.distributed.stages import RayStages
-from autoscale_ray.distributed.train import MAX_FAILURES, drop_damaged, make_trainer, newest_checkpoint
+from autoscale_ray.distributed.train import (
+    MAX_FAILURES,
+    drop_damaged,
+    make_trainer,
+    most_trainers,
+    newest_checkpoint,
+)
 from autoscale_ray.mixture.greedy import load_search
+from autoscale_ray.records import Clusters
 from autoscale_ray.run_folder import work_dir
 from autoscale_ray.session import open_run, play
 
@@ -38,8 +45,8 @@ def play_here(
     show: Callable[[Mapping[str, Any], bool], None],
     *,
     embed_only: bool,
-) -> dict[str, Any] | None:
-    """Play a run to its end; return its summary, or None where it ends with the clusters.
+) -> dict[str, Any]:
+    """Play a run to its end; return its ``summary``, or where it ends with them its ``clusters``, under that name.
 
     Args:
         config: The run, with absolute paths.
@@ -73,7 +80,10 @@ def play_here(
 
     ended, reason = "failed", None
     try:
-        made = _embed(stages, board, trainers) if embed_only else play(stages, shown)
+        if embed_only:
+            made: dict[str, Any] = {"clusters": _embed(stages, board, trainers)}
+        else:
+            made = {"summary": play(stages, shown)}
         ended = "finished"
     except StoppedError:
         ended = "stopped"
@@ -101,31 +111,35 @@ def _trainers(
     return trainers
 
 
-def _embed(stages: RayStages, board: TaskBoard, trainers: threading.Thread) -> None:
-    stages.cluster(stages.embed())
+def _embed(stages: RayStages, board: TaskBoard, trainers: threading.Thread) -> Clusters:
+    clusters = stages.cluster(stages.embed())
     stages.work.close()
     board.close()
     # Ended by themselves they give back their place, which trials of a sweep wait for.
     if trainers.is_alive():
         trainers.join(TRAINERS_END_TIMEOUT_S)
+    return clusters
 
 
 def _train(config: RunConfig, driver: str, board: TaskBoard, tell: Callable[..., None]) -> None:
     """Keep the Train run of a driver going: what it may lose counts between two signs of progress, not in a week."""
-    storage, num_lost = work_dir(config) / "train", 0
+    storage, num_lost, placement = work_dir(config) / "train", 0, config.placement.ray
     board.newest = partial(newest_checkpoint, storage)
     before = board.progress()
     try:
         while True:
             if (why := drop_damaged(storage)) is not None:
                 tell("checkpoints_dropped", reason=why)
+            most = most_trainers(placement)
             try:
-                make_trainer(config.placement.ray, driver, NAMESPACE, storage).fit()
+                make_trainer(placement, driver, NAMESPACE, storage).fit()
                 break
             except (ray.train.TrainingFailedError, RayActorError) as error:
                 now = board.progress()
                 # Train itself has counted to the end; its controller is one process, lost with all it had counted.
-                weight = 1 if isinstance(error, RayActorError) else MAX_FAILURES + 1
+                # Where nodes were lost, it may have counted attempts to start elastic trainers where scorers sit.
+                is_new = isinstance(error, RayActorError) or most_trainers(placement) < most
+                weight = 1 if is_new else MAX_FAILURES + 1
                 num_lost = num_lost + weight if now == before else 1
                 if board.is_over or num_lost > MAX_FAILURES:
                     raise

@@ -77,12 +77,17 @@ class Driver:
             "state": "running",
             "stage": "opening",
             "summary": None,
+            "clusters": None,
             "error": None,
         }
         threading.Thread(target=self._run, name="loop", daemon=True).start()
 
     def status(self) -> dict[str, Any]:
-        """Return state (running, paused, finished, stopped, failed), stage, summary, error, process and what is run."""
+        """Return how the run is: state (running, paused, finished, stopped, failed), stage, error, what it has made.
+
+        Beside a loop's summary that is, where only embeddings were wanted, the clusters: whoever asked for them would
+        have to claim the run to read them, and might supersede a driver that has begun to go on with it.
+        """
         self._asked_s = time.monotonic()
         about = {"pid": os.getpid(), "mark": mark_of(self._config), "embed_only": self._embed_only}
         return {**self._status, **about, "hand_over_s": list(self._board.hand_over_s)}
@@ -129,7 +134,7 @@ class Driver:
 
     def _run(self) -> None:
         try:
-            self._status |= {"summary": self._play(), "state": "finished"}
+            self._status |= {**self._play(), "state": "finished"}
         except StoppedError:
             self._status["state"] = "stopped"
         except BaseException as error:  # the end of a thread: whoever asks for the status raises it
@@ -142,7 +147,7 @@ class Driver:
             time.sleep(0.2)  # whoever asks meanwhile puts it off, and whoever leaves brings it nearer
         ray.kill(ray.get_actor(self._name, namespace=NAMESPACE))  # nobody is left who would
 
-    def _play(self) -> dict[str, Any] | None:
+    def _play(self) -> dict[str, Any]:
         # Imported here: whoever only follows a driver can do without torch and Ray Train.
         from autoscale_ray.distributed.driven import play_here
 
@@ -210,8 +215,9 @@ def start_driver(
             lifetime=lifetime,
             get_if_exists=True,
             num_cpus=0,
-            # By itself Ray puts an actor without CPU on any node. The head is the one that is not taken away.
-            resources={HEAD: LEAST} if lifetime == "detached" and HEAD in ray.cluster_resources() else None,
+            # By itself Ray puts an actor without CPU on any node. The head is the one that is not taken away, and
+            # the one whose memory is meant for drivers, those of trials as well.
+            resources={HEAD: LEAST} if HEAD in ray.cluster_resources() else None,
             max_restarts=MAX_RESTARTS,
             max_task_retries=-1,
             max_concurrency=16,

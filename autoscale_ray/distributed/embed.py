@@ -115,8 +115,7 @@ def run_ranges(encoder: Path, ranges: list[dict[str, Any]], stacks: Path, config
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # else `own_error` finds its words alone
-    # Later than an embedder that stands still: it leaves its stacks, and another one tries.
-    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S + config.stall_timeout_s
+    context.execution_no_progress_timeout_s = no_progress_timeout_s(config)
     # Not from_arrow: it asks a worker process for the size of every block.
     embedded = ray.data.from_items(ranges, override_num_blocks=num_tasks(len(ranges), config)).map_batches(
         RangeEmbedder,
@@ -139,6 +138,15 @@ def run_ranges(encoder: Path, ranges: list[dict[str, Any]], stacks: Path, config
             raise own from error
         raise
     assert sum(done["num_rows"].to_pylist()) == sum(item["stop"] - item["start"] for item in ranges)
+
+
+def no_progress_timeout_s(config: RayConfig) -> int:
+    """Return after how long without a finished task embedding is given up.
+
+    Later than an embedder that stands still, which leaves its stacks before another one tries, and later than nodes
+    for the embedders may come: Ray Data counts the time that its actors wait for a place as well.
+    """
+    return NO_PROGRESS_TIMEOUT_S + max(config.stall_timeout_s, config.start_timeout_s)
 
 
 def num_tasks(num_ranges: int, config: RayConfig) -> int:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.autoscaler.sdk import request_resources
 from ray.exceptions import GetTimeoutError, RayError
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from autoscale_ray.config import RayConfig
 from autoscale_ray.distributed.status import answers
@@ -56,18 +56,23 @@ class Needs:
     gpus: float
 
 
-def needs_of(config: RayConfig) -> Needs:
+def needs_of(config: RayConfig, *, embeds: bool = True) -> Needs:
     """Return what a run holds at once: trainers throughout, beside them embedders or scorers.
 
     One CPU more is for Ray Data, whose reads would otherwise wait for ever behind the trainers. Elastic trainers count
     with the fewest that will do.
+
+    Args:
+        config: How many do what.
+        embeds: False where the embeddings are there before the run begins.
     """
     num_trainers = config.min_trainers or config.num_trainers
+    num_embedders = config.num_embedders if embeds else 0
     return Needs(
-        cpus=num_trainers + max(config.num_embedders + 1, config.num_scorers),
+        cpus=num_trainers + max(num_embedders + embeds, config.num_scorers),
         gpus=gpus_of(num_trainers, config.gpus_per_worker)
         + max(
-            gpus_of(config.num_embedders, config.gpus_per_worker),
+            gpus_of(num_embedders, config.gpus_per_worker),
             gpus_of(config.num_scorers, config.gpus_per_scorer),
         ),
     )
@@ -78,12 +83,22 @@ def gpus_of(num_workers: int, each: float) -> float:
     return num_workers * each if each == 0 or each >= 1 else num_workers / math.floor(1 / each)
 
 
+def is_elastic(config: RayConfig) -> bool:
+    """Tell whether a run goes on with fewer trainers where there is no room for all."""
+    return 0 < config.min_trainers < config.num_trainers
+
+
+def with_all_trainers(config: RayConfig) -> RayConfig:
+    """Return the same run with all the trainers that elastic ones may become."""
+    return dataclasses.replace(config, min_trainers=0)
+
+
 def elastic_limit(config: RayConfig, total: Mapping[str, float]) -> int:
     """Return the most trainers that leave room for embedders and scorers on a cluster of this size.
 
     Ray starts as many elastic workers as a cluster has room for in all, whatever else is to run there.
     """
-    if not 0 < config.min_trainers < config.num_trainers:
+    if not is_elastic(config):
         return config.num_trainers
     for num_trainers in range(config.num_trainers, config.min_trainers, -1):
         whole = dataclasses.replace(config, num_trainers=num_trainers, min_trainers=num_trainers)
@@ -93,8 +108,13 @@ def elastic_limit(config: RayConfig, total: Mapping[str, float]) -> int:
 
 
 def train_environment(config: RayConfig) -> dict[str, str]:
-    """Return the switches of a driver, whose trainers may wait as long for a new node as the run does at its start."""
-    wait_s = max(int(ENVIRONMENT[GROUP_TIMEOUT]), config.start_timeout_s)
+    """Return the switches of a driver, whose trainers may wait as long for a new node as the run does at its start.
+
+    Not elastic ones: every attempt with a group too large for the nodes that are left would wait as long, where a
+    smaller group could go on.
+    """
+    shortest_s = int(ENVIRONMENT[GROUP_TIMEOUT])
+    wait_s = shortest_s if is_elastic(config) else max(shortest_s, config.start_timeout_s)
     return {**ENVIRONMENT, GROUP_TIMEOUT: str(wait_s)}
 
 
@@ -179,38 +199,45 @@ def local_cluster(config: RayConfig) -> dict[str, Any]:
 def wait_for_room(config: RayConfig) -> None:
     """Wait until the cluster can hold the run; stop with one line where it does not come to that.
 
-    A cluster that grows by itself is asked for what is missing and gets `start_timeout_s` to deliver; so does one in
-    which elastic trainers find less than `num_trainers`, before the run begins with fewer.
+    A cluster that grows by itself gets `start_timeout_s` to deliver what is missing. Where it has no room for all of
+    `num_trainers` by then, it gets as long again for the fewest that elastic trainers go on with.
 
     Raises:
         ResourcesError: Too few CPUs or GPUs in all, or too few that are free, or GPUs that torch cannot use.
     """
-    whole = dataclasses.replace(config, min_trainers=0)
-    if shortage(needs_of(whole), ray.cluster_resources()):
-        request_resources(bundles=bundles_of(whole))
-        try:
-            _wait_for_free(config, whole)
-        finally:
-            # Nodes that are asked for are kept, in use or not, until this is said.
-            request_resources(bundles=[])
-    else:
-        _wait_for_free(config, whole)
+    all_trainers = with_all_trainers(config)
+    if not _comes(all_trainers) and not (is_elastic(config) and _comes(config)):
+        raise ResourcesError(_why_not(needs_of(config)))
     for name in ("gpus_per_worker", "gpus_per_scorer"):
         if (gpus := getattr(config, name)) > 0:
             check_gpu(f"placement.ray.{name}", gpus)
 
 
-def _wait_for_free(config: RayConfig, whole: RayConfig) -> None:
-    needs, give_up = needs_of(config), time.monotonic() + config.start_timeout_s
-    while True:
-        available = ray.available_resources()
-        free, is_late = shortage(needs, available), time.monotonic() > give_up
-        if free is None and (is_late or shortage(needs_of(whole), available) is None):
-            return
-        if is_late:
-            total = shortage(needs, ray.cluster_resources())
-            raise ResourcesError(total or f"{free} free: other runs hold the rest")
-        time.sleep(0.5)
+def _comes(config: RayConfig) -> bool:
+    """Return whether a run gets its place within `start_timeout_s`; it is given back at once.
+
+    It is asked for as a placement group. What `request_resources` asks for is one wish for the whole cluster, which
+    other runs overwrite, Ray's own libraries among them, and which counts nodes that are in use as free.
+    """
+    group = placement_group(bundles_of(config), strategy="PACK")
+    give_up = time.monotonic() + config.start_timeout_s
+    try:
+        while not (has_come := group.wait(1)) and time.monotonic() < give_up:
+            pass  # not waited for in one piece: Ctrl-C would come after it
+        return has_come
+    finally:
+        remove_placement_group(group)
+
+
+def _why_not(needs: Needs) -> str:
+    if (total := shortage(needs, ray.cluster_resources())) is not None:
+        return total
+    if (free := shortage(needs, ray.available_resources())) is not None:
+        return f"{free} free: other runs hold the rest"
+    return (
+        f"the run needs {needs.cpus:g} CPUs and {needs.gpus:g} GPUs at once (placement.ray.num_*), which are free, but "
+        "found no place in time: each worker needs its CPU and its GPUs on one node"
+    )
 
 
 def check_gpu(name: str, gpus: float) -> None:

@@ -50,16 +50,11 @@ def embed_on_ray(config: RunConfig, console: Console) -> Clusters:
         StoppedError: It was asked to stop before its end.
         AutoScaleError: As `run_on_ray`.
     """
-    # Imported here: a process that only starts a run and follows it can do without torch.
-    from autoscale_ray.local import LocalStages
-    from autoscale_ray.session import open_run
-
-    config = with_absolute_paths(config)
-    if drive(config, console, embed_only=True)["state"] == "stopped":
+    status = drive(with_absolute_paths(config), console, embed_only=True)
+    if status["state"] == "stopped":
         raise StoppedError("stopped when asked; the same command goes on")
-    inputs, store = open_run(config)
-    stages = LocalStages(config, inputs, store)  # everything is there: this only reads it
-    return stages.cluster(stages.embed())
+    clusters: Clusters = status["clusters"]
+    return clusters
 
 
 def drive(config: RunConfig, console: Console, embed_only: bool = False) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from ray.tune.search.searcher import Searcher
 from rich.console import Console
 
 from autoscale_ray.distributed.driver import StoppedError, end_driver, follow, start_driver
-from autoscale_ray.distributed.resources import connect, needs_of, set_environment, wait_for_room
+from autoscale_ray.distributed.resources import connect, set_environment, wait_for_room
 from autoscale_ray.distributed.sweep_plan import (
     SLOT,
     Range,
     SweepPlan,
+    needs_of_trial,
     read_plan,
     trials_at_once,
     with_swept,
@@ -60,7 +61,7 @@ def sweep(arguments: Sequence[str], console: Console) -> Path:
     folder = Path(placement.run_dir)
     connect(placement.ray)
     wait_for_room(placement.ray)
-    at_once = trials_at_once(plan.at_once, needs_of(placement.ray), ray.cluster_resources())
+    at_once = trials_at_once(plan.at_once, needs_of_trial(plan), ray.cluster_resources())
     with console.status("embedding and clustering once for all trials"):
         shared = prepare_shared(plan)
     with console.status(f"running trials, {at_once} at a time"):

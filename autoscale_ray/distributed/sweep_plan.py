@@ -17,7 +17,7 @@ import yaml
 from autoscale_ray.canonical import fingerprint
 from autoscale_ray.config import RunConfig
 from autoscale_ray.config_file import override_of, read_arguments
-from autoscale_ray.distributed.resources import Needs, ResourcesError
+from autoscale_ray.distributed.resources import Needs, ResourcesError, needs_of, with_all_trainers
 from autoscale_ray.distributed.session import with_absolute_paths
 from autoscale_ray.errors import ConfigError, MissingExtraError, extra
 from autoscale_ray.preflight import check_ready
@@ -26,6 +26,8 @@ from autoscale_ray.run_folder import is_url
 PREFIX = "sweep."
 SLOT = "trial_slot"
 SEARCHES = ("grid", "optuna")
+AFTER_EMBEDDING = ("clusters", "ascent", "retrieval", "planner", "evaluation", "loop")
+"""Sections that bear on no embedding."""
 NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 """What YAML 1.1 takes for text: it wants a point and a sign in 1.0e-4."""
 
@@ -151,6 +153,16 @@ def with_swept(base: Mapping[str, Any], swept: Mapping[str, Any]) -> RunConfig:
     )
 
 
+def needs_of_trial(plan: SweepPlan) -> Needs:
+    """Return the most that a trial holds at once.
+
+    Elastic trainers count in full: each trial may take them all, and what it takes is not there for the scorers of the
+    others. Embedders count where trials embed themselves, and not where all find the embeddings that were made first.
+    """
+    embeds = any(name.partition(".")[0] not in AFTER_EMBEDDING for name in plan.space)
+    return needs_of(with_all_trainers(plan.base.placement.ray), embeds=embeds)
+
+
 def trials_at_once(asked: int, needs: Needs, total: Mapping[str, float]) -> int:
     """Return how many loops may run at a time, so that each can get all it needs and none waits for another.
 
@@ -159,7 +171,7 @@ def trials_at_once(asked: int, needs: Needs, total: Mapping[str, float]) -> int:
 
     Args:
         asked: `SweepPlan.at_once`; a cluster that grows by itself holds more than it shows.
-        needs: What one loop holds at once.
+        needs: What one loop holds at once, `needs_of_trial`.
         total: Resources of the cluster.
 
     Raises:

@@ -33,7 +33,7 @@ from autoscale_ray.distributed.collective import CollectiveConfig, collective_ba
 from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.devices import worker_device
 from autoscale_ray.distributed.memory import release
-from autoscale_ray.distributed.resources import bundle, elastic_limit
+from autoscale_ray.distributed.resources import bundle, elastic_limit, is_elastic
 from autoscale_ray.distributed.steps import Place, gather_shards, shards_of, train_shared
 from autoscale_ray.errors import ArtifactError
 from autoscale_ray.planning.checkpoint import load_state, save_state
@@ -59,7 +59,7 @@ T = TypeVar("T")
 
 def make_trainer(config: RayConfig, driver: str, namespace: str, storage: Path) -> TorchTrainer:
     """Return the Train run of a driver; the same name and storage resume from its last checkpoint."""
-    gpus, most = config.gpus_per_worker, elastic_limit(config, ray.cluster_resources())
+    gpus, most = config.gpus_per_worker, most_trainers(config)
     return TorchTrainer(
         train_loop,
         train_loop_config={
@@ -85,6 +85,11 @@ def make_trainer(config: RayConfig, driver: str, namespace: str, storage: Path) 
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
+
+
+def most_trainers(config: RayConfig) -> int:
+    """Return how many trainers a Train run that is made now may have, on the nodes that there are."""
+    return elastic_limit(config, ray.cluster_resources()) if is_elastic(config) else config.num_trainers
 
 
 def newest_checkpoint(storage: Path) -> str | None:

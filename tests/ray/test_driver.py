@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from rich.console import Console
@@ -24,11 +26,12 @@ from autoscale_ray.distributed.driver import (
     start_driver,
     status_of,
 )
-from autoscale_ray.distributed.session import run_on_ray
+from autoscale_ray.distributed.session import embed_on_ray, run_on_ray
 from autoscale_ray.distributed.status import read_events
 from autoscale_ray.errors import AutoScaleError, exit_code
 from autoscale_ray.journal import read_rounds
-from autoscale_ray.session import run_local
+from autoscale_ray.local import LocalStages
+from autoscale_ray.session import open_run, run_local
 from tests.ray.conftest import processes_below
 from tests.ray.small_run import (
     TWO_OF_EACH,
@@ -201,6 +204,22 @@ def test_embedding_stops_before_its_next_stage_when_asked(cluster, reference, tm
     *_, last = follow(driver, poll_s=0.1)
     assert last["state"] == "stopped"
     end_driver(str(run_dir))
+
+
+@pytest.mark.timeout(120)
+def test_whoever_asked_for_embeddings_hears_of_the_clusters_and_claims_nothing(
+    cluster, reference, tmp_path
+) -> None:
+    """It used to open the run itself, and so superseded a driver that had begun to go on with it meanwhile."""
+    run_dir = with_cached_stages(tmp_path / "run", reference)
+    clusters = embed_on_ray(config_of(run_dir), Console(quiet=True))
+    inputs, store = open_run(config_of(run_dir))
+    assert store.epoch == 2, "before us the driver alone"
+    stages = LocalStages(config_of(run_dir), inputs, store)
+    expected = stages.cluster(stages.embed())
+    for field in dataclasses.fields(expected):
+        ours, theirs = (getattr(found, field.name) for found in (clusters, expected))
+        assert np.array_equal(ours, theirs) if isinstance(theirs, np.ndarray) else ours == theirs, field.name
 
 
 @pytest.mark.timeout(120)

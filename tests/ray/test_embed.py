@@ -106,7 +106,7 @@ def test_an_embedder_that_stands_still_ends_with_its_stacks_and_is_named(
     os.mkfifo(sizes)  # nobody ever writes to it
     ranges = list(on_ray.row_ranges("real", open_pool(tmp_path / "pool"), tmp_path))
     with pytest.raises(on_ray.EmbeddingFailedError, match="no range of scenes was embedded in 32 s"):
-        on_ray.run_ranges(encoder, ranges, stacks, RayConfig(stall_timeout_s=2))
+        on_ray.run_ranges(encoder, ranges, stacks, RayConfig(stall_timeout_s=2, start_timeout_s=2))
     told = [path.read_text() for path in stacks.glob("*.txt")]
     assert any("read_text" in text and "_embed" in text for text in told), told
     wait_for(lambda: not embedders(cluster["pid"]))

@@ -89,6 +89,15 @@ def test_the_head_of_ones_own_machines_is_idle_and_state_lies_on_shared_storage(
         assert any(wheel in line for line in config["setup_commands"]), name
 
 
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
+def test_images_of_the_cloud_are_to_be_filled_in(name: str) -> None:
+    """One was named that has Python 3.10, on which pip refuses the wheel."""
+    text = (CONFIGS / name).read_text()
+    images = re.findall(r"^ *(?:ImageId|sourceImage): (\S+)", text, flags=re.MULTILINE)
+    assert images
+    assert all("<" in image or image == "ami-0123456789abcdef0" for image in images)
+
+
 def strict(schema: Any) -> Any:
     """Turn a structural schema of Kubernetes into a JSON Schema that refuses unknown fields."""
     if isinstance(schema, list):
@@ -206,6 +215,7 @@ def test_jobs_clean_up_and_can_be_retried(name: str) -> None:
     assert "suspend" not in spec, "Kueue owns it"
     assert "deletionStrategy" not in spec, "excludes shutdownAfterJobFinishes"
     assert "placement.run_dir=/data/autoscale/" in spec["entrypoint"], "the state must outlive the cluster"
+    assert spec["activeDeadlineSeconds"] >= 14 * 86_400, "runs of a week were ended after two days"
 
 
 def test_the_queued_job_has_a_queue_and_fixed_sizes() -> None:

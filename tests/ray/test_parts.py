@@ -25,9 +25,10 @@ from safetensors.torch import load_file, save_file
 
 from autoscale_ray.config import PlannerConfig, RayConfig
 from autoscale_ray.config_file import load_config
-from autoscale_ray.distributed import driven, driver, evaluate, resources, session, train
+from autoscale_ray.distributed import driven, driver, embed, evaluate, session, train
 from autoscale_ray.distributed.board import Task, TaskBoard, TrainingFailedError
 from autoscale_ray.distributed.causes import own_error
+from autoscale_ray.distributed.collective import CollectiveConfig
 from autoscale_ray.distributed.deadline import Deadline
 from autoscale_ray.distributed.driver import RunFailedError
 from autoscale_ray.distributed.evaluate import shares
@@ -147,6 +148,32 @@ def test_trainers_are_started_again_as_long_as_they_get_on(
         board.post(task("a"))
 
 
+@pytest.mark.parametrize(("left", "sizes"), [(3, [4, 1]), (8, [4])])
+def test_elastic_trainers_go_on_with_as_many_as_the_nodes_that_are_left_can_hold(
+    left, sizes, tmp_path, monkeypatch
+) -> None:
+    """Ray counts the CPUs of scorers as theirs, so that all its attempts were with too many and the run ended."""
+    board, made, total = TaskBoard(), [], {"CPU": 8.0}
+
+    class Trainer:
+        """Cannot be started after the loss of a node, unless it has been made since."""
+
+        def __init__(self, config: RayConfig, *_: object) -> None:
+            made.append(train.most_trainers(config))
+
+        def fit(self) -> None:
+            if len(made) == 1:
+                total["CPU"] = left
+                raise WORKERS
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+    monkeypatch.setattr(driven, "make_trainer", Trainer)
+    sizes_of = ("num_trainers=4", "min_trainers=1", "num_scorers=2")
+    config = config_of(tmp_path / "run", *(f"placement.ray.{size}" for size in sizes_of))
+    driven._train(config, "driver", board, lambda event, **fields: None)
+    assert made == sizes
+
+
 @pytest.mark.parametrize("damage", ["empty", "half", "no checkpoint"])
 def test_a_snapshot_that_a_kill_left_half_written_costs_its_checkpoints_alone(
     damage, tmp_path, monkeypatch
@@ -202,6 +229,7 @@ def test_a_collective_waits_for_the_longest_step_that_is_allowed(
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", dict)
     trainer = make_trainer(RayConfig(stall_timeout_s=stall_timeout_s), "driver", "autoscale", tmp_path)
+    assert isinstance(trainer.backend_config, CollectiveConfig)
     assert trainer.backend_config.timeout_s == timeout_s
 
 
@@ -212,17 +240,6 @@ def test_the_newest_checkpoint_tells_progress_inside_a_task(tmp_path) -> None:
         folder.mkdir(parents=True)
         os.utime(folder, (step, step))
     assert newest_checkpoint(tmp_path) == "0b-0000010"
-
-
-def test_nodes_that_a_run_asked_for_are_let_go(monkeypatch) -> None:
-    """An autoscaler keeps what is asked for, in use or not, until it is asked for something else."""
-    asked = []
-    monkeypatch.setattr(resources, "request_resources", lambda bundles: asked.append(len(bundles)))
-    for what in ("cluster_resources", "available_resources"):
-        monkeypatch.setattr(ray, what, lambda: {"CPU": 2.0})
-    with pytest.raises(ResourcesError, match="needs 51 CPUs"):
-        resources.wait_for_room(RayConfig(num_scorers=50, start_timeout_s=1))
-    assert asked == [51, 0]
 
 
 def test_an_error_that_comes_back_ends_the_run() -> None:
@@ -339,6 +356,22 @@ def test_a_driver_that_goes_while_it_is_asked_gives_way_to_another(tmp_path, mon
     assert found == []
 
 
+@pytest.mark.parametrize(
+    ("total", "resources"), [({driver.HEAD: 1.0}, {driver.HEAD: driver.LEAST}), ({}, None)]
+)
+@pytest.mark.parametrize("lifetime", ["detached", None])
+def test_every_driver_sits_on_the_head_where_there_is_one(
+    lifetime, total, resources, tmp_path, monkeypatch
+) -> None:
+    """Those of trials used to be put on any node: spot workers, too, which are taken away."""
+    started = Mock()
+    monkeypatch.setattr(driver, "find_driver", lambda run_dir: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+    monkeypatch.setattr(ray, "remote", lambda made: started)
+    driver.start_driver(config_of(tmp_path), lifetime=lifetime)
+    assert started.options.call_args.kwargs["resources"] == resources
+
+
 @pytest.mark.parametrize(("state", "waits"), [("running", False), ("paused", False), ("failed", True)])
 def test_a_run_whose_driver_has_ended_waits_for_room(state, waits, tmp_path, monkeypatch) -> None:
     """A driver that lingers after its run used to spare its successor the checks."""
@@ -441,6 +474,24 @@ def test_a_driver_waits_for_new_nodes_as_long_as_its_run() -> None:
     name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
     assert train_environment(RayConfig(start_timeout_s=1200))[name] == "1200"
     assert train_environment(RayConfig(start_timeout_s=1))[name] == "30"
+
+
+@pytest.mark.parametrize(("min_trainers", "wait_s"), [(0, "1200"), (1, "30"), (4, "1200")])
+def test_elastic_trainers_do_not_wait_for_new_nodes_where_fewer_can_go_on(min_trainers, wait_s) -> None:
+    """After the loss of a node they used to wait 20 minutes an attempt for a place that had gone."""
+    config = RayConfig(num_trainers=4, min_trainers=min_trainers, start_timeout_s=1200)
+    assert train_environment(config)["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == wait_s
+
+
+@pytest.mark.parametrize(
+    ("stall_timeout_s", "start_timeout_s", "limit_s"), [(300, 30, 600), (300, 1200, 1500), (2, 2, 302)]
+)
+def test_embedders_that_wait_for_nodes_are_not_taken_for_standing_still(
+    stall_timeout_s, start_timeout_s, limit_s
+) -> None:
+    """Nodes that come within `start_timeout_s` used to be too late after 300 s and `stall_timeout_s`."""
+    config = RayConfig(stall_timeout_s=stall_timeout_s, start_timeout_s=start_timeout_s)
+    assert embed.no_progress_timeout_s(config) == limit_s
 
 
 def test_switches_that_run_code_from_parquet_are_refused(monkeypatch) -> None:

@@ -27,7 +27,7 @@ from autoscale_ray.distributed.jobs import sweep_budgets
 from autoscale_ray.distributed.resources import Needs, ResourcesError
 from autoscale_ray.distributed.status import read_events
 from autoscale_ray.distributed.sweep import domain, published_reports, row_of, scheduler, searcher, sweep
-from autoscale_ray.distributed.sweep_plan import SLOT, Range, read_plan, trials_at_once
+from autoscale_ray.distributed.sweep_plan import SLOT, Range, needs_of_trial, read_plan, trials_at_once
 from autoscale_ray.distributed.sweep_report import curves, write_sweep
 from autoscale_ray.distributed.trial import is_of, run_trial, trial_dir
 from autoscale_ray.errors import ConfigError, MissingExtraError
@@ -211,6 +211,37 @@ def test_a_sweep_into_a_bucket_is_one_line_before_anything_starts(tmp_path, monk
 )
 def test_no_more_trials_at_a_time_than_can_all_have_what_they_need(asked, needs, total, expected) -> None:
     assert trials_at_once(asked, needs, total) == expected
+
+
+SWEEP_OF_BUDGETS = "sweep.loop.budget=20,60"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needs", "total", "expected"),
+    [
+        # Two of them used to start, take four trainers each and leave no CPU for a scorer.
+        (
+            [SWEEP_OF_BUDGETS, *(f"placement.ray.{name}" for name in ("num_trainers=4", "min_trainers=1"))],
+            Needs(5, 0),
+            {"CPU": 8},
+            1,
+        ),
+        # Two of them used to run on four GPUs, of which embedders that nobody started had half.
+        (
+            [SWEEP_OF_BUDGETS, *(f"placement.ray.{name}" for name in ("gpus_per_worker=1", "num_scorers=4"))],
+            Needs(5, 1),
+            {"CPU": 48, "GPU": 4},
+            4,
+        ),
+        (["sweep.seed=0,1", "placement.ray.gpus_per_worker=1"], Needs(3, 2), {"CPU": 48, "GPU": 4}, 2),
+        (["sweep.planner.num_steps=100,200", "sweep.clusters.num_coarse=4,8"], Needs(2, 0), {"CPU": 8}, 4),
+        ([SWEEP_OF_BUDGETS, "sweep.representation.num_steps=5,9"], Needs(3, 0), {"CPU": 8}, 2),
+    ],
+)
+def test_a_trial_counts_with_all_that_it_may_take_and_no_more(arguments, needs, total, expected) -> None:
+    plan = read_plan(arguments)
+    assert needs_of_trial(plan) == needs
+    assert trials_at_once(plan.at_once, needs_of_trial(plan), {**total, SLOT: 8}) == expected
 
 
 def test_a_cluster_without_slots_is_told_how_to_declare_them() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import multiprocessing
 import threading
 import time
 from collections import Counter
 from pathlib import Path
+from unittest.mock import Mock
 
 import obstore.store
 import pytest
@@ -238,6 +240,21 @@ def test_the_lock_of_a_node_that_died_is_waited_for(
     else:
         assert RunStore.open(str(tmp_path), IDENTITY).epoch == 1
         assert (tmp_path / "lease").read_text() == this_process()
+
+
+@pytest.mark.parametrize("name", ["ENOLCK", "EOPNOTSUPP", "ENOSYS"])
+def test_a_file_system_without_locks_is_taken(name: str, tmp_path: Path, monkeypatch) -> None:
+    """Lustre without `flock` answers the last, which used to be refused."""
+    monkeypatch.setattr(
+        "autoscale_ray.storage.fcntl.lockf", Mock(side_effect=OSError(getattr(errno, name), "no"))
+    )
+    assert RunStore.open(str(tmp_path), IDENTITY).epoch == 1
+
+
+def test_other_errors_of_a_lock_are_told(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("autoscale_ray.storage.fcntl.lockf", Mock(side_effect=OSError(errno.EIO, "broken")))
+    with pytest.raises(OSError, match="broken"):
+        RunStore.open(str(tmp_path), IDENTITY)
 
 
 def test_a_lock_that_is_never_given_back_is_refused_in_the_end(tmp_path: Path, monkeypatch) -> None:
