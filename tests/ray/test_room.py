@@ -48,7 +48,7 @@ def asked_of_the_autoscaler() -> list[float]:
 
 def test_a_second_run_asks_for_nodes_while_the_first_holds_those_that_there_are(cluster) -> None:
     """It used to ask for none: the cluster is large enough, only not free."""
-    config = RayConfig(num_trainers=2, num_scorers=3, start_timeout_s=40)
+    config = RayConfig(num_trainers=2, num_scorers=3, start_timeout_s=25)
     with ThreadPoolExecutor(1) as elsewhere:
         with another_run(8):
             waiting = elsewhere.submit(wait_for_room, config)
