@@ -49,14 +49,13 @@ lint: $(VENV)/dev
 	$(BIN)/pyright --threads 2 --pythonpath $(BIN)/python
 
 unit: $(VENV)/dev
-	$(BIN)/python -m pytest tests/unit tests/golden -m "not slow" -n 2
+	$(BIN)/python -m pytest tests/unit tests/golden -m "not slow" -n 2 --dist loadfile
 
 check: lint unit
 
-# Tests on Ray take one process from beginning to end and two thirds of a core; two more do the others meanwhile.
-test: lint
+test: check
 	$(BIN)/python -m pytest tests/device -n 2
-	$(RAY_ENV) $(BIN)/python -m pytest tests/ray tests/unit tests/golden -m "not slow" -n 3 --no-loadscope-reorder
+	$(RAY_ENV) $(BIN)/python -m pytest tests/ray -m "not slow"
 
 test-slow: $(VENV)/dev
 	$(RAY_ENV) $(BIN)/python -m pytest tests -m slow --timeout 3600
