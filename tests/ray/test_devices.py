@@ -29,12 +29,12 @@ def device_of_a_worker(num_gpus: int) -> tuple[str, str | None]:
     return told
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(150)
 def test_a_worker_without_a_reserved_gpu_sees_none(cluster) -> None:
     assert device_of_a_worker(num_gpus=0) == ("cpu", "")
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(150)
 def test_a_worker_with_a_reserved_gpu_computes_there_or_says_why_not(cluster) -> None:
     told, _ = device_of_a_worker(num_gpus=1)
     if torch.cuda.is_available():
