@@ -213,10 +213,11 @@ def pool_split(
     if seed < 0:
         raise ConfigError("--seed", "must be >= 0", seed)
     clips = None if synthetic is None else open_pool(synthetic)
+    num_clips = 0 if clips is None else len(clips)
     wanted = {side: share for side, share in shares.items() if share}
     made = split_pools(open_pool(pool), wanted, seed, out, clips)
     for side, manifest in made.items():
-        left_out = f", {len(clips) - manifest.num_scenes} left out" if clips and side == "synthetic" else ""
+        left_out = f", {num_clips - manifest.num_scenes} left out" if side == "synthetic" else ""
         told = f"{manifest.num_scenes} scenes of {len(manifest.counts['log'])} logs{left_out}"
         Console().print(f"{out / side}: {told}", soft_wrap=True)
 

@@ -93,13 +93,14 @@ class OneOfAKey(yaml.constructor.SafeConstructor):
 
 
 class _Loader(OneOfAKey, yaml.SafeLoader):
-    """As safe as SafeLoader."""
+    """Reads plain values, never objects, and no key twice."""
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(str(path), "no such configuration file")
     try:
+        # As safe as safe_load, whose loader the class above only makes stricter.
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(str(path), f"must be YAML text: {error}") from error

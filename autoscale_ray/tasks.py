@@ -22,7 +22,7 @@ from autoscale_ray.config import ClusterConfig, PlannerConfig, RetrievalConfig, 
 from autoscale_ray.evaluation.feedback import cluster_weights
 from autoscale_ray.inputs import Inputs
 from autoscale_ray.mixture.alignment import measure_alignment
-from autoscale_ray.mixture.clusters import ClusterModel, cluster_names, fit_clusters, random_labels, sampled
+from autoscale_ray.mixture.clusters import ClusterModel, cluster_names, fit_clusters, random_labels
 from autoscale_ray.mixture.retrieval import (
     Candidates,
     Queries,
@@ -38,6 +38,7 @@ from autoscale_ray.planning.training import PlannerWeights, TrainState, new_stat
 from autoscale_ray.records import SIDES, number_or_none
 from autoscale_ray.scenes.parquet import read_groups, read_parquet, write_table
 from autoscale_ray.scenes.pool import ScenePool
+from autoscale_ray.scenes.sample import sampled_rows
 from autoscale_ray.tasks_scores import objective_by_seed
 
 MODEL_FILE = "clusters.safetensors"
@@ -130,27 +131,18 @@ def cluster_scenes(
     weights_M = np.where(is_scored_M, inputs.weights["dev"], 0.0)
     if not weights_M.any():
         is_scored_M, weights_M = np.ones_like(is_scored_M), inputs.weights["dev"]
-    model = fit_clusters(
-        train_ND,
-        dev_ND[is_scored_M],
-        config.clusters,
-        seed,
-        weights_M[is_scored_M],
-        len(by_side["real"][1]),
-    )
+    num_real, weighed = len(by_side["real"][1]), weights_M[is_scored_M]
+    model = fit_clusters(train_ND, dev_ND[is_scored_M], config.clusters, seed, weighed, num_real)
     model.save(folder / MODEL_FILE)
-    real_ND, synthetic_ND = (
-        model.whitening.apply(sampled(by_side[side][1], config.clusters.max_sample, seed))
-        for side in ("real", "synthetic")
-    )
-    _save_probe(real_ND, synthetic_ND, folder / PROBE_FILE)
+    probed = []
+    for side in ("real", "synthetic"):
+        rows_ND = by_side[side][1]
+        (chosen,) = sampled_rows([len(rows_ND)], config.clusters.max_sample, seed)
+        probed.append(model.whitening.apply(rows_ND[chosen]))
+    _save_probe(probed[0], probed[1], folder / PROBE_FILE)
     names, labels = _labels(config.clusters, model, {side: z for side, (_, z) in by_side.items()}, seed)
     for side, (scene_ids, _) in by_side.items():
-        fine_N, coarse_N = labels[side]
-        columns = {"scene_id": scene_ids.tolist(), "cluster": np.array(names)[coarse_N].tolist()}
-        write_table(
-            pa.table({**columns, "fine": pa.array(fine_N.astype(np.int32))}), folder / table_file(side)
-        )
+        _write_labels(scene_ids, names, labels[side], folder / table_file(side))
     sizes = {
         side: np.bincount(labels[side][1], minlength=len(names)).tolist() for side in ("real", "synthetic")
     }
@@ -166,6 +158,14 @@ def cluster_scenes(
         "dev_weights": shares_K.tolist(),
         "descriptors": descriptors_KD.tolist(),
     }
+
+
+def _write_labels(
+    scene_ids: np.ndarray, names: Sequence[str], labels: tuple[np.ndarray, np.ndarray], path: Path
+) -> None:
+    fine_N, coarse_N = labels
+    columns = {"scene_id": scene_ids.tolist(), "cluster": np.array(names)[coarse_N].tolist()}
+    write_table(pa.table({**columns, "fine": pa.array(fine_N.astype(np.int32))}), path)
 
 
 def _means(rows_ND: np.ndarray, clusters_N: np.ndarray, num_clusters: int) -> np.ndarray:

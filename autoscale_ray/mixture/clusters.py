@@ -304,14 +304,6 @@ def _shares(counts_F: NDArray[Any]) -> Float64:
     return np.asarray(counts_F, dtype=np.float64) / max(float(np.sum(counts_F)), 1e-12)
 
 
-def sampled(embeddings_ND: Float32, limit: int, seed: int) -> Float32:
-    """Return at most so many rows, drawn at random, in their order."""
-    if len(embeddings_ND) <= limit:
-        return embeddings_ND
-    rows = np.random.default_rng(seed).choice(len(embeddings_ND), size=limit, replace=False)
-    return embeddings_ND[np.sort(rows)]
-
-
 def _coarse_means(coarse_F: Int64, centroids_FD: Float32, sizes_F: NDArray[Any]) -> Float32:
     weights_F = np.maximum(np.asarray(sizes_F, dtype=np.float64), 1e-6)
     sums_KD = np.zeros((int(coarse_F.max()) + 1, centroids_FD.shape[1]))

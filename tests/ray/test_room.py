@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import ray
+
+# Ray has no public way to read what an autoscaler is told, which is what these tests are about.
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
