@@ -167,10 +167,12 @@ def _optimum(
     if not searched(history):
         return start_weights(info) * len(info.cluster_ids)
     fit = fitter(history, info, config)
-    total = info.budget / uniform_share(info)
-    return posterior_optimum(fit, info.dev_weights_K[None], caps_in_shares(info), total, floor, guard=guard)[
-        0
-    ]
+    weights_1K, caps_1K, total = (
+        info.dev_weights_K[None],
+        caps_in_shares(info),
+        info.budget / uniform_share(info),
+    )
+    return posterior_optimum(fit, weights_1K, caps_1K, total, floor, guard=guard)[0]
 
 
 def _before_pair(history: History, num_searched: int) -> History:

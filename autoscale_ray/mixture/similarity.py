@@ -208,9 +208,9 @@ class DomainProbe:
     weights_D: Float64
     bias: float
     free_to: float
-    """Log-odds up to which a scene costs nothing: the 95 % quantile of real scenes."""
+    """Log-odds up to which a scene costs nothing: the 95 % quantile of real scenes, or see `fit_domain_probe`."""
     kept_to: float
-    """Log-odds up to which a scene is no outlier: the 99.5 % quantile of real scenes."""
+    """Log-odds up to which a scene is no outlier: the 99.5 % quantile of the same scenes."""
 
     def log_odds(self, embeddings_ND: NDArray[Any]) -> Float64:
         """Return the log-odds of being synthetic, free of the two pools' sizes.
