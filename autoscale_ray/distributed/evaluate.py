@@ -142,7 +142,7 @@ class ScorerPool:
         """Return the scores of every scene of a side, in pool order.
 
         Raises:
-                ScoringFailedError: No scorer found a place, or some were lost again and again.
+            ScoringFailedError: No scorer found a place, or some were lost again and again.
             AutoScaleError: What a scorer ran into: a damaged pool, a file that is not there.
         """
         self._gather()
