@@ -35,11 +35,6 @@ def with_grid(arena: Arena) -> Arena:
 
 def make_tables(arena: Arena) -> SceneTables:
     """Lay out an arena for the kernels; the tables share the arena's arrays, and its grid where it has one."""
-    grid = (
-        arena.grid
-        if arena.grid is not None
-        else build_grid(arena.ring_offsets, arena.ring_xy, arena.ring_bounds)
-    )
     tracks = arena.tracks
     boxes, present = np.ascontiguousarray(tracks.boxes), np.ascontiguousarray(tracks.present)
     return SceneTables(
@@ -55,7 +50,7 @@ def make_tables(arena: Arena) -> SceneTables:
         ring_next=arena.ring_next,
         ring_kinds=arena.ring_kinds,
         ring_bounds=arena.ring_bounds,
-        grid=grid,
+        grid=arena.grid or build_grid(arena.ring_offsets, arena.ring_xy, arena.ring_bounds),
         red_rings=arena.red_rings,
         red_steps=np.ascontiguousarray(arena.red_steps),
         path_xy=np.ascontiguousarray(arena.path_xy),

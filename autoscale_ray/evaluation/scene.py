@@ -6,13 +6,12 @@ Shape legend: H history frames, A agents, F 2 Hz frames, G polygons, V polygon v
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
 from autoscale_ray.errors import InvalidSceneError
-from autoscale_ray.evaluation.rings import first_crossing_ring
 from autoscale_ray.evaluation.vehicle import PACIFICA, VehicleParameters
 
 Floats = npt.NDArray[np.float64]
@@ -78,7 +77,7 @@ class ScoringScene:
     centreline: Floats
     human_poses: Floats | None = None
     speed_limit_mps: float | None = None
-    vehicle: VehicleParameters = field(default=PACIFICA)
+    vehicle: VehicleParameters = PACIFICA
     is_synthetic: bool = False
 
     @property
@@ -294,5 +293,9 @@ def _check_polygons(scene: ScoringScene) -> None:
     _require(scene, "polygon_xy", bool(np.isfinite(xy).all()), "must be finite")
     red_elsewhere = scene.polygon_red[layers != LANE_CONNECTOR].any()
     _require(scene, "polygon_red", not red_elsewhere, "must be False outside lane connectors")
-    crossing = first_crossing_ring(offsets, xy)
-    _require(scene, "polygon_xy", crossing < 0, f"ring {crossing} must be simple: no crossing or zero area")
+    if len(layers):
+        from autoscale_ray.scenes.rings import is_tangled  # here: the scorer is imported without shapely
+
+        tangled = is_tangled(xy - xy[0], np.diff(offsets))
+        rule = f"ring {np.argmax(tangled)} must be simple: no crossing or zero area"
+        _require(scene, "polygon_xy", not tangled.any(), rule)

@@ -64,6 +64,14 @@ def test_a_broken_scene_names_scene_field_and_rule(changes, field):
         validate_scene(dataclasses.replace(ROAD, **changes))
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_ring_that_crosses_itself_is_told_by_its_number(number):
+    xy = np.array(ROAD.polygon_xy)
+    xy[4 * number : 4 * number + 4] = BOW_TIE
+    with pytest.raises(InvalidSceneError, match=f"straight: polygon_xy: ring {number} must be simple"):
+        validate_scene(dataclasses.replace(ROAD, polygon_xy=xy))
+
+
 def test_arrays_that_are_no_numbers_are_refused():
     with pytest.raises(InvalidSceneError, match="s: agent_dims: must be an array of float64"):
         make_scene("s", agent_dims=[["wide", 1, 2]])
