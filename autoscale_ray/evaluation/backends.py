@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from autoscale_ray.errors import MissingExtraError, extra
+from autoscale_ray.errors import InvalidInputError, MissingExtraError, extra
 from autoscale_ray.evaluation.arena import Arena, stack_arenas
 from autoscale_ray.evaluation.metrics import Measures, Rules, measure
 from autoscale_ray.evaluation.scene import Floats
@@ -30,8 +30,11 @@ def choose_backend(backend: str, device: str = "cpu") -> str:
         "torch" or "numba".
 
     Raises:
+        InvalidInputError: No such backend.
         MissingExtraError: If "numba" is asked for and not installed.
     """
+    if backend not in ("auto", *IN_ARENA):
+        raise InvalidInputError("backend", f"must be auto, {' or '.join(IN_ARENA)}", backend)
     if backend == "auto":
         return "numba" if has_numba() and torch.device(device).type == "cpu" else "torch"
     if backend == "numba" and not has_numba():

@@ -131,9 +131,9 @@ def pack_rings(rings: Sequence[npt.ArrayLike], scene_id: str = "scene") -> tuple
         Offsets (G + 1,) and vertices (V, 2) without the repeated ones.
 
     Raises:
-        InvalidSceneError: If a ring is not closed or not (n, 2).
+        InvalidSceneError: If a ring is not closed, not (n, 2) or no numbers.
     """
-    arrays = [np.asarray(ring, dtype=np.float64) for ring in rings]
+    arrays = [_as_array(scene_id, f"polygon {index}", ring, np.float64) for index, ring in enumerate(rings)]
     for index, ring in enumerate(arrays):
         if ring.ndim != 2 or ring.shape[1] != 2 or len(ring) < 4:
             raise InvalidSceneError(f"{scene_id}: polygon {index}", "must be (n, 2) with n >= 4", ring.shape)
@@ -184,9 +184,13 @@ def check_trajectories(scene_ids: Sequence[str], trajectories: npt.ArrayLike) ->
     Raises:
         InvalidSceneError: Naming the scene and the rule.
     """
-    array = np.asarray(trajectories, dtype=np.float64)
+    rule = "must have shape (S, P, 8 or 40, 3)"
+    try:
+        array = np.asarray(trajectories, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InvalidSceneError("trajectories", rule, "ragged lists, or no numbers") from None
     if array.ndim != 4 or array.shape[2] not in (8, 40) or array.shape[3] != 3:
-        raise InvalidSceneError("trajectories", "must have shape (S, P, 8 or 40, 3)", array.shape)
+        raise InvalidSceneError("trajectories", rule, array.shape)
     if array.shape[0] != len(scene_ids):
         raise InvalidSceneError(
             "trajectories", f"must have one row for each of {len(scene_ids)} scenes", array.shape[0]
