@@ -28,7 +28,6 @@ from autoscale_ray.config import PlannerConfig, WorldConfig
 from autoscale_ray.evaluation.from_pool import prepare_pool, score_pool
 from autoscale_ray.planning.features import PlannerFeatures, concatenate, features_of_pool
 from autoscale_ray.planning.inference import occupancy_miou, predict
-from autoscale_ray.planning.order import num_epochs
 from autoscale_ray.planning.training import new_state, train
 from autoscale_ray.scenes.pool import ScenePool, open_pool
 from autoscale_ray.world.pools import make_pool
@@ -106,7 +105,7 @@ def run_arms(world: World, planner: PlannerConfig, seeds: range) -> list[dict[st
                 {
                     "arm": arm,
                     "seed": seed,
-                    "epochs": num_epochs(planner.num_steps, planner.batch_size, len(rows)),
+                    "epochs": planner.num_steps * planner.batch_size / len(rows),
                     "train_cpu_s": train_cpu_s,
                     "gflops": gflops,
                     "W": 100 * float(np.average(score_N[scored_N], weights=weight_N[scored_N])),
