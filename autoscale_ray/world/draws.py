@@ -51,7 +51,7 @@ def cube_rows(stream: tuple[int | str, ...], rows_N: np.ndarray) -> np.ndarray:
 class Draw:
     """Reads the coordinates of N cube points column by column, as values of chosen distributions."""
 
-    def __init__(self, cube_ND: np.ndarray, first: int = 0) -> None:
+    def __init__(self, cube_ND: np.ndarray, first: int) -> None:
         self._cube_ND = cube_ND
         self._next = first
         self.num_scenes = len(cube_ND)
@@ -66,10 +66,9 @@ class Draw:
         """Return values (N,) uniform in [low, high)."""
         return low + (high - low) * self.unit()
 
-    def normal(self, mean: float | np.ndarray, deviation: float, limit: float = 2.5) -> np.ndarray:
-        """Return normal values (N,), clipped at `limit` deviations."""
-        clipped_N = np.clip(ndtri(np.clip(self.unit(), 1e-9, 1 - 1e-9)), -limit, limit)
-        return mean + deviation * clipped_N
+    def normal(self, mean: float, deviation: float) -> np.ndarray:
+        """Return normal values (N,), clipped at 2.5 deviations."""
+        return mean + deviation * np.clip(ndtri(np.clip(self.unit(), 1e-9, 1 - 1e-9)), -2.5, 2.5)
 
     def chance(self, probability: float) -> np.ndarray:
         """Return a boolean (N,) that is true with the given probability."""
