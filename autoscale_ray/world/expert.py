@@ -248,38 +248,37 @@ def _runs_light(situation: Situation, station_NCT: np.ndarray) -> np.ndarray:
 
 
 def _collisions(
-    situation: Situation, ego: _Candidates, agents_NAT5: np.ndarray
+    situation: Situation, candidates: _Candidates, agents_NAT5: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     traffic = situation.traffic
-    x, y, yaw = (np.ascontiguousarray(ego.poses_NCT4[..., i], dtype=np.float32) for i in range(3))
+    x, y, yaw = (np.ascontiguousarray(candidates.poses_NCT4[..., i], dtype=np.float32) for i in range(3))
     cos, sin = np.cos(yaw), np.sin(yaw)
     x += EGO_REAR_AXLE_TO_CENTER_M * cos
     y += EGO_REAR_AXLE_TO_CENTER_M * sin
-    speed = ego.speed_NCT.astype(np.float32)
+    speed = candidates.speed_NCT.astype(np.float32)
     hit_s_NC = np.full(x.shape[:2], np.inf)
     near_NC = np.zeros(x.shape[:2], bool)
     agents = agents_NAT5.astype(np.float32)
-    ego_NCT5 = (x, y, cos, sin, speed)
+    ego = (x, y, cos, sin, speed)
     for slot in np.flatnonzero(traffic.leader_A != EGO):
         counts_N = traffic.present[:, slot]
         if not counts_N.any():
             continue
         box = (agents[:, slot], 0.5 * traffic.length[:, slot], 0.5 * traffic.width[:, slot], counts_N)
-        hits = _overlaps(*(values[..., :NUM_JUDGED] for values in ego_NCT5), 0, box)
+        hits = _overlaps(tuple(values[..., :NUM_JUDGED] for values in ego), 0, box)
         first = np.where(hits.any(axis=-1), 0.25 * hits.argmax(axis=-1), np.inf)
         hit_s_NC = np.minimum(hit_s_NC, first)
         for ahead in TTC_OFFSETS:
-            now_x, now_y, c, s, v = (values[..., :NUM_TTC] for values in ego_NCT5)
+            now_x, now_y, c, s, v = (values[..., :NUM_TTC] for values in ego)
             reach = 0.25 * ahead * v
             moved = (now_x + reach * c, now_y + reach * s, c, s, v)
-            near_NC |= _overlaps(*moved, ahead, box).any(axis=-1)
+            near_NC |= _overlaps(moved, ahead, box).any(axis=-1)
     return hit_s_NC, near_NC
 
 
-def _overlaps(
-    x: np.ndarray, y: np.ndarray, cos: np.ndarray, sin: np.ndarray, speed: np.ndarray, ahead: int, box: tuple
-) -> np.ndarray:
+def _overlaps(ego: tuple[np.ndarray, ...], ahead: int, box: tuple) -> np.ndarray:
     """Return where (N, C, T) the ego box, grown by the margins, overlaps an agent that is not behind it."""
+    x, y, cos, sin, speed = ego
     agent_NT5, half_length_N, half_width_N, counts_N = box
     window = agent_NT5[:, None, ahead : ahead + x.shape[-1]]
     dx, dy = window[..., 0] - x, window[..., 1] - y

@@ -22,7 +22,7 @@ def score_experts(table: pa.Table) -> dict[str, np.ndarray]:
         ``epdms`` and the sub-scores by NAVSIM's names, each (N,) in [0, 1].
     """
     rows = [row_values(table, number) for number in range(len(table))]
-    plans = np.stack([row["ego_states"].reshape(NUM_FRAMES, -1)[PLAN, :3] for row in rows])
+    plans = np.stack([np.asarray(row["ego_states"]).reshape(NUM_FRAMES, -1)[PLAN, :3] for row in rows])
     result = epdms([scoring_scene(row) for row in rows], plans[:, None].astype(np.float64), backend="torch")
     scores = {"epdms": result.raw_score, **result.raw}
     return {name: np.asarray(metric.value)[:, 0] for name, metric in scores.items()}

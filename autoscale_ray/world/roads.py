@@ -116,6 +116,7 @@ def corridor(
             shifted = offset_poses(poses, (i - ego_lane) * width_N)
             lanes["ahead", i, piece] = Lane(shifted, on_route=True)
         lanes["oncoming", piece] = Lane(offset_poses(poses, (num_lanes - ego_lane) * width_N)[:, ::-1])
+    links: list[tuple[tuple, tuple, int]]
     links = [(("ahead", i, 0), ("ahead", i, 1), SUCCESSOR) for i in range(num_lanes)]
     links += _neighbours([("ahead", i) for i in range(num_lanes)], 2)
     links.append((("oncoming", 1), ("oncoming", 0), SUCCESSOR))
