@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
 
 import numpy as np
 import pyarrow as pa
@@ -77,31 +76,9 @@ def make_pool(config: WorldConfig, side: Side, out: str | Path) -> PoolManifest:
         ConfigError: A count below 1 or a negative seed.
     """
     check_config(config)
-    plan = plan_side(config, side)
-    truths: list[pa.Table] = []
-    return write_pool(out, _tables(plan, truths), side_tables=_SideTables(config.preset, side, truths))
-
-
-@final
-class _SideTables(Mapping[str, pa.Table]):
-    """Truth and weights, put together when the writer asks for them, after the last scene."""
-
-    def __init__(self, preset: str, side: Side, truths: list[pa.Table]) -> None:
-        self._preset, self._truths = preset, truths
-        self._names = ("truth", "weights") if side in ("dev", "test") else ("truth",)
-
-    def __getitem__(self, name: str) -> pa.Table:
-        truth = pa.concat_tables(self._truths)
-        if name == "truth":
-            return truth
-        weight = evaluation_weights(truth["family"].to_pylist(), self._preset)
-        return pa.table({"scene_id": truth["scene_id"], "weight": pa.array(weight, pa.float64())})
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+    side_tables: dict[str, pa.Table] = {}
+    scenes = _scenes(plan_side(config, side), config.preset, side_tables)
+    return write_pool(out, scenes, side_tables=side_tables)
 
 
 def evaluation_weights(families: list[str], preset: str) -> np.ndarray:
@@ -163,11 +140,21 @@ def _with_copies(plan: Plan, config: WorldConfig, num_copies: int) -> Plan:
     return Plan(plan.side, plan.seed, *(np.concatenate(pair)[order] for pair in zip(own, extra, strict=True)))
 
 
-def _tables(plan: Plan, truths: list[pa.Table]) -> Iterator[pa.Table]:
-    for start in range(0, len(plan), CHUNK_SCENES):
-        table, truth = chunk_tables(plan, np.arange(start, min(start + CHUNK_SCENES, len(plan))))
+def _scenes(plan: Plan, preset: str, side_tables: dict[str, pa.Table]) -> Iterator[pa.Table]:
+    """Yield the scenes of a side; after the last of them put truth and weights into `side_tables`."""
+    truths = []
+    for table, truth in _chunks(plan):
         truths.append(truth)
         yield table
+    truth = side_tables["truth"] = pa.concat_tables(truths)
+    if plan.side in ("dev", "test"):
+        weights = pa.array(evaluation_weights(truth["family"].to_pylist(), preset), pa.float64())
+        side_tables["weights"] = pa.table({"scene_id": truth["scene_id"], "weight": weights})
+
+
+def _chunks(plan: Plan) -> Iterator[tuple[pa.Table, pa.Table]]:
+    for start in range(0, len(plan), CHUNK_SCENES):
+        yield chunk_tables(plan, np.arange(start, min(start + CHUNK_SCENES, len(plan))))
 
 
 def chunk_tables(plan: Plan, numbers_N: np.ndarray) -> tuple[pa.Table, pa.Table]:
@@ -289,4 +276,4 @@ def generate(family: str, count: int, seed: int, quality: str = "F", side: Side 
         raise ConfigError("quality", f"must be one of {', '.join(QUALITIES)}", quality)
     plan = _shuffled(side, seed, {family: count})
     plan = replace(plan, quality_N=plan.quality_N + QUALITIES.index(quality))
-    return pa.concat_tables(_tables(plan, []))
+    return pa.concat_tables(table for table, _ in _chunks(plan))
