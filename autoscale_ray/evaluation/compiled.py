@@ -75,25 +75,20 @@ def simulate_poses(poses_NT3: Floats, start_N11: Floats, vehicle: VehicleParamet
     return states
 
 
-def measure_poses(
-    tables: SceneTables, poses_NT3: Floats, rules: Rules, with_history: bool
-) -> tuple[torch.Tensor, Measures]:
-    """Drive along reference poses and measure, in the arena's frame.
+def measure_poses(tables: SceneTables, poses_NT3: Floats, rules: Rules) -> tuple[torch.Tensor, Measures]:
+    """Drive along reference poses and measure, in the arena's frame; see `backends.drive_in_arena`.
 
     Args:
         tables: The scene.
         poses_NT3: (N, 41, 3) reference poses.
         rules: RULES_V1 or RULES_V2.
-        with_history: Judge v2 comfort together with the past; without it v2 comfort is 1.
 
     Returns:
         States (N, 41, 11) and measures.
     """
-    outputs = _empty_outputs(len(poses_NT3))
-    filters = comfort_filters(rules.version, len(tables.history))
-    judges_comfort = with_history or rules.version == "v1"
-    table = tables if rules.version == "v2" else tables._replace(history=tables.history[:0])
-    arguments = (table, filters, rules.version == "v2", rules.num_ttc_steps, judges_comfort)
+    outputs, is_v2 = _empty_outputs(len(poses_NT3)), rules.version == "v2"
+    without_past = tables._replace(history=tables.history[:0])
+    arguments = (without_past, comfort_filters(rules.version, 0), is_v2, rules.num_ttc_steps, not is_v2)
     kernels.score_poses(np.ascontiguousarray(poses_NT3), *arguments, *outputs)
     return _to_measures(*outputs)
 

@@ -60,7 +60,7 @@ def choose_reference(scene: ScoringScene, arena: Arena, rules: Rules, backend: s
     """Run PDM-Closed on one scene whose arena is known; see `pdm_closed`."""
     forecast = forecast_arena(scene, arena)
     poses_PT3 = propose(scene, forecast, backend)
-    _, measures = drive_in_arena(forecast, poses_PT3, rules, False, backend)
+    _, measures = drive_in_arena(forecast, poses_PT3, rules, backend)
     scores_P = group_scores(measures, rules).numpy()
     chosen = int(np.argmax(scores_P))
     sampled_T3 = resample_one(poses_PT3[chosen], step_grid(int(scene.ego_history_times_us[-1])))

@@ -142,7 +142,7 @@ def _with_companions(prepared: PreparedScene, scene: ScoringScene, backend: str)
     filtered = rules.version == "v2" and not scene.is_synthetic and scene.human_poses is not None
     if filtered:
         poses.append(human_reference(prepared, scene))
-    _, measures = drive_in_arena(arena, np.stack(poses), rules, False, backend)
+    _, measures = drive_in_arena(arena, np.stack(poses), rules, backend)
     product = multiplier(measures, rules)
     columns = sub_scores(measures, torch.ones_like(product), rules)
     return replace(

@@ -49,11 +49,14 @@ def cube_rows(stream: tuple[int | str, ...], rows_N: np.ndarray) -> np.ndarray:
 
 @final
 class Draw:
-    """Reads the coordinates of N cube points column by column, as values of chosen distributions."""
+    """Reads the coordinates of N cube points column by column, as values of chosen distributions.
 
-    def __init__(self, cube_ND: np.ndarray, first: int) -> None:
+    Coordinate 0 is left out: it is the variant of the layout.
+    """
+
+    def __init__(self, cube_ND: np.ndarray) -> None:
         self._cube_ND = cube_ND
-        self._next = first
+        self._next = 1
         self.num_scenes = len(cube_ND)
 
     def unit(self) -> np.ndarray:

@@ -61,7 +61,7 @@ def simulate(family: str, variant: int, cube_ND: np.ndarray, conditions: Conditi
         cube_ND: Points (N, D) in the unit cube; coordinate 0 is the variant and is skipped.
         conditions: Gaps and harm.
     """
-    situation = FAMILIES[family].build(Draw(cube_ND, first=1), variant)
+    situation = FAMILIES[family].build(Draw(cube_ND), variant)
     situation = _with_conditions(situation, conditions)
     attribute_N = situation.attribute_N
     halves_N = np.zeros(len(cube_ND), bool) if attribute_N is None else attribute_N
