@@ -9,8 +9,6 @@ inside one process; a figure is the median over the turns, of scenes a CPU-secon
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -29,7 +27,7 @@ from autoscale_ray.scenes.batch import SceneBatch, tensors_of
 from autoscale_ray.scenes.pool import ScenePool, open_pool, write_pool
 from autoscale_ray.scenes.ragged import ragged_index
 from autoscale_ray.scenes.schema import NUM_FRAMES, SCENE_SCHEMA, inner_shape
-from benchmarks.surroundings import surroundings
+from benchmarks.surroundings import common_parser, surroundings, tell, verdict
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -43,12 +41,7 @@ _SIZES = {"A": 20, "L": 20, "V": 200, "E": 40, "Q": 40, "W": 400, "C": 40}
 
 def main() -> int:
     """Run the benchmark; return 1 when a target is missed under --check."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true", help="fewer scenes and turns")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
-    arguments = parser.parse_args()
+    arguments = common_parser(__doc__, quick="fewer scenes and turns").parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         num_scenes = 2_048 if arguments.quick else 10_240
@@ -56,15 +49,10 @@ def main() -> int:
         result = _measure(pool, Path(folder), 5 if arguments.quick else 15, arguments.seed)
     result |= {"seed": arguments.seed, "num_scenes": num_scenes}
     result |= surroundings("torch", "torch-geometric", "pyarrow", "numpy")
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text)
+    tell(result, arguments.json)
     missed = [f"{name} {result['ratios'][name]:.2f} {target}" for name, target in TARGETS.items()
               if result["ratios"][name] < target]  # fmt: skip
-    if arguments.check:
-        print("\n".join(missed), end="\n" if missed else "")
-    return int(arguments.check and bool(missed))
+    return verdict(missed, check=arguments.check)
 
 
 def _pool(folder: Path, num_scenes: int, seed: int) -> ScenePool:

@@ -9,7 +9,6 @@ mixture that the clusters can express with random scenes of each cluster, and th
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -27,7 +26,7 @@ from autoscale_ray.config_file import load_config
 from autoscale_ray.inputs import Inputs, open_inputs
 from autoscale_ray.mixture.clusters import fit_clusters
 from autoscale_ray.records import SIDES
-from benchmarks.surroundings import surroundings
+from benchmarks.surroundings import common_parser, surroundings, verdict
 
 HARMFUL, IRREDUCIBLE = "H", "irreducible"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -52,12 +51,8 @@ def kinds(inputs: Inputs, side: str) -> np.ndarray:
     """Return family and quality of every scene of a pool, as one word."""
     truth = inputs.pools[side].side_table("truth")
     assert truth is not None, "the built-in world writes its truth"
-    by_id = {
-        scene: f"{family}/{quality}"
-        for scene, family, quality in zip(
-            *(truth[name].to_pylist() for name in ("scene_id", "family", "quality")), strict=True
-        )
-    }
+    columns = (truth[name].to_pylist() for name in ("scene_id", "family", "quality"))
+    by_id = {scene: f"{family}/{quality}" for scene, family, quality in zip(*columns, strict=True)}
     return np.array([by_id[scene] for scene in inputs.pools[side].scene_ids.tolist()])
 
 
@@ -139,13 +134,9 @@ def measure(config: RunConfig, inputs: Inputs, num_repeats: int) -> dict[str, li
 
 def main() -> int:
     """Print the table; with --check exit 1 unless the dev weights bring the clusters nearer at equal K."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seed", type=int, default=0, help="first encoder seed")
+    parser = common_parser(__doc__, quick="one encoder, small pools", seed_help="first encoder seed")
     parser.add_argument("--seeds", type=int, default=3, help="encoders")
     parser.add_argument("--repeats", type=int, default=4, help="k-means seeds for each encoder")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     num_seeds, overrides = (1, QUICK) if options.quick else (options.seeds, ())
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in SETTINGS}
@@ -168,10 +159,8 @@ def main() -> int:
         told = surroundings("torch", "faiss-cpu") | {"seed": options.seed, "rows": rows}
         options.json.write_text(json.dumps(told, indent=1))
     before, now = (means[f"{name}, K = 16"]["distance"] for name in ("scene counts", "dev share .9"))
-    if options.check and now >= before:
-        print(f"distance-with-dev-share {now:.3f} {before:.3f}")
-        return 1
-    return 0
+    missed = [f"distance-with-dev-share {now:.3f} {before:.3f}"] if now >= before else []
+    return verdict(missed, check=options.check)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from benchmarks.controlled.report import draw, markdown
 from benchmarks.controlled.rows import Row, paired_p_value, summarise
 from benchmarks.controlled.targets import DEFAULT, WITHOUT_RUN_0, Check, at_most, checks, stretch_checks
 from benchmarks.controlled.training import neyman_ratios
-from benchmarks.surroundings import surroundings
+from benchmarks.surroundings import common_parser, surroundings, verdict
 
 LONG, SHORT = (4, 6, 10), (4, 6)
 STOPS = {"null": LONG, "near_null": LONG, "harmful": LONG, "transfer_x3": LONG, "drift": LONG}
@@ -64,10 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     if options.out is None and options.json is None:
         print(text)
-    missed = [check for check in found if not check[3]]
-    if options.check:
-        _print_missed(missed)
-    return 1 if options.check and missed else 0
+    missed = [f"{name} {measured:.4f} {target}" for name, measured, target, met in found if not met]
+    return verdict(missed, check=options.check)
 
 
 def run_all(seed: int, num_problems: int, names: Sequence[str]) -> tuple[list[Row], PValues]:
@@ -190,17 +188,12 @@ def _note(rows: list[Row]) -> None:
         )
 
 
-def _print_missed(missed: list[Check]) -> None:
-    for name, measured, target, _ in missed:
-        print(f"{name} {measured:.4f} {target}")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--seed", type=int, default=52093, help="problem seed; 1, 2, 3 and 7411 were seen in tuning"
+    parser = common_parser(
+        __doc__,
+        quick="12 problems a row; targets are then only indicative",
+        seed_help="problem seed; 1, 2, 3 and 7411 were seen in tuning",
+        seed=52093,
     )
     parser.add_argument("--problems", type=int, default=96, help="problems a row")
     parser.add_argument(
@@ -210,12 +203,7 @@ def _parser() -> argparse.ArgumentParser:
         default=list(FAMILIES),
         help="families; base is always played",
     )
-    parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--out", type=Path, help="write <out>.md and <out>.png")
-    parser.add_argument(
-        "--quick", action="store_true", help="12 problems a row; targets are then only indicative"
-    )
-    parser.add_argument("--check", action="store_true", help="exit 1 and name each missed target")
     return parser
 
 

@@ -11,14 +11,13 @@ is not run again; they stay, to be looked at.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from benchmarks.process_meter import CpuMeter, MemoryMeter
-from benchmarks.surroundings import ROOT, surroundings
+from benchmarks.surroundings import ROOT, surroundings, tell
 
 TARGETS = {
     "demo": {"wall_s": 300.0, "peak_rss_gib": 6.0},
@@ -60,10 +59,7 @@ def main() -> int:
         for target in options.targets
         if target == "demo" or options.data
     }
-    told = json.dumps(surroundings("torch", "ray") | figures, indent=1)
-    print(told)
-    if options.json:
-        options.json.write_text(told)
+    tell(surroundings("torch", "ray") | figures, options.json)
     missed = [
         f"{target}_{name} {row[name]:.2f} {limit}"
         for target, row in figures.items()

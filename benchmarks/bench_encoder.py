@@ -10,7 +10,6 @@ is the median over the turns. Clustering and search at 10^6 have their own progr
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -41,7 +40,7 @@ from autoscale_ray.scenes.schema import CURRENT_FRAME, NUM_FRAMES, SCENE_SCHEMA
 from autoscale_ray.world.pools import make_pool
 from benchmarks import encoder_scaling
 from benchmarks.representation_baselines import transformer_rival
-from benchmarks.surroundings import surroundings
+from benchmarks.surroundings import common_parser, surroundings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -266,13 +265,9 @@ def missed(found: dict[str, float]) -> list[str]:
 
 def main() -> int:
     """Measure, print, check."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=FilePath)
-    parser.add_argument("--quick", action="store_true", help="few turns, small pools")
+    parser = common_parser(__doc__, quick="few turns, small pools")
     parser.add_argument("--scaling", action="store_true", help="also time 10^4, 10^5 and 10^6 scenes")
     parser.add_argument("--figure", type=FilePath, help="picture of the scaling")
-    parser.add_argument("--check", action="store_true", help="exit 1 and name every missed target")
     options = parser.parse_args()
     torch.set_num_threads(1)
     repeats = 2 if options.quick else 7

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.openscene_source import NUM_SCENES, write_source
-from benchmarks.surroundings import surroundings
+from benchmarks.surroundings import common_parser, surroundings, tell, verdict
 
 EXPECTED = {
     "commonroad/USA_US101": 2472,
@@ -82,14 +82,12 @@ print(*[seconds / len(sys.argv[1:]) for seconds in spent])
 
 def main() -> int:
     """Run the benchmark; return 1 when a target is missed under --check."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = common_parser(
+        __doc__, quick="leave out the large sources", seed_help="seed of the choice of files for the rival"
+    )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of files for the rival")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rival-python", type=Path, help="Python that has commonroad-io")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true", help="leave out the large sources")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -107,14 +105,8 @@ def main() -> int:
     )
     if arguments.rival_python:
         result["commonroad_per_file"] = _against_rival(arguments)
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text)
-    missed = _missed(result, rows, complete=not arguments.quick)
-    if arguments.check:
-        print("\n".join(missed), end="\n" if missed else "")
-    return int(arguments.check and bool(missed))
+    tell(result, arguments.json)
+    return verdict(_missed(result, rows, complete=not arguments.quick), check=arguments.check)
 
 
 def _missed(result: dict[str, object], rows: list[dict], *, complete: bool) -> list[str]:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.surroundings import surroundings
+from benchmarks.surroundings import common_parser, surroundings, tell, verdict
 
 INTERVAL_S, SPAN_S = 0.5, 600.0
 NUM_ROADS, ROAD_GAP_M = 8, 300.0
@@ -229,8 +229,7 @@ def run_ingest(source: Path, pool: Path, kill_after_s: float | None = None) -> d
 
 def main() -> int:
     """Run the benchmark; return 1 when something is unaccounted for under --check."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=0)
+    parser = common_parser(__doc__, quick="10^4 scenes, and a second ingest to compare with")
     parser.add_argument("--scenes", type=int, default=1_000_000)
     parser.add_argument(
         "--kills", type=int, default=5, help="times that the ingest is killed before it may end"
@@ -239,25 +238,15 @@ def main() -> int:
         "--kill-after-s", type=float, nargs=2, default=(20.0, 60.0), help="range that times are drawn from"
     )
     parser.add_argument("--folder", type=Path, help="where the files go; a temporary folder by default")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument(
-        "--quick", action="store_true", help="10^4 scenes, and a second ingest to compare with"
-    )
-    parser.add_argument("--check", action="store_true", help="exit 1 when a scene is unaccounted for")
     arguments = parser.parse_args()
     result = run(arguments)
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text)
+    tell(result, arguments.json)
     missed = [
         f"{name} {count} 0" for name, count in result["ledger"].items() if name not in ACCOUNTS and count
     ]
     missed += [f"rss_mib {result['rss_mib']:.0f} {MAX_RSS_MIB:.0f}"] * (result["rss_mib"] > MAX_RSS_MIB)
     missed += ["same_hash_undisturbed 0 1"] * (result.get("same_hash_undisturbed") is False)
-    if arguments.check:
-        print("\n".join(missed), end="\n" if missed else "")
-    return int(arguments.check and bool(missed))
+    return verdict(missed, check=arguments.check)
 
 
 def run(arguments: argparse.Namespace) -> dict:

@@ -10,7 +10,6 @@ object store while embedding. `--parts` measures some of them; `--quick` uses 8,
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -43,7 +42,7 @@ from autoscale_ray.distributed.status import read_events
 from autoscale_ray.inputs import open_inputs
 from autoscale_ray.representation.model import GRAPH_CHUNK, embed, load
 from benchmarks.process_meter import SAMPLE_S, CpuMeter
-from benchmarks.surroundings import surroundings
+from benchmarks.surroundings import common_parser, surroundings
 
 TARGETS = {
     "embed_cpu_ratio": 1.25,
@@ -277,11 +276,7 @@ PARTS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="What Ray costs.")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="file for the figures; those of other parts in it are kept")
-    parser.add_argument("--quick", action="store_true", help="8,192 scenes in place of 100,000")
-    parser.add_argument("--check", action="store_true", help="exit 1 where a target is missed")
+    parser = common_parser(__doc__, quick="8,192 scenes in place of 100,000")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
     figures = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}

@@ -47,7 +47,7 @@ from benchmarks.representation_data import (
     source_rows,
     tags_of,
 )
-from benchmarks.surroundings import surroundings
+from benchmarks.surroundings import common_parser, surroundings
 
 NO_TERM = dict.fromkeys((field.name for field in dataclasses.fields(EmbeddingLossConfig)), 0.0)
 DEFAULT = RepresentationConfig()
@@ -447,8 +447,8 @@ def shown(mean: float, width: float) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=0, help="first seed")
+    quick = "small pools, 60 steps, one seed: a smoke test"
+    parser = common_parser(__doc__, quick=quick, seed_help="first seed")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument(
         "--data", type=Path, help="folder with recordings and simulations, ingested into --out"
@@ -459,10 +459,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--arms", help="comma-separated arms instead of all")
     parser.add_argument("--ablation", action="store_true", help="also switch every term on or off")
     parser.add_argument("--rival-rate", type=float, help="learning rate of all rivals in place of their own")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path, help="picture of the tables")
-    parser.add_argument("--quick", action="store_true", help="small pools, 60 steps, one seed: a smoke test")
-    parser.add_argument("--check", action="store_true", help="exit 1 and name every missed target")
     parser.add_argument(
         "--claim", choices=tuple(OURS), default="graph-rae", help="arm that --check holds to the targets"
     )

@@ -7,20 +7,16 @@ CPU seconds of this process on one thread; ratios within one process. Run with `
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from autoscale_ray.config import RetrievalConfig
 from autoscale_ray.mixture import clusters, retrieval, similarity
-from benchmarks.surroundings import surroundings
+from benchmarks.process_meter import cpu_seconds
+from benchmarks.surroundings import common_parser, surroundings
 
 SIZE = 64
 TARGETS = {
@@ -40,12 +36,6 @@ def scenes(num: int, seed: int, num_groups: int = 3000, noise: float = 0.5) -> n
     drawn = np.random.default_rng([seed, 2, num])
     spread = noise * drawn.standard_normal((num, SIZE), dtype=np.float32)
     return similarity.normalised(centres[drawn.integers(0, num_groups, num)] + spread)
-
-
-def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.process_time()
-    result = work()
-    return time.process_time() - start, result
 
 
 def measure_selection(num: int, seed: int) -> dict[str, float]:
@@ -148,16 +138,11 @@ def misses(mean: dict[str, float]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seed", type=int, default=0, help="first seed; three are run (one with --quick)")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument(
-        "--quick", action="store_true", help="small sizes: a smoke test, targets by size do not apply"
-    )
-    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
-    options = parser.parse_args()
+    options = common_parser(
+        __doc__,
+        quick="small sizes: a smoke test, targets by size do not apply",
+        seed_help="first seed; three are run (one with --quick)",
+    ).parse_args()
     seeds = range(options.seed, options.seed + (1 if options.quick else 3))
     runs = [measure(seed, options.quick) for seed in seeds]
     mean = {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}

@@ -32,7 +32,7 @@ from autoscale_ray.evaluation import (
     validate_scene,
 )
 from benchmarks.golden_scenes import golden_scene, load_inputs
-from benchmarks.surroundings import processor, surroundings
+from benchmarks.surroundings import common_parser, processor, surroundings, verdict
 
 OFFICIAL_PROCESSOR = "AMD EPYC Zen 4, one thread"
 OFFICIAL_ONE_MS = 130.0
@@ -211,14 +211,8 @@ def _memory() -> Figure:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common_parser(__doc__, quick="8 scenes, 2 turns")
     parser.add_argument("--golden", type=Path, default=Path("tests/golden"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--check", action="store_true")
     parser.add_argument("--backends", nargs="+", default=["numba", "torch"])
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -236,9 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             + "\n"
         )
     missed = [figure for figure in figures if not figure.reached]
-    for figure in missed if options.check else ():
-        print(f"{figure.name} {figure.measured:.3g} {figure.target:g}")
-    return 1 if options.check and missed else 0
+    lines = [f"{figure.name} {figure.measured:.3g} {figure.target:g}" for figure in missed]
+    return verdict(lines, check=options.check)
 
 
 if __name__ == "__main__":

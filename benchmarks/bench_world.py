@@ -8,7 +8,6 @@ Speed is CPU time of one process, pools written to disk included; the target all
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import sys
@@ -23,7 +22,7 @@ from autoscale_ray.world.families import FAMILIES
 from autoscale_ray.world.judging import score_experts
 from autoscale_ray.world.pools import generate, make_pool
 from autoscale_ray.world.presets import PRESETS
-from benchmarks.surroundings import surroundings
+from benchmarks.surroundings import common_parser, surroundings
 
 TARGET_CPU_S = 60.0
 TARGET_EXPERT = 0.9
@@ -80,12 +79,7 @@ def missed_targets(speed: dict[str, float], experts: dict[str, dict[str, dict[st
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true", help="2,000 scenes for speed, 4 for each expert")
-    parser.add_argument("--check", action="store_true", help="exit 1 and name every missed target")
-    arguments = parser.parse_args()
+    arguments = common_parser(__doc__, quick="2,000 scenes for speed, 4 for each expert").parse_args()
     speed = measure_speed(2_000 if arguments.quick else SPEED_SCENES, arguments.seed)
     print(" ".join(f"{key}={value:.1f}" for key, value in speed.items()))
     experts = expert_scores(4 if arguments.quick else 40, arguments.seed)

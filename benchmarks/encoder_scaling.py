@@ -7,12 +7,10 @@ and embedded, each as often as it is drawn; a little noise makes the vectors of 
 from __future__ import annotations
 
 import resource
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +24,7 @@ from autoscale_ray.mixture.similarity import EXACT_LIMIT, build_index, nearest
 from autoscale_ray.representation.model import embed, feature_sizes_of, new_model
 from autoscale_ray.representation.scene_graph import graph_from_batch
 from autoscale_ray.scenes.pool import ScenePool, open_pool
+from benchmarks.process_meter import cpu_seconds
 
 STAGES = ("embed", "cluster", "assign", "index", "search")
 NUM_QUERIES = 1000
@@ -37,15 +36,6 @@ TARGET_SCENES = 10**8
 CORES_PER_MACHINE = 16
 NOISE = 0.1
 """Standard deviation of the noise on repeated embeddings, in units of their own."""
-
-Found = TypeVar("Found")
-
-
-def timed(work: Callable[[], Found]) -> tuple[float, Found]:
-    """Return the CPU seconds of a call and its result."""
-    start = time.process_time()
-    found = work()
-    return time.process_time() - start, found
 
 
 def measure(pool: ScenePool, sizes: Sequence[int], seed: int) -> list[dict[str, float]]:
@@ -72,7 +62,7 @@ def _measure_one(path: Path, size: int, seed: int) -> dict[str, float]:
     sizes = feature_sizes_of(graph_from_batch(pool.batch(np.arange(2))))
     model = new_model(RepresentationConfig(), sizes, seed)
     embed(model, pool, np.arange(min(64, len(pool))))  # compiles
-    seconds, vectors_ND = timed(lambda: embed(model, pool, rng.integers(0, len(pool), size)))
+    seconds, vectors_ND = cpu_seconds(lambda: embed(model, pool, rng.integers(0, len(pool), size)))
     spread = np.float32(NOISE * vectors_ND.std())
     for part_MD in np.array_split(vectors_ND, max(1, size // CHUNK)):
         part_MD += spread * rng.standard_normal(part_MD.shape, dtype=np.float32)
@@ -81,11 +71,11 @@ def _measure_one(path: Path, size: int, seed: int) -> dict[str, float]:
 
 def _after_embedding(vectors_ND: NDArray[np.float32], seed: int) -> dict[str, float]:
     config = ClusterConfig(num_fine=256)
-    fit_s, clusters = timed(lambda: fit_clusters(vectors_ND, vectors_ND[:1000], config, seed))
-    assign_s, _ = timed(lambda: clusters.assign(vectors_ND))
+    fit_s, clusters = cpu_seconds(lambda: fit_clusters(vectors_ND, vectors_ND[:1000], config, seed))
+    assign_s, _ = cpu_seconds(lambda: clusters.assign(vectors_ND))
     unit_ND = clusters.whitening.apply(vectors_ND)
-    index_s, index = timed(lambda: build_index(unit_ND, seed=seed))
-    search_s, (_, found_QM) = timed(lambda: nearest(index, unit_ND[:NUM_QUERIES], NUM_NEIGHBOURS))
+    index_s, index = cpu_seconds(lambda: build_index(unit_ND, seed=seed))
+    search_s, (_, found_QM) = cpu_seconds(lambda: nearest(index, unit_ND[:NUM_QUERIES], NUM_NEIGHBOURS))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     flat_QN = unit_ND[:NUM_COMPARED] @ unit_ND.T
     best_QM = np.argpartition(-flat_QN, NUM_NEIGHBOURS, axis=1)[:, :NUM_NEIGHBOURS]

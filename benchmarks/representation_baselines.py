@@ -31,12 +31,12 @@ from autoscale_ray.representation.scene_graph import (
 )
 from autoscale_ray.representation.segments import cut_lanes
 from autoscale_ray.representation.training import (
-    MAX_GRADIENT_NORM,
     WEIGHT_DECAY,
+    EncoderState,
     TrainingSet,
     batch_terms,
     draw_batches,
-    learning_rate_factor,
+    make_step,
     take_scenes,
     weighted_sum,
 )
@@ -304,20 +304,18 @@ def with_attention(scenes: TrainingSet, config: RepresentationConfig, seed: int)
         torch.manual_seed(seed)
         transformer_rival(model.encoder, config.hidden_size)
     distance = fit_scenario_distance(scenes.signature, dataclasses.asdict(config.distance), seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
+    state = EncoderState(0, model, torch.optim.AdamW(model.parameters(), weight_decay=WEIGHT_DECAY))
     draws = draw_batches(scenes.source_N, config, torch.Generator().manual_seed(seed + 1))
     generator = torch.Generator().manual_seed(seed)
-    for step in range(config.num_steps):
-        optimizer.param_groups[0]["lr"] = config.learning_rate * learning_rate_factor(step, config.num_steps)
+    for _ in range(config.num_steps):
         rows, copies = next(draws)
         batch = take_scenes(scenes, rows)
         terms = batch_terms(
             model, batch, copies, distance, generator, encoding=model.encoder(batch.graph, "pyg")
         )
-        optimizer.zero_grad()
+        state.optimizer.zero_grad()
         weighted_sum(terms, config).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-        optimizer.step()
+        state = make_step(state, config)
     return lambda graph: model.encoder(graph, "pyg").z_ND
 
 

@@ -28,7 +28,7 @@ from autoscale_ray.planning.training import PlannerWeights
 from autoscale_ray.planning.training import train as train_planner
 from autoscale_ray.records import Side as PoolSide
 from autoscale_ray.representation.kinematics import route_coordinates, route_of
-from autoscale_ray.representation.model import GRAPH_CHUNK
+from autoscale_ray.representation.model import pool_batches
 from autoscale_ray.scenes.batch import SceneBatch
 from autoscale_ray.scenes.ingest import ingest
 from autoscale_ray.scenes.pool import ScenePool, open_pool
@@ -71,8 +71,7 @@ class Side:
 
     def batches(self) -> Iterator[SceneBatch]:
         for pool, rows in zip(self.pools, self.rows, strict=True):
-            for start in range(0, len(rows), GRAPH_CHUNK):
-                yield pool.batch(rows[start : start + GRAPH_CHUNK])
+            yield from pool_batches(pool, rows)
 
     def column(self, name: str) -> np.ndarray:
         return np.concatenate(

@@ -34,6 +34,15 @@ from autoscale_ray.evaluation.timing import NUM_STEPS, history_samples
 from autoscale_ray.evaluation.vehicle import VehicleParameters
 
 IS_LANE, IS_DRIVABLE, IS_ROUTE_LANE, IS_INTERSECTION = 1, 2, 4, 8
+PADDING = {
+    "boxes": 0.0,
+    "present": False,
+    "half_sizes": 0.0,
+    "is_static": False,
+    "is_stopped": False,
+    "is_ignored": True,
+}
+JOINED = ("ring_xy", "ring_bounds", "ring_kinds", "red_steps")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,6 +89,12 @@ class Arena:
     def ego_pose(self) -> Floats:
         """Return the rear axle (3,) at t = 0 in the scene's frame."""
         return np.append(self.origin, self.ego_state[2])
+
+    @property
+    def ego_box(self) -> Floats:
+        """Return the ego's box at t = 0: centre x, y and cos, sin of the yaw."""
+        axis = np.array([np.cos(self.ego_state[2]), np.sin(self.ego_state[2])])
+        return np.concatenate([self.ego_state[:2] + self.vehicle.rear_axle_to_centre_m * axis, axis])
 
 
 def build_arena(scene: ScoringScene, num_frames: int) -> Arena:
@@ -160,23 +175,14 @@ def stack_arenas(arenas: Sequence[Arena], device: torch.device | str = "cpu") ->
     ring_lists = [start + np.arange(len(arena.ring_kinds)) for arena, start, _ in pairs]
     offsets = np.concatenate([[0], *[arena.ring_offsets[1:] + start for arena, _, start in pairs]])
     columns = {
-        "boxes": _pad([arena.tracks.boxes for arena in arenas], 0.0),
-        "present": _pad([arena.tracks.present for arena in arenas], False),
-        "half_sizes": _pad([arena.tracks.half_sizes for arena in arenas], 0.0),
-        "is_static": _pad([arena.tracks.is_static for arena in arenas], False),
-        "is_stopped": _pad([arena.tracks.is_stopped for arena in arenas], False),
-        "is_ignored": _pad([arena.tracks.is_ignored for arena in arenas], True),
+        **{name: _pad([getattr(one.tracks, name) for one in arenas], fill) for name, fill in PADDING.items()},
+        **{name: np.concatenate([getattr(one, name) for one in arenas]) for name in JOINED},
+        **{name: _pad_last([getattr(one, name) for one in arenas]) for name in ("path_xy", "path_progress")},
         "ring_offsets": offsets.astype(np.int64),
-        "ring_xy": np.concatenate([arena.ring_xy for arena in arenas]),
         "ring_next": np.concatenate([arena.ring_next + start for arena, _, start in pairs]),
-        "ring_bounds": np.concatenate([arena.ring_bounds for arena in arenas]),
-        "ring_kinds": np.concatenate([arena.ring_kinds for arena in arenas]),
         "rings_of_scene": _pad(ring_lists, -1),
         "red_scene": np.repeat(np.arange(len(arenas)), [len(arena.red_rings) for arena in arenas]),
         "red_ring": np.concatenate([arena.red_rings + start for arena, start, _ in pairs]),
-        "red_steps": np.concatenate([arena.red_steps for arena in arenas]),
-        "path_xy": _pad_last([arena.path_xy for arena in arenas]),
-        "path_progress": _pad_last([arena.path_progress for arena in arenas]),
     }
     tensors = {name: torch.as_tensor(column, device=device) for name, column in columns.items()}
     history = tuple(torch.as_tensor(arena.history, device=device) for arena in arenas)
@@ -205,7 +211,7 @@ def _ring_kinds(scene: ScoringScene) -> Integers:
 
 
 def _pad(arrays: Sequence[npt.NDArray], fill: object) -> npt.NDArray:
-    size = max(1, *(len(array) for array in arrays)) if arrays else 1
+    size = max(1, *(len(array) for array in arrays))
     padded = np.full((len(arrays), size, *arrays[0].shape[1:]), fill, dtype=arrays[0].dtype)
     for row, array in enumerate(arrays):
         padded[row, : len(array)] = array

@@ -25,9 +25,9 @@ WEIGHTS_V2 = {
     "time_to_collision_within_bound": 5.0,
     "lane_keeping": 2.0,
     "history_comfort": 2.0,
-    "two_frame_extended_comfort": 2.0,
 }
-COLUMNS_V2 = (*MULTIPLIERS_V2, *list(WEIGHTS_V2)[:-1])
+EXTENDED_COMFORT_WEIGHT = 2.0
+COLUMNS_V2 = (*MULTIPLIERS_V2, *WEIGHTS_V2)
 MULTIPLIERS_V1 = MULTIPLIERS_V2[:2]
 WEIGHTS_V1 = {"ego_progress": 5.0, "time_to_collision_within_bound": 5.0, "comfort": 2.0}
 COLUMNS_V1 = (*MULTIPLIERS_V2[:3], *WEIGHTS_V1)
@@ -98,13 +98,12 @@ def weighted_score(
     Returns:
         Scores in [0, 1].
     """
-    weights = dict(WEIGHTS_V1 if rules.version == "v1" else WEIGHTS_V2)
-    weights.pop("two_frame_extended_comfort", None)
+    weights = WEIGHTS_V1 if rules.version == "v1" else WEIGHTS_V2
     terms = [weight * columns[name] for name, weight in weights.items()]
     total = sum(weights.values())
     if extended_comfort is not None:
-        terms.append(WEIGHTS_V2["two_frame_extended_comfort"] * extended_comfort)
-        total += WEIGHTS_V2["two_frame_extended_comfort"]
+        terms.append(EXTENDED_COMFORT_WEIGHT * extended_comfort)
+        total += EXTENDED_COMFORT_WEIGHT
     product = torch.ones_like(terms[0])
     for name in MULTIPLIERS_V1 if rules.version == "v1" else MULTIPLIERS_V2:
         product = product * columns[name]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from autoscale_ray.evaluation.simulate import AX, AY, YAW, YAW_ACCELERATION, YAW_RATE
+from autoscale_ray.evaluation.timing import STEP_S
 
-STEP_S = 0.1
 NUM_DECIMALS = 8
 BOUNDS = ((-4.05, 2.40), (-4.89, 4.89), (-8.37, 8.37), (-4.13, 4.13), (-1.93, 1.93), (-0.95, 0.95))
 """Strict bounds of lon. and lat. acceleration, jerk of the magnitude, lon. jerk, yaw acceleration, yaw rate."""

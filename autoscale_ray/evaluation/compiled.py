@@ -35,11 +35,6 @@ def with_grid(arena: Arena) -> Arena:
 
 def make_tables(arena: Arena) -> SceneTables:
     """Lay out an arena for the kernels; the tables share the arena's arrays, and its grid where it has one."""
-    grid = (
-        arena.grid
-        if arena.grid is not None
-        else build_grid(arena.ring_offsets, arena.ring_xy, arena.ring_bounds)
-    )
     tracks = arena.tracks
     boxes, present = np.ascontiguousarray(tracks.boxes), np.ascontiguousarray(tracks.present)
     return SceneTables(
@@ -55,7 +50,7 @@ def make_tables(arena: Arena) -> SceneTables:
         ring_next=arena.ring_next,
         ring_kinds=arena.ring_kinds,
         ring_bounds=arena.ring_bounds,
-        grid=grid,
+        grid=arena.grid or build_grid(arena.ring_offsets, arena.ring_xy, arena.ring_bounds),
         red_rings=arena.red_rings,
         red_steps=np.ascontiguousarray(arena.red_steps),
         path_xy=np.ascontiguousarray(arena.path_xy),
@@ -80,25 +75,20 @@ def simulate_poses(poses_NT3: Floats, start_N11: Floats, vehicle: VehicleParamet
     return states
 
 
-def measure_poses(
-    tables: SceneTables, poses_NT3: Floats, rules: Rules, with_history: bool
-) -> tuple[torch.Tensor, Measures]:
-    """Drive along reference poses and measure, in the arena's frame.
+def measure_poses(tables: SceneTables, poses_NT3: Floats, rules: Rules) -> tuple[torch.Tensor, Measures]:
+    """Drive along reference poses and measure, in the arena's frame; see `backends.drive_in_arena`.
 
     Args:
         tables: The scene.
         poses_NT3: (N, 41, 3) reference poses.
         rules: RULES_V1 or RULES_V2.
-        with_history: Judge v2 comfort together with the past; without it v2 comfort is 1.
 
     Returns:
         States (N, 41, 11) and measures.
     """
-    outputs = _empty_outputs(len(poses_NT3))
-    filters = comfort_filters(rules.version, len(tables.history))
-    judges_comfort = with_history or rules.version == "v1"
-    table = tables if rules.version == "v2" else tables._replace(history=tables.history[:0])
-    arguments = (table, filters, rules.version == "v2", rules.num_ttc_steps, judges_comfort)
+    outputs, is_v2 = _empty_outputs(len(poses_NT3)), rules.version == "v2"
+    without_past = tables._replace(history=tables.history[:0])
+    arguments = (without_past, comfort_filters(rules.version, 0), is_v2, rules.num_ttc_steps, not is_v2)
     kernels.score_poses(np.ascontiguousarray(poses_NT3), *arguments, *outputs)
     return _to_measures(*outputs)
 

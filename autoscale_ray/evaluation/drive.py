@@ -6,7 +6,7 @@ Shape legend: S scenes, P trajectories per scene, N = S * P, n waypoints (8 or 4
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -22,12 +22,8 @@ CHUNK_TRAJECTORIES = 256
 CHUNK_SCENES = 64
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Drives:
-    """Driven states (N, 41, 11) in the arenas' frames and their measures, scene-major."""
-
-    states: Tensor
-    measures: Measures
+Drives = tuple[Tensor, Measures]
+"""Driven states (N, 41, 11) in the arenas' frames and their measures, scene-major."""
 
 
 def drive(prepared: Sequence[PreparedScene], trajectories: Floats, backend: str, device: str) -> Drives:
@@ -53,7 +49,7 @@ def _drive_with_numba(prepared: Sequence[PreparedScene], trajectories: Floats, d
 
     num_waypoints = trajectories.shape[2]
     scenes = [(make_tables(scene.arena), scene.grids[num_waypoints]) for scene in prepared]
-    return Drives(*measure_waypoints(scenes, trajectories, prepared[0].rules))
+    return measure_waypoints(scenes, trajectories, prepared[0].rules)
 
 
 def _drive_with_torch(prepared: Sequence[PreparedScene], trajectories: Floats, device: str) -> Drives:
@@ -81,17 +77,15 @@ def _drive_chunk(prepared: Sequence[PreparedScene], rows: Floats, arenas: ArenaB
     poses_NT3 = interpolate(waypoints_Nn3, pose_S3[scene_N], left_ST[scene_N], share_ST[scene_N])
     poses_NT3[..., :2] -= pose_S3[scene_N, None, :2]
     states_NT11 = simulate(poses_NT3, start_S11[scene_N], arenas.vehicle)
-    return Drives(states_NT11, measure(states_NT11, scene_N, arenas, prepared[0].rules, with_history=True))
+    return states_NT11, measure(states_NT11, scene_N, arenas, prepared[0].rules, with_history=True)
 
 
 def _join(parts: list[Drives]) -> Drives:
-    if len(parts) == 1:
-        return parts[0]
+    states, measures = zip(*parts, strict=True)
     columns = {
-        item.name: torch.cat([getattr(part.measures, item.name) for part in parts])
-        for item in fields(Measures)
+        item.name: torch.cat([getattr(one, item.name) for one in measures]) for item in fields(Measures)
     }
-    return Drives(torch.cat([part.states for part in parts]), Measures(**columns))
+    return torch.cat(states), Measures(**columns)
 
 
 BACKENDS: dict[str, Callable[[Sequence[PreparedScene], Floats, str], Drives]] = {

@@ -16,9 +16,9 @@ from autoscale_ray.evaluation.metrics import RULES_V2
 from autoscale_ray.evaluation.prepare import PreparedScene
 from autoscale_ray.evaluation.scene import Floats, ScoringScene
 from autoscale_ray.evaluation.scoring import Metric, ScoreResult, score_trajectories
+from autoscale_ray.evaluation.timing import STEP_S
 
 MAX_INTERVAL_S = 0.55
-STEP_S = 0.1
 
 
 def epdms(
@@ -77,7 +77,7 @@ def two_frame_extended_comfort(
         raise InvalidInputError(
             "interval_s", f"must be in (0, {MAX_INTERVAL_S})", float(interval[outside][0])
         )
-    shift = np.where(known, np.rint(np.where(known, interval, 1.0) / STEP_S), 0).astype(int)
+    shift = np.rint(np.where(known, interval, 0.0) / STEP_S).astype(int)
     value = torch.full((len(interval),), torch.nan, dtype=now.dtype, device=now.device)
     for size in np.unique(shift[known]):
         rows = torch.as_tensor(np.flatnonzero(known & (shift == size)), device=now.device)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from autoscale_ray.evaluation.arena import Arena, build_arena
 from autoscale_ray.evaluation.metrics import RULES_V1, RULES_V2
@@ -18,10 +17,9 @@ from autoscale_ray.evaluation.scene import (
     LANE_CONNECTOR,
     NUM_HISTORY_FRAMES,
     NUM_MOVING_TYPES,
-    Floats,
     ScoringScene,
 )
-from autoscale_ray.evaluation.simulate import resample
+from autoscale_ray.evaluation.simulate import resample_one
 from autoscale_ray.evaluation.timing import node_grid
 from autoscale_ray.evaluation.vehicle import VehicleParameters
 from autoscale_ray.scenes.readers.metric_cache import MetricCache
@@ -53,7 +51,8 @@ def prepared_from_cache(cache: MetricCache) -> PreparedScene:
         red_rings=np.flatnonzero(~is_map_G),
         red_steps=cache.red_steps,
     )
-    return prepare_arena(scene, arena, rules, _reference(cache))
+    reference = resample_one(cache.reference_poses, node_grid(cache.start_us, cache.reference_times_us))
+    return prepare_arena(scene, arena, rules, reference)
 
 
 def _scene(cache: MetricCache) -> ScoringScene:
@@ -105,10 +104,3 @@ def _tracks(cache: MetricCache, arena: Arena) -> Tracks:
         velocities=np.stack([yaw_AT[np.arange(len(first_A)), first_A], speed_A], axis=-1),
         kinds=cache.track_type,
     )
-
-
-def _reference(cache: MetricCache) -> Floats:
-    """Sample PDM-Closed at the scorer's time nodes, (41, 3)."""
-    grid = node_grid(cache.start_us, cache.reference_times_us)
-    nodes = torch.as_tensor(cache.reference_poses)[None]
-    return resample(nodes, torch.as_tensor(grid.left)[None], torch.as_tensor(grid.share)[None])[0].numpy()

@@ -23,7 +23,6 @@ from autoscale_ray.evaluation.epdms import (
     two_frame_extended_comfort,
     with_extended_comfort,
 )
-from autoscale_ray.evaluation.idm import NUM_STEPS
 from autoscale_ray.evaluation.metrics import RULES_V1, RULES_V2, Rules
 from autoscale_ray.evaluation.pdms import pdms
 from autoscale_ray.evaluation.prepare import PreparedScene, prepare
@@ -36,6 +35,7 @@ from autoscale_ray.evaluation.scene import (
 )
 from autoscale_ray.evaluation.scene import POLYGON_LAYERS as SCORED_LAYERS
 from autoscale_ray.evaluation.scoring import Metric, ScoreResult
+from autoscale_ray.evaluation.timing import NUM_STEPS
 from autoscale_ray.evaluation.vehicle import VehicleParameters
 from autoscale_ray.scenes.pool import ScenePool
 from autoscale_ray.scenes.schema import CURRENT_FRAME, DOMAINS, NUM_FRAMES, NUM_PLAN_FRAMES
@@ -336,27 +336,23 @@ def _comfortable(
     prepared: PreparedPool, results: Sequence[tuple[np.ndarray, ScoreResult]]
 ) -> Iterator[tuple[np.ndarray, ScoreResult]]:
     """Add extended comfort to the scenes whose previous scene was driven too."""
-    chunk_of = {
-        int(row): (chunk, place) for chunk, (rows, _) in enumerate(results) for place, row in enumerate(rows)
+    driven = {
+        int(row): states
+        for rows, result in results
+        if result.states is not None
+        for row, states in zip(rows, result.states[:, 0], strict=True)
     }
     for rows, result in results:
-        found = [chunk_of.get(int(row)) for row in prepared.previous_N[rows]]
-        if result.states is None or not any(found):
+        before = [driven.get(int(row)) for row in prepared.previous_N[rows]]
+        known = np.array([states is not None for states in before])
+        if result.states is None or not known.any():
             yield rows, result
             continue
-        previous = [
-            _states(results[place[0]][1])[place[1]] if place else result.states[0, 0] for place in found
-        ]
-        known = np.array([place is not None for place in found])
+        now = result.states[:, 0]
+        previous = torch.stack([now[0] if states is None else states for states in before])
         interval = np.where(known, prepared.interval_N[rows], np.nan)
-        comfort = two_frame_extended_comfort(result.states[:, 0], torch.stack(previous), interval)
+        comfort = two_frame_extended_comfort(now, previous, interval)
         yield rows, with_extended_comfort(result, Metric(comfort.value[:, None], comfort.valid[:, None]))
-
-
-def _states(result: ScoreResult) -> Tensor:
-    """Return the driven states of the first trajectory of every scene, (S, 41, 11)."""
-    assert result.states is not None
-    return result.states[:, 0]
 
 
 def _fill(columns: Mapping[str, np.ndarray], rows: np.ndarray, values: Mapping[str, Tensor]) -> None:

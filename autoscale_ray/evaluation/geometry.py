@@ -56,28 +56,10 @@ def expand_rings(ring_K: Tensor, ring_offsets: Tensor) -> tuple[Tensor, Tensor]:
     return pair_E, torch.arange(len(pair_E), device=ring_K.device) - first_K[pair_E] + start_K[pair_E]
 
 
-def points_in_rings(
-    point_K2: Tensor, ring_K: Tensor, ring_offsets: Tensor, ring_xy: Tensor, ring_next: Tensor
-) -> Tensor:
-    """Tell whether each point lies strictly inside its ring, by crossing numbers.
-
-    Args:
-        point_K2: Points, m.
-        ring_K: Ring of each point.
-        ring_offsets: (G + 1,) start of each ring.
-        ring_xy: (V, 2) vertices, m.
-        ring_next: (V,) next vertex of the same ring.
-
-    Returns:
-        (K,) flags; a point on the boundary is outside.
-    """
-    return groups_in_rings(point_K2[:, None], ring_K, ring_offsets, ring_xy, ring_next)[:, 0]
-
-
 def groups_in_rings(
     points_KQ2: Tensor, ring_K: Tensor, ring_offsets: Tensor, ring_xy: Tensor, ring_next: Tensor
 ) -> Tensor:
-    """Tell which of Q neighbouring points lie strictly inside the ring of their group.
+    """Tell which of Q neighbouring points lie strictly inside the ring of their group, by crossing numbers.
 
     Edges above, below or left of the whole group cannot be crossed by its rays to the right and are dropped first.
 
@@ -154,7 +136,8 @@ def boxes_meet_rings(
     hits_K = torch.zeros(len(ring_K), dtype=torch.int32, device=ring_K.device).index_add_(
         0, pair_E, hits_E.int()
     )
-    return (hits_K > 0) | points_in_rings(centre_K2, ring_K, ring_offsets, ring_xy, ring_next)
+    holds_K1 = groups_in_rings(centre_K2[:, None], ring_K, ring_offsets, ring_xy, ring_next)
+    return (hits_K > 0) | holds_K1[:, 0]
 
 
 def project_on_path(point_NQ2: Tensor, path_NC2: Tensor, progress_NC: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from autoscale_ray.evaluation.arena import Arena, path_progress
 from autoscale_ray.evaluation.observation import FORECAST_STEP
 from autoscale_ray.evaluation.planar import box_corners, polygon_distances, project, ring_centroid
 from autoscale_ray.evaluation.scene import Flags, Floats, Integers
+from autoscale_ray.evaluation.timing import NUM_STEPS, STEP_S
 
 if TYPE_CHECKING:
     import shapely
@@ -24,8 +24,6 @@ LATERAL_OFFSETS_M = (0.0, -1.0, 1.0)
 SPEED_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
 FALLBACK_SPEED_LIMIT_MPS = 15.0
 UNROLLED_S = 5.0
-NUM_STEPS = 41
-STEP_S = 0.1
 MIN_GAP_M = 1.0
 HEADWAY_S = 1.5
 MAX_ACCELERATION = 1.5
@@ -175,9 +173,7 @@ def _tie_order(arena: Arena) -> Integers:
     """Order agents as the forecast lists them: static first, then by type, each by distance to the ego centre."""
     tracks = arena.tracks
     chosen = np.flatnonzero(tracks.present[:, 0])
-    yaw = arena.ego_state[2]
-    centre = arena.ego_state[:2] + arena.vehicle.rear_axle_to_centre_m * np.array([np.cos(yaw), np.sin(yaw)])
-    distance = np.hypot(*(tracks.boxes[chosen, 0, :2] - centre).T)
+    distance = np.hypot(*(tracks.boxes[chosen, 0, :2] - arena.ego_box[:2]).T)
     group = np.where(tracks.is_static[chosen], -1, tracks.kinds[chosen])
     return chosen[np.lexsort((distance, group))]
 
@@ -314,7 +310,7 @@ def _gaps(arena: Arena, obstacles: Obstacles, poses_P3: Floats, ahead_PO: Flags,
 
 
 def _advance(
-    progress_P: npt.NDArray[np.float64], speed_P: Floats, target_P: Floats, leader_P3: Floats
+    progress_P: Floats, speed_P: Floats, target_P: Floats, leader_P3: Floats
 ) -> tuple[Floats, Floats]:
     comfort = 2.0 * np.sqrt(MAX_ACCELERATION * MAX_DECELERATION)
     wanted_P = MIN_GAP_M + speed_P * HEADWAY_S + speed_P * (speed_P - leader_P3[:, 1]) / comfort

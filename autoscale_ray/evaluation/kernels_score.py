@@ -14,8 +14,8 @@ from autoscale_ray.evaluation.comfort import BOUNDS, NUM_DECIMALS
 from autoscale_ray.evaluation.kernels_geometry import box_meets_ring, boxes_meet, nearest_on_path
 from autoscale_ray.evaluation.kernels_grid import RingGrid, cell_of
 from autoscale_ray.evaluation.kernels_track import sample_waypoints, simulate_one
+from autoscale_ray.evaluation.timing import NUM_STEPS
 
-NUM_STEPS = 41
 NUM_VALUES = 10
 NC, DAC, DDC, TLC, TTC, LK, COMFORT, PROGRESS, COLLISION_STEP, TTC_STEP = range(NUM_VALUES)
 MULTIPLE, OFF_ROAD, OFF_ROUTE, CENTRE_IN, REAR_IN = 1, 2, 4, 8, 16
@@ -28,7 +28,6 @@ COS_AHEAD, COS_BEHIND = rules.COS_AHEAD, rules.COS_BEHIND
 STOPPED_MPS, STANDING_MPS = rules.STOPPED_EGO_SPEED_MPS, rules.STANDING_SPEED_MPS
 DEVIATION_M, LANE_STEPS = rules.LANE_DEVIATION_M, rules.LANE_STEPS
 TTC_OFFSETS = rules.TTC_OFFSETS
-NEVER = rules.NEVER
 
 
 class Filter(NamedTuple):

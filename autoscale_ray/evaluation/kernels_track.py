@@ -20,8 +20,7 @@ from autoscale_ray.evaluation.simulate import (
     STOPPING_SPEED_MPS,
 )
 from autoscale_ray.evaluation.simulate import TRACKING_HORIZON as HORIZON
-
-NUM_STEPS = 41
+from autoscale_ray.evaluation.timing import NUM_STEPS
 
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)

@@ -6,7 +6,7 @@ Shape legend: N trajectories, T = 41 steps, A agents (padded), K candidate pairs
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -77,10 +77,6 @@ class Measures:
     ttc_step: Tensor
     comfort_flags: Tensor
     ego_areas: Tensor
-
-    def select(self, index: slice | Tensor) -> Measures:
-        """Return the measures of some trajectories."""
-        return Measures(**{item.name: getattr(self, item.name)[index] for item in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,7 +153,8 @@ def _ego_areas(ego: _Ego, scene_N: Tensor, arenas: ArenaBatch) -> tuple[Tensor, 
     corners_NT42 = _corners(ego.centre, ego.axis, ego.half)
     points_B62 = torch.cat([corners_NT42, ego.centre[:, :, None], ego.rear[:, :, None]], dim=2).flatten(0, 1)
     pose_K, ring_K = _candidate_rings(points_B62.reshape(num_drives, -1, 2), points_B62, scene_N, arenas)
-    inside_K6 = _inside(points_B62, pose_K, ring_K, arenas)
+    rings = (arenas.ring_offsets, arenas.ring_xy, arenas.ring_next)
+    inside_K6 = groups_in_rings(points_B62[pose_K], ring_K, *rings)
     kind_K = arenas.ring_kinds[ring_K]
     is_lane_K = (kind_K & IS_LANE) > 0
     corner_count_K = inside_K6[:, :4].sum(dim=1)
@@ -203,10 +200,6 @@ def _candidate_rings(
 def _bounds_meet(bounds_4: Tensor, low_2: Tensor, high_2: Tensor) -> Tensor:
     below = (bounds_4[..., 0] <= high_2[..., 0]) & (bounds_4[..., 1] <= high_2[..., 1])
     return below & (bounds_4[..., 2] >= low_2[..., 0]) & (bounds_4[..., 3] >= low_2[..., 1])
-
-
-def _inside(points_B62: Tensor, pose_K: Tensor, ring_K: Tensor, arenas: ArenaBatch) -> Tensor:
-    return groups_in_rings(points_B62[pose_K], ring_K, arenas.ring_offsets, arenas.ring_xy, arenas.ring_next)
 
 
 def _near_agents(ego: _Ego, scene_N: Tensor, arenas: ArenaBatch) -> Tensor:

@@ -19,7 +19,7 @@ from autoscale_ray.evaluation.metrics import RULES_V2, Rules
 from autoscale_ray.evaluation.observation import Tracks, forecast_tracks
 from autoscale_ray.evaluation.planar import box_corners, contains, edges_cross
 from autoscale_ray.evaluation.scene import Flags, Floats, ScoringScene
-from autoscale_ray.evaluation.simulate import resample
+from autoscale_ray.evaluation.simulate import resample_one
 from autoscale_ray.evaluation.timing import step_grid
 
 NUM_FORECAST_STEPS = 51
@@ -60,14 +60,10 @@ def choose_reference(scene: ScoringScene, arena: Arena, rules: Rules, backend: s
     """Run PDM-Closed on one scene whose arena is known; see `pdm_closed`."""
     forecast = forecast_arena(scene, arena)
     poses_PT3 = propose(scene, forecast, backend)
-    _, measures = drive_in_arena(forecast, poses_PT3, rules, False, backend)
+    _, measures = drive_in_arena(forecast, poses_PT3, rules, backend)
     scores_P = group_scores(measures, rules).numpy()
     chosen = int(np.argmax(scores_P))
-    grid = step_grid(int(scene.ego_history_times_us[-1]))
-    nodes = torch.as_tensor(poses_PT3[chosen])[None]
-    sampled_T3 = resample(nodes, torch.as_tensor(grid.left)[None], torch.as_tensor(grid.share)[None])[
-        0
-    ].numpy()
+    sampled_T3 = resample_one(poses_PT3[chosen], step_grid(int(scene.ego_history_times_us[-1])))
     shift = np.append(arena.origin, 0.0)
     return ReferenceDrive(
         proposals=poses_PT3 + shift, scores=scores_P, chosen=chosen, poses=sampled_T3 + shift
@@ -107,7 +103,7 @@ def forecast_arena(scene: ScoringScene, arena: Arena) -> Arena:
     Returns:
         The forecast arena over 51 steps.
     """
-    tracks = forecast_tracks(scene, arena.origin, ego_box(arena)[:2], NUM_FORECAST_STEPS)
+    tracks = forecast_tracks(scene, arena.origin, arena.ego_box[:2], NUM_FORECAST_STEPS)
     red_rings = np.flatnonzero(scene.polygon_red[:, 0] & scene.polygon_on_route)
     return replace(
         arena,
@@ -117,15 +113,9 @@ def forecast_arena(scene: ScoringScene, arena: Arena) -> Arena:
     )
 
 
-def ego_box(arena: Arena) -> Floats:
-    """Return the ego's box at t = 0: centre x, y and cos, sin of the yaw."""
-    axis = np.array([np.cos(arena.ego_state[2]), np.sin(arena.ego_state[2])])
-    return np.concatenate([arena.ego_state[:2] + arena.vehicle.rear_axle_to_centre_m * axis, axis])
-
-
 def touches_ego(arena: Arena, tracks: Tracks) -> Flags:
     """Tell which agents (A,) touch the ego at t = 0."""
-    box = torch.as_tensor(ego_box(arena))
+    box = torch.as_tensor(arena.ego_box)
     half = box.new_tensor([arena.vehicle.half_length_m, arena.vehicle.half_width_m])
     boxes_A4 = torch.as_tensor(tracks.boxes[:, 0])
     overlap_A = boxes_overlap(
@@ -137,7 +127,7 @@ def touches_ego(arena: Arena, tracks: Tracks) -> Flags:
 def lights_around_ego(arena: Arena) -> Flags:
     """Tell which red rings (R,) hold the whole ego at t = 0."""
     half = np.array([arena.vehicle.half_length_m, arena.vehicle.half_width_m])
-    corners_42 = box_corners(ego_box(arena), half)
+    corners_42 = box_corners(arena.ego_box, half)
     rings = [
         arena.ring_xy[arena.ring_offsets[ring] : arena.ring_offsets[ring + 1]] for ring in arena.red_rings
     ]

@@ -16,7 +16,7 @@ from autoscale_ray.evaluation.metrics import Rules
 from autoscale_ray.evaluation.pdm_closed import ReferenceDrive, choose_reference, touches_ego
 from autoscale_ray.evaluation.scene import Flags, Floats, ScoringScene, validate_scene
 from autoscale_ray.evaluation.simulate import interpolate
-from autoscale_ray.evaluation.timing import TimeGrid, waypoint_grid
+from autoscale_ray.evaluation.timing import NUM_STEPS, TimeGrid, waypoint_grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,7 +59,7 @@ def prepare(
         The prepared scene.
 
     Raises:
-        InvalidSceneError: If the scene breaks a rule, or has too few frames for this version.
+        InvalidSceneError: If the scene or the reference breaks a rule, or there are too few frames for this version.
     """
     validate_scene(scene)
     if scene.num_frames < rules.num_frames:
@@ -88,6 +88,11 @@ def prepare_arena(
         backend: "auto", "torch" or "numba".
     """
     backend = choose_backend(backend)
+    if reference_poses is not None:
+        shape = np.shape(reference_poses)
+        if shape != (NUM_STEPS, 3) or not np.isfinite(reference_poses).all():
+            rule = f"must be ({NUM_STEPS}, 3) and finite"
+            raise InvalidSceneError(f"{scene.scene_id}: reference_poses", rule, shape)
     if backend == "numba":
         from autoscale_ray.evaluation.compiled import with_grid
 
@@ -137,7 +142,7 @@ def _with_companions(prepared: PreparedScene, scene: ScoringScene, backend: str)
     filtered = rules.version == "v2" and not scene.is_synthetic and scene.human_poses is not None
     if filtered:
         poses.append(human_reference(prepared, scene))
-    _, measures = drive_in_arena(arena, np.stack(poses), rules, False, backend)
+    _, measures = drive_in_arena(arena, np.stack(poses), rules, backend)
     product = multiplier(measures, rules)
     columns = sub_scores(measures, torch.ones_like(product), rules)
     return replace(

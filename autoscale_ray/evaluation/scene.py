@@ -6,13 +6,12 @@ Shape legend: H history frames, A agents, F 2 Hz frames, G polygons, V polygon v
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
 from autoscale_ray.errors import InvalidSceneError
-from autoscale_ray.evaluation.rings import first_crossing_ring
 from autoscale_ray.evaluation.vehicle import PACIFICA, VehicleParameters
 
 Floats = npt.NDArray[np.float64]
@@ -78,7 +77,7 @@ class ScoringScene:
     centreline: Floats
     human_poses: Floats | None = None
     speed_limit_mps: float | None = None
-    vehicle: VehicleParameters = field(default=PACIFICA)
+    vehicle: VehicleParameters = PACIFICA
     is_synthetic: bool = False
 
     @property
@@ -132,9 +131,9 @@ def pack_rings(rings: Sequence[npt.ArrayLike], scene_id: str = "scene") -> tuple
         Offsets (G + 1,) and vertices (V, 2) without the repeated ones.
 
     Raises:
-        InvalidSceneError: If a ring is not closed or not (n, 2).
+        InvalidSceneError: If a ring is not closed, not (n, 2) or no numbers.
     """
-    arrays = [np.asarray(ring, dtype=np.float64) for ring in rings]
+    arrays = [_as_array(scene_id, f"polygon {index}", ring, np.float64) for index, ring in enumerate(rings)]
     for index, ring in enumerate(arrays):
         if ring.ndim != 2 or ring.shape[1] != 2 or len(ring) < 4:
             raise InvalidSceneError(f"{scene_id}: polygon {index}", "must be (n, 2) with n >= 4", ring.shape)
@@ -185,9 +184,13 @@ def check_trajectories(scene_ids: Sequence[str], trajectories: npt.ArrayLike) ->
     Raises:
         InvalidSceneError: Naming the scene and the rule.
     """
-    array = np.asarray(trajectories, dtype=np.float64)
+    rule = "must have shape (S, P, 8 or 40, 3)"
+    try:
+        array = np.asarray(trajectories, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InvalidSceneError("trajectories", rule, "ragged lists, or no numbers") from None
     if array.ndim != 4 or array.shape[2] not in (8, 40) or array.shape[3] != 3:
-        raise InvalidSceneError("trajectories", "must have shape (S, P, 8 or 40, 3)", array.shape)
+        raise InvalidSceneError("trajectories", rule, array.shape)
     if array.shape[0] != len(scene_ids):
         raise InvalidSceneError(
             "trajectories", f"must have one row for each of {len(scene_ids)} scenes", array.shape[0]
@@ -294,5 +297,9 @@ def _check_polygons(scene: ScoringScene) -> None:
     _require(scene, "polygon_xy", bool(np.isfinite(xy).all()), "must be finite")
     red_elsewhere = scene.polygon_red[layers != LANE_CONNECTOR].any()
     _require(scene, "polygon_red", not red_elsewhere, "must be False outside lane connectors")
-    crossing = first_crossing_ring(offsets, xy)
-    _require(scene, "polygon_xy", crossing < 0, f"ring {crossing} must be simple: no crossing or zero area")
+    if len(layers):
+        from autoscale_ray.scenes.rings import is_tangled  # here: the scorer is imported without shapely
+
+        tangled = is_tangled(xy - xy[0], np.diff(offsets))
+        rule = f"ring {np.argmax(tangled)} must be simple: no crossing or zero area"
+        _require(scene, "polygon_xy", not tangled.any(), rule)

@@ -30,7 +30,7 @@ def score_file(
         trajectories: npz, Parquet or submission pickle; see `read_trajectories`.
         score: What scores trajectories by scene: `score_rows`, `score_caches` or `score_navhard` with its files.
         out: Parquet file; see `write_scores`.
-        two_stage: Split YAML of NAVSIM whose mapping gives the two-stage score; see `score_two_stages`.
+        two_stage: Split YAML of NAVSIM whose mapping gives the two-stage score; see `two_stage_summary`.
 
     Returns:
         See `write_scores`.

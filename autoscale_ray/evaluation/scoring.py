@@ -15,7 +15,7 @@ from torch import Tensor
 from autoscale_ray.errors import InvalidSceneError
 from autoscale_ray.evaluation.backends import choose_backend
 from autoscale_ray.evaluation.combine import multiplier, normalised_progress, sub_scores, weighted_score
-from autoscale_ray.evaluation.drive import Drives, drive
+from autoscale_ray.evaluation.drive import drive
 from autoscale_ray.evaluation.metrics import Measures, Rules
 from autoscale_ray.evaluation.prepare import PreparedScene, prepare
 from autoscale_ray.evaluation.scene import Floats, ScoringScene, check_trajectories
@@ -76,11 +76,10 @@ def score_trajectories(
     )
     trajectories = check_trajectories(ids, trajectories)
     prepared = _prepare_missing(scenes, rules, choose_backend(backend, device))
-    drives = drive(prepared, trajectories, backend, device)
+    states, measures = drive(prepared, trajectories, backend, device)
     shape = trajectories.shape[:2]
-    raw = _columns(prepared, drives.measures, shape, rules)
+    raw = _columns(prepared, measures, shape, rules)
     filtered = _forgive(prepared, raw)
-    states = _to_scene_frames(prepared, drives, shape) if keep_states else None
     score = _valid(weighted_score(filtered, rules))
     return ScoreResult(
         version=rules.version,
@@ -91,8 +90,8 @@ def score_trajectories(
         score=score,
         extended_comfort=Metric(torch.full_like(score.value, torch.nan), torch.zeros_like(score.valid)),
         score_with_comfort=score,
-        measures=drives.measures,
-        states=states,
+        measures=measures,
+        states=_to_scene_frames(prepared, states, shape) if keep_states else None,
     )
 
 
@@ -136,12 +135,12 @@ def _forgive(prepared: Sequence[PreparedScene], raw: dict[str, Tensor]) -> dict[
     columns = {}
     for index, (name, value) in enumerate(raw.items()):
         forgiven = torch.as_tensor(fails[:, index], device=value.device)[:, None]
-        columns[name] = torch.where(forgiven, torch.ones_like(value), value)
+        columns[name] = torch.where(forgiven, 1.0, value)
     return columns
 
 
-def _to_scene_frames(prepared: Sequence[PreparedScene], drives: Drives, shape: tuple[int, ...]) -> Tensor:
-    states = drives.states.view(*shape, *drives.states.shape[1:]).clone()
+def _to_scene_frames(prepared: Sequence[PreparedScene], states: Tensor, shape: tuple[int, ...]) -> Tensor:
+    states = states.view(*shape, *states.shape[1:]).clone()
     origin = np.stack([scene.arena.origin for scene in prepared])
     states[..., :2] += torch.as_tensor(origin, device=states.device)[:, None, None]
     return states

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoscale_ray.evaluation.timing import STEP_S, TimeGrid
 from autoscale_ray.evaluation.vehicle import PACIFICA, VehicleParameters
 
-STEP_S = 0.1
 NUM_DISPLACEMENTS = 40
 TRACKING_HORIZON = 10
 JERK_PENALTY = 1e-4
@@ -77,6 +77,11 @@ def resample(nodes_Nk3: Tensor, left_NT: Tensor, share_NT: Tensor) -> Tensor:
     after_NT3 = torch.gather(unwrapped_Nk3, 1, index_NT3 + 1)
     sampled_NT3 = before_NT3 + share_NT[..., None] * (after_NT3 - before_NT3)
     return torch.cat([sampled_NT3[..., :2], _wrap(sampled_NT3[..., 2:])], dim=-1)
+
+
+def resample_one(nodes_k3: np.ndarray, grid: TimeGrid) -> np.ndarray:
+    """Interpolate the poses of one drive, (41, 3); see `resample`."""
+    return resample(*(torch.as_tensor(part)[None] for part in (nodes_k3, grid.left, grid.share)))[0].numpy()
 
 
 def simulate(poses_NT3: Tensor, initial_state_N11: Tensor, vehicle: VehicleParameters = PACIFICA) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from autoscale_ray.errors import InvalidInputError
-from autoscale_ray.evaluation.aggregate import StageFrames, TwoStageScores, aggregate_two_stage
+from autoscale_ray.evaluation.aggregate import StageFrames, aggregate_two_stage
 from autoscale_ray.evaluation.combine import COLUMNS_V2
 from autoscale_ray.evaluation.scene_score import SceneScore, stacked_states
 from autoscale_ray.scenes.trust import read_yaml
@@ -49,20 +49,6 @@ def read_mapping(path: Path) -> list[tuple[str, str, str, str]]:
 def two_stage_summary(
     scored: Sequence[SceneScore], mapping: Sequence[tuple[str, str, str, str]]
 ) -> dict[str, object]:
-    """Return the two-stage score as plain numbers; see `score_two_stages`."""
-    scores, used, left_out = score_two_stages(scored, mapping)
-    return {
-        "mappings": used,
-        "mappings_left_out": left_out,
-        "combined": scores.combined,
-        "stage_one": scores.stage_one,
-        "stage_two": scores.stage_two,
-    }
-
-
-def score_two_stages(
-    scored: Sequence[SceneScore], mapping: Sequence[tuple[str, str, str, str]]
-) -> tuple[TwoStageScores, int, int]:
     """Aggregate navhard's two stages over the mappings whose scenes are all scored.
 
     Args:
@@ -70,7 +56,7 @@ def score_two_stages(
         mapping: Result of `read_mapping`.
 
     Returns:
-        The aggregate, how many mappings it covers, and how many lack a scene and are left out.
+        Plain numbers: the aggregate, how many mappings it covers, and how many lack a scene and are left out.
 
     Raises:
         InvalidInputError: No mapping is complete, or paired scenes are not within 0.55 s.
@@ -87,7 +73,13 @@ def score_two_stages(
     place = {frames[index].token: row for row, index in enumerate(used)}
     indices = np.array([[place[token] for token in row] for rows in whole for row in rows])
     scores = aggregate_two_stage(_stage_frames([frames[index] for index in used]), indices)
-    return scores, len(whole), len(groups) - len(whole)
+    return {
+        "mappings": len(whole),
+        "mappings_left_out": len(groups) - len(whole),
+        "combined": scores.combined,
+        "stage_one": scores.stage_one,
+        "stage_two": scores.stage_two,
+    }
 
 
 def _stage_frames(frames: Sequence[SceneScore]) -> StageFrames:

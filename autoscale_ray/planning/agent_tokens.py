@@ -14,6 +14,7 @@ from torch import Tensor
 
 from autoscale_ray.planning.frenet import project, route_pose, wrap_angle
 from autoscale_ray.scenes.batch import SceneBatch
+from autoscale_ray.scenes.ragged import row_of
 from autoscale_ray.scenes.schema import AGENT_TYPES, CURRENT_FRAME, FRAME_INTERVAL_S
 
 FIRST_HISTORY_FRAME = 1
@@ -39,9 +40,7 @@ def nearest_elements(distance_E: Tensor, offsets_N1: Tensor, num_slots: int) -> 
     Returns:
         index_NK: int64 flat element numbers, nearest first, -1 in empty slots; ties keep the stored order.
     """
-    row_E = torch.repeat_interleave(
-        torch.arange(len(offsets_N1) - 1, device=distance_E.device), offsets_N1.diff()
-    )
+    row_E = row_of(offsets_N1)
     order_E = distance_E.argsort(stable=True)
     order_E = order_E[row_E[order_E].argsort(stable=True)]
     rank_E = torch.arange(len(order_E), device=distance_E.device) - offsets_N1[row_E[order_E]]
@@ -93,12 +92,14 @@ def agent_tokens(batch: SceneBatch, route_NR3: Tensor, ego_s_d_speed_N3: Tensor,
     state_NK5 = batch.agent_states_AT5[:, CURRENT_FRAME][slot_NK]
     size_NK2 = batch.agent_size_A2[slot_NK]
     s_NK, d_NK, route_yaw_NK = project(route_NR3, state_NK5[..., :2])
+    yaw_NK = wrap_angle(state_NK5[..., 2] - route_yaw_NK)
+    on_route = (s_NK, d_NK, yaw_NK, *_along_route(state_NK5[..., 3], state_NK5[..., 4], route_yaw_NK))
     parts = [
         torch.ones_like(s_NK)[..., None],
         (state_NK5[..., :2] / POSITION_SCALE_M).clamp(-3.0, 3.0),
         (state_NK5[..., 3:] / VELOCITY_SCALE_MPS).clamp(-3.0, 3.0),
-        _motion(state_NK5, s_NK, d_NK, route_yaw_NK, ego_s_d_speed_N3),
-        _conflict(batch, state_NK5, size_NK2, s_NK, d_NK, route_yaw_NK, ego_s_d_speed_N3),
+        _motion(on_route, ego_s_d_speed_N3),
+        _conflict(on_route, size_NK2, batch.ego_size_N4, ego_s_d_speed_N3),
         _history(batch, slot_NK, route_yaw_NK),
         _shape(state_NK5, size_NK2, batch.agent_type_A[slot_NK]),
     ]
@@ -112,9 +113,8 @@ def _along_route(vx_NK: Tensor, vy_NK: Tensor, route_yaw_NK: Tensor) -> tuple[Te
     return vx_NK * cos_NK + vy_NK * sin_NK, vy_NK * cos_NK - vx_NK * sin_NK
 
 
-def _motion(state_NK5: Tensor, s_NK: Tensor, d_NK: Tensor, route_yaw_NK: Tensor, ego_N3: Tensor) -> Tensor:
-    speed_s_NK, speed_d_NK = _along_route(state_NK5[..., 3], state_NK5[..., 4], route_yaw_NK)
-    yaw_NK = wrap_angle(state_NK5[..., 2] - route_yaw_NK)
+def _motion(on_route: tuple[Tensor, ...], ego_N3: Tensor) -> Tensor:
+    s_NK, d_NK, yaw_NK, speed_s_NK, speed_d_NK = on_route
     values = [
         (s_NK - ego_N3[:, 0:1]) / 20,
         (s_NK - ego_N3[:, 0:1]) / 60,
@@ -130,25 +130,16 @@ def _motion(state_NK5: Tensor, s_NK: Tensor, d_NK: Tensor, route_yaw_NK: Tensor,
     return torch.stack(values, -1).clamp(-3.0, 3.0)
 
 
-def _conflict(
-    batch: SceneBatch,
-    state_NK5: Tensor,
-    size_NK2: Tensor,
-    s_NK: Tensor,
-    d_NK: Tensor,
-    route_yaw_NK: Tensor,
-    ego_N3: Tensor,
-) -> Tensor:
+def _conflict(on_route: tuple[Tensor, ...], size_NK2: Tensor, ego_size_N4: Tensor, ego_N3: Tensor) -> Tensor:
     """Say when ego and agent would meet: gap, time to collision, time to and out of the ego's path."""
-    yaw_NK = wrap_angle(state_NK5[..., 2] - route_yaw_NK)
-    speed_s_NK, speed_d_NK = _along_route(state_NK5[..., 3], state_NK5[..., 4], route_yaw_NK)
+    s_NK, d_NK, yaw_NK, speed_s_NK, speed_d_NK = on_route
     half_s_NK = (size_NK2[..., 0] * yaw_NK.cos().abs() + size_NK2[..., 1] * yaw_NK.sin().abs()) / 2
     half_d_NK = (size_NK2[..., 0] * yaw_NK.sin().abs() + size_NK2[..., 1] * yaw_NK.cos().abs()) / 2
-    front_N = batch.ego_size_N4[:, 0] / 2 + batch.ego_size_N4[:, 3]
+    front_N = ego_size_N4[:, 0] / 2 + ego_size_N4[:, 3]
     gap_NK = s_NK - ego_N3[:, 0:1] - half_s_NK - front_N[:, None]
     closing_NK = ego_N3[:, 2:3] - speed_s_NK
     positive_gap_NK = gap_NK.clamp(min=MIN_GAP_M)
-    path_half_NK = batch.ego_size_N4[:, None, 1] / 2 + PATH_MARGIN_M + half_d_NK
+    path_half_NK = ego_size_N4[:, None, 1] / 2 + PATH_MARGIN_M + half_d_NK
     approach_NK = -d_NK.sign() * speed_d_NK
     enter_s_NK = _time(d_NK.abs() - path_half_NK, approach_NK)
     leave_s_NK = _time(d_NK.abs() + path_half_NK, approach_NK)

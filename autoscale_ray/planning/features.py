@@ -70,10 +70,6 @@ class PlannerFeatures:
         """Return the most agent slots and the most lane slots that one of the given rows fills."""
         return _most_filled(self.agents_NKF, rows), _most_filled(self.lanes_NKF, rows)
 
-    def to(self, device: torch.device | str) -> PlannerFeatures:
-        """Return the features on `device`."""
-        return PlannerFeatures(*(getattr(self, field.name).to(device) for field in fields(self)))
-
 
 @dataclass(frozen=True, slots=True)
 class JoinedFeatures:
@@ -148,29 +144,22 @@ def features_of_batch(batch: SceneBatch, config: PlannerConfig) -> PlannerFeatur
     )
 
 
-def features_of_pool(
-    pool: ScenePool, config: PlannerConfig, rows: np.ndarray | None = None
-) -> PlannerFeatures:
+def features_of_pool(pool: ScenePool, config: PlannerConfig) -> PlannerFeatures:
     """Compute the features of a pool in memory, 512 scenes at a time; of a large one use `write_features`.
 
     Args:
         pool: Scenes.
         config: Number of agent and lane slots.
-        rows: int64 pool rows; all by default.
-
-    Returns:
-        Features in the order of `rows`.
     """
-    rows = np.arange(len(pool)) if rows is None else rows
-    chunks = list(_chunks(pool, config, rows))
+    chunks = list(_chunks(pool, config))
     return PlannerFeatures(
         *(torch.cat([getattr(chunk, field.name) for chunk in chunks]) for field in fields(PlannerFeatures))
     )
 
 
-def _chunks(pool: ScenePool, config: PlannerConfig, rows: np.ndarray) -> Iterator[PlannerFeatures]:
-    for start in range(0, len(rows), CHUNK_SCENES):
-        yield features_of_batch(pool.batch(rows[start : start + CHUNK_SCENES]), config)
+def _chunks(pool: ScenePool, config: PlannerConfig) -> Iterator[PlannerFeatures]:
+    for start in range(0, len(pool), CHUNK_SCENES):
+        yield features_of_batch(pool.batch(np.arange(start, min(start + CHUNK_SCENES, len(pool)))), config)
 
 
 def concatenate(parts: Sequence[PlannerFeatures]) -> JoinedFeatures:
@@ -186,7 +175,7 @@ def write_features(pool: ScenePool, path: Path | str, config: PlannerConfig) -> 
         path: Folder, created if missing.
         config: Number of agent and lane slots.
     """
-    _write(_chunks(pool, config, np.arange(len(pool))), len(pool), Path(path))
+    _write(_chunks(pool, config), len(pool), Path(path))
 
 
 def save_features(features: Features, path: Path | str) -> None:

@@ -77,11 +77,6 @@ def drawn_places(
     return np.flatnonzero(is_drawn_N)
 
 
-def num_epochs(num_steps: int, batch_size: int, num_scenes: int) -> float:
-    """Return how often a run sees each scene on average."""
-    return num_steps * batch_size / num_scenes
-
-
 @lru_cache(maxsize=8)
 def _permutation(seed: int, epoch: int, num_scenes: int) -> np.ndarray:
     permutation = np.random.default_rng([_ORDER_STREAM, seed, epoch]).permutation(num_scenes)

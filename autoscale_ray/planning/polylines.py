@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autoscale_ray.scenes.ragged import row_of
+
 MIN_SEGMENT_M = 1e-3
 
 
@@ -43,18 +45,19 @@ def make_polylines(points_V2: Tensor, offsets_L1: Tensor) -> Polylines:
     Returns:
         The polylines; a polyline may be left with one vertex.
     """
-    step_V = torch.zeros(len(points_V2), dtype=torch.float64, device=points_V2.device)
-    step_V[1:] = (points_V2[1:] - points_V2[:-1]).double().norm(dim=1)
-    step_V[offsets_L1[:-1]] = 0.0
-    keep_V = step_V > MIN_SEGMENT_M
+    keep_V = _steps(points_V2, offsets_L1) > MIN_SEGMENT_M
     keep_V[offsets_L1[:-1]] = True
     kept_before_V1 = torch.cat([keep_V.new_zeros(1, dtype=torch.int64), keep_V.cumsum(0)])
-    points_V2 = points_V2[keep_V]
+    points_V2, offsets_L1 = points_V2[keep_V], kept_before_V1[offsets_L1]
+    return Polylines(points_V2, offsets_L1, _steps(points_V2, offsets_L1).cumsum(0))
+
+
+def _steps(points_V2: Tensor, offsets_L1: Tensor) -> Tensor:
+    """Return how far each vertex lies from the one before it, 0 for the first of a polyline; float64."""
     step_V = torch.zeros(len(points_V2), dtype=torch.float64, device=points_V2.device)
     step_V[1:] = (points_V2[1:] - points_V2[:-1]).double().norm(dim=1)
-    offsets_L1 = kept_before_V1[offsets_L1]
     step_V[offsets_L1[:-1]] = 0.0
-    return Polylines(points_V2, offsets_L1, step_V.cumsum(0))
+    return step_V
 
 
 def closest_to_origin(polylines: Polylines) -> tuple[Tensor, Tensor]:
@@ -67,14 +70,12 @@ def closest_to_origin(polylines: Polylines) -> tuple[Tensor, Tensor]:
         distance_L in m and arc_L, the arc length from the polyline's first vertex to that point, in m.
     """
     points_V2, offsets_L1 = polylines.points_V2, polylines.offsets_L1
-    owner_V = torch.repeat_interleave(
-        torch.arange(len(polylines), device=points_V2.device), offsets_L1.diff()
-    )
-    start_V2, along_V2 = points_V2, points_V2.roll(-1, 0) - points_V2
+    owner_V = row_of(offsets_L1)
+    along_V2 = points_V2.roll(-1, 0) - points_V2
     along_V2[offsets_L1[1:] - 1] = 0.0  # the last vertex of a polyline stands for itself
     square_V = along_V2.square().sum(1)
-    fraction_V = (-(start_V2 * along_V2).sum(1) / square_V.clamp(min=MIN_SEGMENT_M**2)).clamp(0.0, 1.0)
-    distance_V = (start_V2 + fraction_V[:, None] * along_V2).norm(dim=1)
+    fraction_V = (-(points_V2 * along_V2).sum(1) / square_V.clamp(min=MIN_SEGMENT_M**2)).clamp(0.0, 1.0)
+    distance_V = (points_V2 + fraction_V[:, None] * along_V2).norm(dim=1)
     distance_L = torch.full((len(polylines),), torch.inf, device=points_V2.device)
     distance_L = distance_L.scatter_reduce(0, owner_V, distance_V, "amin")
     vertices_V = torch.arange(len(points_V2), device=points_V2.device)

@@ -44,7 +44,6 @@ def write_embedding_map(
         pools: Pool by side.
         path: PNG file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     z_ND, cluster_N, side_N, row_N = _points(clusters, whiten)
     medoids = {
         name: pools[str(side_N[place])].batch(row_N[place : place + 1])
@@ -68,7 +67,6 @@ def write_retrieval_sheet(
         pools: Pool by side.
         path: PNG file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     z_ND, cluster_N, side_N, row_N = _points(clusters, whiten)
     synthetic = np.flatnonzero(side_N == "synthetic")
     queries = _queries(np.where(side_N == "real", cluster_N, ""))
@@ -115,5 +113,5 @@ def _points(clusters: Clusters, whiten: Whiten) -> tuple[np.ndarray, np.ndarray,
         labels_N = np.array(read_parquet(clusters.files[f"labels_{side}"])["cluster"].to_pylist())
         rows = np.linspace(0, len(z_ND) - 1, min(len(z_ND), MAX_POINTS)).astype(np.int64)
         parts.append((whiten(z_ND[rows].astype(np.float64)), labels_N[rows], np.full(len(rows), side), rows))
-    z_ND, cluster_N, side_N, row_N = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    z_ND, cluster_N, side_N, row_N = map(np.concatenate, zip(*parts, strict=True))
     return z_ND, cluster_N, side_N, row_N

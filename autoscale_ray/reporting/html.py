@@ -14,10 +14,15 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from autoscale_ray.files import in_one_step
-from autoscale_ray.reporting.plots import arms_figure, score_figure, weights_figure
+from autoscale_ray.reporting.plots import figures
 from autoscale_ray.reporting.tables import error_line, gain_text, points, spent_line, unscored_line
 
 Summary = Mapping[str, Any]
+TITLES = {
+    "arms": "Arms on test",
+    "score_per_round": "Score by round",
+    "weights_per_round": "Mixture by round",
+}
 
 
 def write_report(summary: Summary, path: Path, pictures: Sequence[tuple[str, Path]] = ()) -> Path:
@@ -42,7 +47,7 @@ def write_report(summary: Summary, path: Path, pictures: Sequence[tuple[str, Pat
     text = environment.get_template("report.html.j2").render(
         summary=summary,
         spent=spent_line(summary),
-        figures=_figures(summary),
+        figures=[(TITLES[name], _svg(TITLES[name], figure)) for name, figure in figures(summary).items()],
         pictures=[(title, _png(picture)) for title, picture in pictures if picture.is_file()],
         errors=error_line(summary["arms"]),
         unscored=unscored_line(summary, "dev", "test"),
@@ -51,17 +56,6 @@ def write_report(summary: Summary, path: Path, pictures: Sequence[tuple[str, Pat
     with in_one_step(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
-
-
-def _figures(summary: Summary) -> list[tuple[str, Markup]]:
-    figures = []
-    if summary["arms"]:
-        figures.append(("Arms on test", arms_figure(summary)))
-    if summary["rounds"]:
-        figures.append(("Score by round", score_figure(summary)))
-    if len(summary["rounds"]) > 1:
-        figures.append(("Mixture by round", weights_figure(summary)))
-    return [(title, _svg(title, figure)) for title, figure in figures]
 
 
 def _svg(title: str, figure: Figure) -> Markup:

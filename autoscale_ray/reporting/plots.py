@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,24 @@ def write_plots(summary: Summary, folder: Path) -> dict[str, Path]:
     Returns:
         Path by plot name.
     """
-    drawers: dict[str, tuple[bool, Callable[[Summary], Figure]]] = {
-        "weights_per_round": (len(summary["rounds"]) > 1, weights_figure),
-        "score_per_round": (len(summary["rounds"]) > 0, score_figure),
-        "arms": (len(summary["arms"]) > 0, arms_figure),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for name, (has_data, draw) in drawers.items():
-        if has_data:
-            paths[name] = save(draw(summary), folder / f"{name}.png")
-    return paths
+    return {name: save(figure, folder / f"{name}.png") for name, figure in figures(summary).items()}
+
+
+def figures(summary: Summary) -> dict[str, Figure]:
+    """Return every plot that the summary has data for, by name."""
+    drawn = {}
+    if summary["arms"]:
+        drawn["arms"] = arms_figure(summary)
+    if summary["rounds"]:
+        drawn["score_per_round"] = score_figure(summary)
+    if len(summary["rounds"]) > 1:
+        drawn["weights_per_round"] = weights_figure(summary)
+    return drawn
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG through a temporary file, so a reader never sees half of it."""
+    """Write a figure as PNG through a temporary file, so a reader never sees half of it; make its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"savefig.dpi": 130}), in_one_step(path) as temporary:
         figure.savefig(temporary, format="png", bbox_inches="tight")
     return path

@@ -18,6 +18,8 @@ from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.scenes.schema import AGENT_TYPES, CURRENT_FRAME, DRIVING_COMMANDS, POLYGON_LAYERS
 
 VIEW_M = 45.0
+"""Half width of the view."""
+MAX_COLUMNS = 6
 _AREA_COLORS = {
     "roadblock": "#dfe3e8",
     "intersection": "#e9dfcf",
@@ -41,15 +43,11 @@ def plot_pool(path: Path | str, out: Path | str, *, num_scenes: int = 24, seed: 
     """
     pool = open_pool(path)
     rows = np.random.default_rng(seed).choice(len(pool), size=min(num_scenes, len(pool)), replace=False)
-    save_contact_sheet(pool.batch(np.sort(rows)), out)
-
-
-def save_contact_sheet(batch: SceneBatch, out: Path | str) -> None:
-    """Draw every scene of a batch into one image, six in a row."""
-    columns = min(6, len(batch))
+    batch = pool.batch(np.sort(rows))
+    columns = min(MAX_COLUMNS, len(batch))
     lines = math.ceil(len(batch) / columns)
     figure = Figure(figsize=(3.2 * columns, 3.4 * lines), layout="constrained")
-    for number, axes in enumerate(np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).flat):
+    for number, axes in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
         axes.set_axis_off()
         if number < len(batch):
             draw_scene(axes, batch.select([number]))
@@ -58,21 +56,20 @@ def save_contact_sheet(batch: SceneBatch, out: Path | str) -> None:
         figure.savefig(temporary, dpi=90)
 
 
-def draw_scene(axes: Axes, scene: SceneBatch, *, view_m: float = VIEW_M) -> None:
+def draw_scene(axes: Axes, scene: SceneBatch) -> None:
     """Draw one scene in its own frame: areas, lanes, route, agents with their motion, ego with past and
     future.
 
     Args:
         axes: Where to draw.
         scene: Batch of one scene.
-        view_m: Half width of the view.
     """
     _draw_areas(axes, scene)
     _draw_lanes(axes, scene)
     _draw_agents(axes, scene)
     _draw_ego(axes, scene)
-    axes.set_xlim(-view_m, view_m)
-    axes.set_ylim(-view_m, view_m)
+    axes.set_xlim(-VIEW_M, VIEW_M)
+    axes.set_ylim(-VIEW_M, VIEW_M)
     axes.set_aspect("equal")
     speed = float(scene.ego_states_NT7[0, CURRENT_FRAME, 3])
     name = scene.scene_ids[0].split("/", 1)[-1][-38:]
@@ -101,26 +98,17 @@ def _draw_lanes(axes: Axes, scene: SceneBatch) -> None:
 
 
 def _draw_agents(axes: Axes, scene: SceneBatch) -> None:
-    present = scene.agent_valid_AT[:, CURRENT_FRAME].numpy()
-    states = scene.agent_states_AT5.numpy()
-    names = [AGENT_TYPES[kind] for kind in scene.agent_type_A.tolist()]
-    boxes = [
-        box_corners(state[CURRENT_FRAME, :3], *size)
-        for state, size in zip(states[present], scene.agent_size_A2.numpy()[present], strict=True)
-    ]
-    colors = [_AGENT_COLORS.get(name, "#7f7f7f") for name, here in zip(names, present, strict=True) if here]
+    states = scene.agent_states_AT5.numpy()[:, CURRENT_FRAME:]
+    valid = scene.agent_valid_AT.numpy()[:, CURRENT_FRAME:]
+    present = valid[:, 0]
+    sizes = scene.agent_size_A2.numpy()[present]
+    boxes = [box_corners(pose, *size) for pose, size in zip(states[present, 0, :3], sizes, strict=True)]
+    colors = [_AGENT_COLORS.get(AGENT_TYPES[kind], "#7f7f7f") for kind in scene.agent_type_A.numpy()[present]]
     axes.add_collection(
         PolyCollection(boxes, facecolors=colors, edgecolors="black", linewidths=0.3, zorder=4)
     )
-    ahead = [
-        state[valid, :2]
-        for state, valid in zip(
-            states[:, CURRENT_FRAME:], scene.agent_valid_AT[:, CURRENT_FRAME:].numpy(), strict=True
-        )
-    ]
-    axes.add_collection(
-        LineCollection([line for line in ahead if len(line) > 1], colors="#4878a8", linewidths=0.5, zorder=4)
-    )
+    ahead = [state[seen, :2] for state, seen in zip(states, valid, strict=True) if seen.sum() > 1]
+    axes.add_collection(LineCollection(ahead, colors="#4878a8", linewidths=0.5, zorder=4))
     noses = [np.stack([box[[0, 3]].mean(axis=0), box.mean(axis=0)]) for box in boxes]
     axes.add_collection(LineCollection(noses, colors="white", linewidths=0.7, zorder=5))
 

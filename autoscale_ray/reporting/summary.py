@@ -22,8 +22,8 @@ def summarise(
     *,
     final_counts: Mapping[str, int] | None = None,
     arms: Sequence[Arm] = (),
-    seconds: Sequence[Mapping[str, float]] = (),
-    num_real: int = 0,
+    seconds: Sequence[Mapping[str, float]],
+    num_real: int,
     gains: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Any]:
     """Gather a run into one tree.
@@ -119,7 +119,7 @@ def _spent(
         "search_runs": search,
         "comparison_runs": final,
         "optimiser_steps": (search + final) * config.planner.num_steps,
-        "seconds": _seconds_since({}, seconds[-1] if seconds else {}),
+        "seconds": _seconds_since({}, seconds[-1]),
         "seconds_by_round": [_seconds_since(*ends) for ends in pairwise([{}, *seconds[: len(history)]])],
     }
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autoscale_ray.representation.rasters import num_sector_counts
+from autoscale_ray.representation.rasters import NUM_SECTOR_COUNTS
 from autoscale_ray.representation.scene_graph import RELATIONS
 from autoscale_ray.scenes.schema import NUM_PLAN_FRAMES
 
@@ -43,7 +43,7 @@ class GraphDecoder(nn.Module):
         self.trunk = nn.Sequential(nn.Linear(embedding_size, 2 * hidden_size), nn.ReLU())
         self.raster = nn.Linear(2 * hidden_size, 4 * NUM_CELLS * NUM_CELLS)
         self.drive = nn.Linear(2 * hidden_size, 2 * NUM_DRIVE_FRAMES)
-        self.sectors = nn.Linear(2 * hidden_size, num_sector_counts())
+        self.sectors = nn.Linear(2 * hidden_size, NUM_SECTOR_COUNTS)
         self.nodes = nn.ModuleDict(
             {name: _node_decoder(hidden_size + embedding_size, feature_sizes[name]) for name in MASKED_TYPES}
         )

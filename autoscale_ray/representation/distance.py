@@ -99,10 +99,9 @@ def _agent_histogram(graph: SceneGraph) -> Tensor:
     weight_M = torch.exp(-graph.targets["agent.box"][:, :2].norm(dim=1) / 30.0)
     cells = torch.einsum("mg,ms,md->mgsd", _motion_groups(graph) * weight_M[:, None],
                          _tent_weights(place[:, 0], GRID_S_M), _tent_weights(place[:, 1], GRID_D_M))  # fmt: skip
-    blank = cells.new_zeros(len(graph), cells[0].numel() if len(cells) else 6 * len(GRID_S_M) * len(GRID_D_M))
-    return (
-        blank.index_add(0, row_of(graph.offsets["agent"]), cells.flatten(1)).sqrt() if len(cells) else blank
-    )
+    cells = cells.flatten(1)
+    blank = cells.new_zeros(len(graph), cells.shape[1])
+    return blank.index_add(0, row_of(graph.offsets["agent"]), cells).sqrt()
 
 
 def _interaction(graph: SceneGraph) -> Tensor:

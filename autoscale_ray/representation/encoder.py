@@ -35,9 +35,6 @@ with warnings.catch_warnings():
     from torch_geometric.nn.aggr import AttentionalAggregation, MeanAggregation
 
 NUM_POOL_HEADS = 4
-GATE_LIMIT = 6.0
-"""Attention scores are bounded by 6 tanh(.): exp cannot overflow, so no maximum per scene is needed."""
-
 BLOCK = 128
 """Scenes that `GraphEncoder.embed` takes at a time."""
 
@@ -103,7 +100,7 @@ class _HeadGate(nn.Module):
         self.repeat = size // NUM_POOL_HEADS
 
     def forward(self, states_MH: Tensor) -> Tensor:
-        scores = GATE_LIMIT * torch.tanh(self.score(states_MH))
+        scores = fused.GATE_LIMIT * torch.tanh(self.score(states_MH))
         return scores.repeat_interleave(self.repeat, dim=1)
 
 
@@ -122,7 +119,7 @@ class AttentionPool(nn.Module):
         if path == "pyg":
             return self.pool(states_MH, owner_M, dim_size=len(offsets) - 1)
         gate = cast(_HeadGate, self.pool.gate_nn)
-        weight_M4 = (GATE_LIMIT * torch.tanh(gate.score(states_MH))).exp()
+        weight_M4 = (fused.GATE_LIMIT * torch.tanh(gate.score(states_MH))).exp()
         weighted = (states_MH.unflatten(1, (NUM_POOL_HEADS, -1)) * weight_M4[:, :, None]).flatten(1)
         rows = torch.arange(len(owner_M), device=owner_M.device)
         top = bag_mean(weighted, rows, offsets, mode="sum").unflatten(1, (NUM_POOL_HEADS, -1))
@@ -253,5 +250,5 @@ class GraphEncoder(nn.Module):
         return torch.cat([self(select_scenes(graph, rows), path).z_ND for rows in blocks])
 
     def _fused(self, graph: SceneGraph, block: int) -> Encoding:
-        joined_NW, states = fused.encode(self, graph, GATE_LIMIT, block)
+        joined_NW, states = fused.encode(self, graph, block)
         return Encoding(states, self.head(joined_NW.to(cast(nn.Linear, self.head[0]).weight.dtype)))

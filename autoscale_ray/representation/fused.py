@@ -30,6 +30,8 @@ from torch.nn.functional import layer_norm
 from autoscale_ray.extras import has_numba
 from autoscale_ray.representation.scene_graph import NODE_TYPES, RELATIONS, SceneGraph
 
+GATE_LIMIT = 6.0
+"""Attention scores are bounded by 6 tanh(.): exp cannot overflow, so no maximum per scene is needed."""
 FEW_ROWS = 512
 """Below this a product in bfloat16 costs more to set up than it saves."""
 ADD = -1
@@ -117,13 +119,12 @@ def _kernels() -> ModuleType:
     return import_module("autoscale_ray.representation.kernels")
 
 
-def encode(encoder: Any, graph: SceneGraph, gate_limit: float, size: int) -> tuple[Tensor, dict[str, Tensor]]:
+def encode(encoder: Any, graph: SceneGraph, size: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Encode scenes up to the input of the head.
 
     Args:
         encoder: The `GraphEncoder`.
         graph: N scenes.
-        gate_limit: Bound of the pools' scores.
         size: Scenes taken at a time.
 
     Returns:
@@ -137,7 +138,7 @@ def encode(encoder: Any, graph: SceneGraph, gate_limit: float, size: int) -> tup
         # No scenes: one empty block, whose states have their shapes.
         for first in range(0, max(len(graph), 1), size):
             part = _cut(whole, first, min(first + size, len(graph)))
-            states = _encode_block(weights, part, gate_limit, joined_NW.numpy()[first : first + size])
+            states = _encode_block(weights, part, joined_NW.numpy()[first : first + size])
     return joined_NW, states
 
 
@@ -255,16 +256,14 @@ def _cut(whole: _Scenes, first: int, last: int) -> _Scenes:
     return _Scenes(features, offsets, whole.sources, degrees, edge_offsets, scenes, states, nodes, updates)
 
 
-def _encode_block(
-    weights: _Weights, part: _Scenes, gate_limit: float, joined_NW: NDArray[np.float32]
-) -> dict[str, Tensor]:
+def _encode_block(weights: _Weights, part: _Scenes, joined_NW: NDArray[np.float32]) -> dict[str, Tensor]:
     """Fill `joined_NW`; return the node states."""
     size = weights.size
     _start(weights, part)
     for layer in weights.layers:
         _apply_layer(layer, part, weights.late)
     scores = [_affine(weights.scores[name], part.nodes[name].rows[:, :size]) for name in NODE_TYPES]
-    weight_MG = torch.cat(scores).float().tanh_().mul_(gate_limit).exp_().numpy()
+    weight_MG = torch.cat(scores).float().tanh_().mul_(GATE_LIMIT).exp_().numpy()
     joined_NW[:, :size] = part.scenes.array[:, :size]
     end = 0
     for place, name in enumerate(NODE_TYPES, start=1):

@@ -64,6 +64,8 @@ class Route:
     """Metres from the first vertex; +inf on padding."""
     known_N: Tensor
     """False for a scene without a centre line; its places are then relative to the ego's x axis."""
+    ego_s_N: Tensor
+    """Metres from the first vertex to the projection of the ego at t = 0, the origin of the scene frame."""
 
 
 def route_of(batch: SceneBatch) -> Route:
@@ -84,7 +86,9 @@ def route_of(batch: SceneBatch) -> Route:
     points_NR3 = torch.where(known_N[:, None, None], points_NR3, 0.0)
     steps_NR = torch.nn.functional.pad(points_NR3[:, :, :2].diff(dim=1).norm(dim=2), (1, 0))
     arclength_NR = steps_NR.cumsum(1).masked_fill(slot_R >= kept_N1, torch.inf)
-    return Route(points_NR3, arclength_NR, known_N)
+    origin_N2 = points_NR3.new_zeros(len(known_N), 2)
+    ego_N3 = _project(origin_N2, torch.arange(len(known_N), device=known_N.device), points_NR3, arclength_NR)
+    return Route(points_NR3, arclength_NR, known_N, ego_N3[:, 0])
 
 
 def route_coordinates(points_M2: Tensor, owner_M: Tensor, route: Route) -> Tensor:
@@ -100,28 +104,19 @@ def route_coordinates(points_M2: Tensor, owner_M: Tensor, route: Route) -> Tenso
     Returns:
         Float32 (M, 3): s (m, from the ego's own projection), d (m), route yaw there (rad).
     """
-    ego_s_N = _ego_place(route)[:, 0]
-    place_M3 = _project(points_M2, owner_M, route)
-    return torch.cat([place_M3[:, :1] - ego_s_N[owner_M, None], place_M3[:, 1:]], dim=1)
+    place_M3 = _project(points_M2, owner_M, route.points_NR3, route.arclength_NR)
+    return torch.cat([place_M3[:, :1] - route.ego_s_N[owner_M, None], place_M3[:, 1:]], dim=1)
 
 
-def _ego_place(route: Route) -> Tensor:
-    """Project the ego at t = 0, the origin of the scene frame (N, 3)."""
-    known_N = route.known_N
-    return _project(
-        route.points_NR3.new_zeros(len(known_N), 2), torch.arange(len(known_N), device=known_N.device), route
-    )
-
-
-def _project(points_M2: Tensor, owner_M: Tensor, route: Route) -> Tensor:
+def _project(points_M2: Tensor, owner_M: Tensor, route_NR3: Tensor, arclength_NR: Tensor) -> Tensor:
     # |p - v|^2 = |p|^2 - 2 p.v + |v|^2; the first term does not change which vertex is nearest.
-    vertices_MR2 = route.points_NR3[owner_M, :, :2]
-    square_NR = route.points_NR3[:, :, :2].square().sum(2).masked_fill(route.arclength_NR.isinf(), torch.inf)
+    vertices_MR2 = route_NR3[owner_M, :, :2]
+    square_NR = route_NR3[:, :, :2].square().sum(2).masked_fill(arclength_NR.isinf(), torch.inf)
     cost_MR = square_NR[owner_M] - 2 * torch.einsum("mrc,mc->mr", vertices_MR2, points_M2)
     nearest_M = cost_MR.argmin(dim=1)
-    vertex_M3 = route.points_NR3[owner_M, nearest_M]
+    vertex_M3 = route_NR3[owner_M, nearest_M]
     along_M2 = rotated(points_M2 - vertex_M3[:, :2], vertex_M3[:, 2])
-    s_M = route.arclength_NR[owner_M, nearest_M] + along_M2[:, 0]
+    s_M = arclength_NR[owner_M, nearest_M] + along_M2[:, 0]
     return torch.stack([s_M, along_M2[:, 1], vertex_M3[:, 2]], dim=1)
 
 
@@ -135,7 +130,7 @@ def route_ahead(route: Route, distances_m: tuple[float, ...]) -> Tensor:
     Returns:
         Float32 (N, len(distances_m), 3): x, y, yaw of the first vertex at or beyond each distance, else the last.
     """
-    wanted_NP = _ego_place(route)[:, :1] + route.arclength_NR.new_tensor(distances_m)
+    wanted_NP = route.ego_s_N[:, None] + route.arclength_NR.new_tensor(distances_m)
     index_NP = torch.searchsorted(route.arclength_NR.contiguous(), wanted_NP.contiguous())
     last_N1 = route.arclength_NR.isfinite().sum(1, keepdim=True) - 1
     index_NP = torch.minimum(index_NP, last_N1)

@@ -199,6 +199,7 @@ def fit_linear_probe(vectors_ND: Array, label_N: Array, num_classes: int) -> tup
 
 
 def _standardised(train_ND: Array, test_ND: Array) -> tuple[Array, Array]:
+    train_ND, test_ND = np.asarray(train_ND, np.float64), np.asarray(test_ND, np.float64)
     mean_D, scale_D = train_ND.mean(0), train_ND.std(0)
     scale_D = np.where(scale_D > 1e-9, scale_D, 1.0)
     return (train_ND - mean_D) / scale_D, (test_ND - mean_D) / scale_D
@@ -216,7 +217,7 @@ def linear_probe_macro_f1(
         test_label_N: Their classes.
     """
     classes, train_label = np.unique(train_label_N, return_inverse=True)
-    train_x, test_x = _standardised(np.asarray(train_ND, np.float64), np.asarray(test_ND, np.float64))
+    train_x, test_x = _standardised(train_ND, test_ND)
     weight_DC, offset_C = fit_linear_probe(train_x, train_label, len(classes))
     return macro_f1(classes[(test_x @ weight_DC + offset_C).argmax(axis=1)], test_label_N)
 
@@ -254,9 +255,7 @@ def domain_probe_auc(vectors_ND: Array, synthetic_N: Array, seed: int) -> float:
     halves, scores = (order[::2], order[1::2]), np.empty(len(order))
     label_N = np.asarray(synthetic_N).astype(np.int64)
     for fitted, judged in (halves, halves[::-1]):
-        train_x, test_x = _standardised(
-            vectors_ND[fitted].astype(np.float64), vectors_ND[judged].astype(np.float64)
-        )
+        train_x, test_x = _standardised(vectors_ND[fitted], vectors_ND[judged])
         weight_DC, offset_C = fit_linear_probe(train_x, label_N[fitted], 2)
         logit = test_x @ weight_DC + offset_C
         scores[judged] = logit[:, 1] - logit[:, 0]
@@ -289,10 +288,8 @@ def response_homogeneity(value_N: Array, cluster_N: Array) -> float:
         cluster_N: Cluster of each scene.
     """
     known_N = np.isfinite(value_N)
-    value, (_, label) = (
-        np.asarray(value_N)[known_N],
-        np.unique(np.asarray(cluster_N)[known_N], return_inverse=True),
-    )
+    value = np.asarray(value_N)[known_N]
+    _, label = np.unique(np.asarray(cluster_N)[known_N], return_inverse=True)
     num_clusters = label.max(initial=-1) + 1
     total = np.square(value - value.mean()).sum() if len(value) else 0.0
     if total == 0 or len(value) <= num_clusters:

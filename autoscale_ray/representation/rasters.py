@@ -20,11 +20,8 @@ NUM_SECTORS = 8
 RING_EDGES_M = (10.0, 25.0)
 BOX_SAMPLES = (5, 3)
 LANE_SAMPLES = 12
-
-
-def num_sector_counts() -> int:
-    """Return the length of a scene's sector counts."""
-    return NUM_SECTORS * (len(RING_EDGES_M) + 1) * 2
+NUM_SECTOR_COUNTS = NUM_SECTORS * (len(RING_EDGES_M) + 1) * 2
+"""Sectors, rings, and vehicles or other agents."""
 
 
 def bev_rasters(graph: SceneGraph, num_cells: int) -> Tensor:
@@ -38,11 +35,12 @@ def bev_rasters(graph: SceneGraph, num_cells: int) -> Tensor:
         Float32 (N, 4, R * R): occupied (0 or 1), flow x, flow y (velocity / 10 m/s where occupied), lane (0 or 1);
         row-major, x first.
     """
-    points_MK2, velocity_M2 = _box_points(graph.targets["agent.box"])
+    box_M7 = graph.targets["agent.box"]
+    points_MK2 = _box_points(box_M7)
     owner_M = row_of(graph.offsets["agent"])
     raster = points_MK2.new_zeros(len(graph) * num_cells * num_cells, 4)
     cell_MK, inside_MK = _cells(points_MK2, owner_M, num_cells)
-    values = torch.nn.functional.pad(velocity_M2 / SPEED_SCALE_MPS, (1, 1))
+    values = torch.nn.functional.pad(box_M7[:, 3:5] / SPEED_SCALE_MPS, (1, 1))
     values[:, 0] = 1.0
     # Where boxes overlap the largest value wins, not the last one written: the result ignores the agents' order.
     drawn = values[:, None].expand(-1, cell_MK.shape[1], -1)[inside_MK]
@@ -56,15 +54,14 @@ def bev_rasters(graph: SceneGraph, num_cells: int) -> Tensor:
     return raster.reshape(len(graph), -1, 4).transpose(1, 2)
 
 
-def _box_points(box_M7: Tensor) -> tuple[Tensor, Tensor]:
-    along = torch.linspace(-0.5, 0.5, BOX_SAMPLES[0], device=box_M7.device)
-    across = torch.linspace(-0.5, 0.5, BOX_SAMPLES[1], device=box_M7.device)
-    grid_K2 = torch.cartesian_prod(along, across)
+def _box_points(box_M7: Tensor) -> Tensor:
+    steps = [torch.linspace(-0.5, 0.5, count, device=box_M7.device) for count in BOX_SAMPLES]
+    grid_K2 = torch.cartesian_prod(*steps)
     local = grid_K2[None] * box_M7[:, None, 5:7]
     cos, sin = box_M7[:, 2:3].cos(), box_M7[:, 2:3].sin()
     x = box_M7[:, :1] + cos * local[..., 0] - sin * local[..., 1]
     y = box_M7[:, 1:2] + sin * local[..., 0] + cos * local[..., 1]
-    return torch.stack([x, y], dim=2), box_M7[:, 3:5]
+    return torch.stack([x, y], dim=2)
 
 
 def _polyline_points(points_M32: Tensor) -> Tensor:
@@ -95,7 +92,7 @@ def sector_counts(graph: SceneGraph) -> Tensor:
     sector = torch.round(angle / (2 * torch.pi / NUM_SECTORS)).long() % NUM_SECTORS
     ring = torch.bucketize(box[:, :2].norm(dim=1), box.new_tensor(RING_EDGES_M))
     other = (kind != AGENT_TYPES.index("vehicle")).long()
-    size = num_sector_counts()
     bin_M = (sector * (len(RING_EDGES_M) + 1) + ring) * 2 + other
-    counts = torch.bincount(row_of(graph.offsets["agent"]) * size + bin_M, minlength=len(graph) * size)
-    return torch.log1p(counts.float()).reshape(len(graph), size)
+    bin_M += row_of(graph.offsets["agent"]) * NUM_SECTOR_COUNTS
+    counts = torch.bincount(bin_M, minlength=len(graph) * NUM_SECTOR_COUNTS)
+    return torch.log1p(counts.float()).reshape(len(graph), NUM_SECTOR_COUNTS)

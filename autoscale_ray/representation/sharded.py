@@ -27,15 +27,15 @@ from autoscale_ray.config import RepresentationConfig
 from autoscale_ray.errors import ConfigError
 from autoscale_ray.representation.distance import fit_scenario_distance
 from autoscale_ray.representation.encoder import Encoding
-from autoscale_ray.representation.model import GraphRae, feature_sizes_of, new_model
+from autoscale_ray.representation.model import GraphRae
 from autoscale_ray.representation.scene_graph import select_scenes
 from autoscale_ray.representation.training import (
-    MAX_GRADIENT_NORM,
-    WEIGHT_DECAY,
+    EncoderState,
     TrainingSet,
     batch_terms,
     draw_batches,
-    learning_rate_factor,
+    make_step,
+    new_state,
     take_scenes,
     weighted_sum,
 )
@@ -52,16 +52,6 @@ class Group:
     """Logical shards of this worker; all of them when it is alone."""
     gather: Callable[[Tensor], Tensor] = lambda mine: mine
     """Takes one row for each shard of this worker, returns one for each shard of all, in shard order."""
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderState:
-    """A model in training: enough to go on to the same bits."""
-
-    step: int
-    """Optimiser steps done."""
-    model: GraphRae
-    optimizer: torch.optim.AdamW
 
 
 def fit_shared(
@@ -151,15 +141,6 @@ def _gradients(z_ND: Tensor, weights: Sequence[Tensor], gradient_ND: Tensor) -> 
     return torch.autograd.grad(z_ND, weights, gradient_ND, allow_unused=True, materialize_grads=True)
 
 
-def make_step(state: EncoderState, config: RepresentationConfig) -> EncoderState:
-    """Make one optimiser step with the gradients at hand."""
-    nn.utils.clip_grad_norm_(list(state.model.parameters()), MAX_GRADIENT_NORM)
-    for settings in state.optimizer.param_groups:
-        settings["lr"] = config.learning_rate * learning_rate_factor(state.step, config.num_steps)
-    state.optimizer.step()
-    return dataclasses.replace(state, step=state.step + 1)
-
-
 def check_shareable(config: RepresentationConfig) -> None:
     """Refuse what cannot be shared, with `ConfigError`."""
     weights = dataclasses.asdict(config.loss)
@@ -169,13 +150,6 @@ def check_shareable(config: RepresentationConfig) -> None:
         raise ConfigError("representation.num_shards", rule, config.num_shards)
     if config.batch_size < config.num_shards:
         raise ConfigError("representation.batch_size", "must be at least num_shards", config.batch_size)
-
-
-def new_state(scenes: TrainingSet, config: RepresentationConfig, seed: int) -> EncoderState:
-    """Return the state before the first step, on the device of the scenes."""
-    model = new_model(config, feature_sizes_of(scenes.graph), seed).to(scenes.source_N.device)
-    settings = {"lr": config.learning_rate, "weight_decay": WEIGHT_DECAY, "fused": True}
-    return EncoderState(0, model, torch.optim.AdamW(model.parameters(), **settings))
 
 
 def save_state(state: EncoderState, path: Path) -> None:

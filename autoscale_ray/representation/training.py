@@ -9,7 +9,7 @@ Shape legend: N scenes, D embedding size, P pairs, R responses.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +84,7 @@ class TrainingSet:
 
 
 def training_set(
-    batches: Sequence[SceneBatch] | Iterator[SceneBatch],
+    batches: Iterable[SceneBatch],
     source_N: np.ndarray | None = None,
     log_N: np.ndarray | None = None,
     responses_NR: np.ndarray | None = None,
@@ -187,29 +187,48 @@ def fit(
         report: Called with the step number and the value of every term.
         device: Holds scenes and model while they are trained; every draw is made on the CPU, alike for all.
     """
-    num_responses = 0 if scenes.responses_NR is None else scenes.responses_NR.shape[1]
     draws = draw_batches(scenes.source_N, config, torch.Generator().manual_seed(seed + 1))
     scenes = scenes.to(device)
-    model = new_model(config, feature_sizes_of(scenes.graph), seed, num_responses).to(device)
+    state = new_state(scenes, config, seed)
     distance = fit_scenario_distance(scenes.signature, dataclasses.asdict(config.distance), seed)
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, config.num_steps)
-    )
     generator = torch.Generator().manual_seed(seed)
-    model.train()
+    state.model.train()
     for step in range(config.num_steps):
         rows, copies = next(draws)
-        terms = batch_terms(model, take_scenes(scenes, rows.to(device)), copies, distance, generator)
-        optimizer.zero_grad(set_to_none=True)
+        terms = batch_terms(state.model, take_scenes(scenes, rows.to(device)), copies, distance, generator)
+        state.optimizer.zero_grad(set_to_none=True)
         weighted_sum(terms, config).backward()
-        nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
-        optimizer.step()
-        schedule.step()
+        state = make_step(state, config)
         if report is not None:
             report(step, {name: float(value.detach()) for name, value in terms.items()})
-    return model.cpu().eval()
+    return state.model.cpu().eval()
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderState:
+    """A model in training: enough to go on to the same bits."""
+
+    step: int
+    """Optimiser steps done."""
+    model: GraphRae
+    optimizer: torch.optim.AdamW
+
+
+def new_state(scenes: TrainingSet, config: RepresentationConfig, seed: int) -> EncoderState:
+    """Return the state before the first step, on the device of the scenes."""
+    num_responses = 0 if scenes.responses_NR is None else scenes.responses_NR.shape[1]
+    model = new_model(config, feature_sizes_of(scenes.graph), seed, num_responses).to(scenes.source_N.device)
+    settings = {"lr": config.learning_rate, "weight_decay": WEIGHT_DECAY, "fused": True}
+    return EncoderState(0, model, torch.optim.AdamW(model.parameters(), **settings))
+
+
+def make_step(state: EncoderState, config: RepresentationConfig) -> EncoderState:
+    """Make one optimiser step with the gradients at hand."""
+    nn.utils.clip_grad_norm_(list(state.model.parameters()), MAX_GRADIENT_NORM)
+    for settings in state.optimizer.param_groups:
+        settings["lr"] = config.learning_rate * learning_rate_factor(state.step, config.num_steps)
+    state.optimizer.step()
+    return dataclasses.replace(state, step=state.step + 1)
 
 
 def learning_rate_factor(step: int, num_steps: int) -> float:

@@ -109,9 +109,10 @@ def draw_node_masks(graph: SceneGraph, generator: torch.Generator) -> dict[str, 
     Returns:
         Bool by node type, True where the features are to be hidden.
     """
+    tables = {name: graph.features[name] for name in MASKED_TYPES}
     return {
         name: (torch.rand(len(table), generator=generator) < NODE_MASK_SHARE).to(table.device)
-        for name, table in ((name, graph.features[name]) for name in MASKED_TYPES)
+        for name, table in tables.items()
     }
 
 

@@ -49,11 +49,14 @@ def cube_rows(stream: tuple[int | str, ...], rows_N: np.ndarray) -> np.ndarray:
 
 @final
 class Draw:
-    """Reads the coordinates of N cube points column by column, as values of chosen distributions."""
+    """Reads the coordinates of N cube points column by column, as values of chosen distributions.
 
-    def __init__(self, cube_ND: np.ndarray, first: int = 0) -> None:
+    Coordinate 0 is left out: it is the variant of the layout.
+    """
+
+    def __init__(self, cube_ND: np.ndarray) -> None:
         self._cube_ND = cube_ND
-        self._next = first
+        self._next = 1
         self.num_scenes = len(cube_ND)
 
     def unit(self) -> np.ndarray:
@@ -66,10 +69,9 @@ class Draw:
         """Return values (N,) uniform in [low, high)."""
         return low + (high - low) * self.unit()
 
-    def normal(self, mean: float | np.ndarray, deviation: float, limit: float = 2.5) -> np.ndarray:
-        """Return normal values (N,), clipped at `limit` deviations."""
-        clipped_N = np.clip(ndtri(np.clip(self.unit(), 1e-9, 1 - 1e-9)), -limit, limit)
-        return mean + deviation * clipped_N
+    def normal(self, mean: float, deviation: float) -> np.ndarray:
+        """Return normal values (N,), clipped at 2.5 deviations."""
+        return mean + deviation * np.clip(ndtri(np.clip(self.unit(), 1e-9, 1 - 1e-9)), -2.5, 2.5)
 
     def chance(self, probability: float) -> np.ndarray:
         """Return a boolean (N,) that is true with the given probability."""

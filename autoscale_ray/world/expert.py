@@ -100,8 +100,8 @@ def leaders(situation: Situation, travel_NAT: np.ndarray) -> tuple[np.ndarray, n
     rear_NT = np.take_along_axis(rear, nearest, axis=1)[:, 0]
     moved_NT = np.diff(np.take_along_axis(station, nearest, axis=1)[:, 0], axis=1, append=np.nan) / 0.25
     moved_NT[:, -1] = moved_NT[:, -2]
-    times, steps = np.arange(NUM_STEPS // 2 + 1) * 2.0, np.arange(NUM_STEPS + 1.0)
-    low = np.clip((steps // 2).astype(int), 0, len(times) - 2)
+    steps = np.arange(NUM_STEPS + 1)
+    low = np.minimum(steps // 2, NUM_STEPS // 2 - 1)
     share = steps / 2 - low
     rear_NJ = rear_NT[:, low] * (1 - share) + rear_NT[:, low + 1] * share
     return rear_NJ, np.maximum(moved_NT[:, low], 0.0)
@@ -124,24 +124,22 @@ def choose(
         slow_N: Scenes whose driver keeps to 0.7 of the limit (dynamics gap).
         ignores_N: Scenes whose driver ignores other agents and the light (harmful).
     """
-    station_NKJ, speed_NKJ, acceleration_NKJ = _candidate_profiles(situation, travel_NAT, slow_N, ignores_N)
-    quarter = slice(None, None, 2)
-    poses, speeds, lanes = [], [], []
-    for detour in (None, *situation.detours):
-        station_NX = station_NKJ[..., quarter].reshape(situation.num_scenes, -1)
-        shape = (*station_NKJ.shape[:2], -1, 4)
-        poses.append(ego_poses(situation, detour, station_NX).reshape(shape))
-        speeds.append(speed_NKJ[..., quarter])
-        lanes.append(acceleration_NKJ[..., quarter])
-    ego = _Candidates(np.concatenate(poses, 1), np.concatenate(speeds, 1), np.concatenate(lanes, 1))
-    station_NCT = np.tile(station_NKJ[..., quarter], (1, len(poses), 1))
+    profiles = _candidate_profiles(situation, travel_NAT, slow_N, ignores_N)
+    station_NKT = profiles[0][..., ::2]
+    station_NX = station_NKT.reshape(situation.num_scenes, -1)
+    options = (None, *situation.detours)
+    poses = [ego_poses(situation, option, station_NX).reshape(*station_NKT.shape, 4) for option in options]
+    station_NCT, speed_NCT, acceleration_NCT = (
+        np.tile(values[..., ::2], (1, len(options), 1)) for values in profiles
+    )
+    ego = _Candidates(np.concatenate(poses, axis=1), speed_NCT, acceleration_NCT)
     judged = _judge(situation, ego, station_NCT, agent_poses_NAT5[:, :, FIRST_FUTURE:])
     best_N = _best(judged, ego, ignores_N)
     row = np.arange(situation.num_scenes)
     profile_N = best_N % len(PROFILES)
     return Drive(
-        station_NKJ[row, profile_N],
-        speed_NKJ[row, profile_N],
+        profiles[0][row, profile_N],
+        profiles[1][row, profile_N],
         ego.poses_NCT4[row, best_N, :, :3],
         ego.speed_NCT[row, best_N],
         ego.acceleration_NCT[row, best_N],
@@ -197,10 +195,9 @@ class _Judgement:
         gate = collision_free & self.inside_NC & light
         best = np.where(gate, self.progress_NC, 0.0).max(axis=1, keepdims=True)
         progress = np.where(best > 5.0, np.clip(self.progress_NC / np.maximum(best, 5.0), 0.0, 1.0), 1.0)
-        values = (collision_free, self.inside_NC, light, progress, ~self.near_NC | ignores, self.lane_NC)
-        return {
-            name: value.astype(float) for name, value in zip(TERMS, (*values, self.comfort_NC), strict=True)
-        }
+        calm = ~self.near_NC | ignores
+        values = (collision_free, self.inside_NC, light, progress, calm, self.lane_NC, self.comfort_NC)
+        return {name: value.astype(float) for name, value in zip(TERMS, values, strict=True)}
 
 
 def _best(judged: _Judgement, ego: _Candidates, ignores_N: np.ndarray) -> np.ndarray:
@@ -251,40 +248,37 @@ def _runs_light(situation: Situation, station_NCT: np.ndarray) -> np.ndarray:
 
 
 def _collisions(
-    situation: Situation, ego: _Candidates, agents_NAT5: np.ndarray
+    situation: Situation, candidates: _Candidates, agents_NAT5: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     traffic = situation.traffic
-    x, y, yaw = (np.ascontiguousarray(ego.poses_NCT4[..., i], dtype=np.float32) for i in range(3))
+    x, y, yaw = (np.ascontiguousarray(candidates.poses_NCT4[..., i], dtype=np.float32) for i in range(3))
     cos, sin = np.cos(yaw), np.sin(yaw)
     x += EGO_REAR_AXLE_TO_CENTER_M * cos
     y += EGO_REAR_AXLE_TO_CENTER_M * sin
-    speed = ego.speed_NCT.astype(np.float32)
+    speed = candidates.speed_NCT.astype(np.float32)
     hit_s_NC = np.full(x.shape[:2], np.inf)
     near_NC = np.zeros(x.shape[:2], bool)
     agents = agents_NAT5.astype(np.float32)
-    judged = slice(0, NUM_JUDGED)
+    ego = (x, y, cos, sin, speed)
     for slot in np.flatnonzero(traffic.leader_A != EGO):
         counts_N = traffic.present[:, slot]
         if not counts_N.any():
             continue
         box = (agents[:, slot], 0.5 * traffic.length[:, slot], 0.5 * traffic.width[:, slot], counts_N)
-        hits = _overlaps(
-            x[..., judged], y[..., judged], cos[..., judged], sin[..., judged], speed[..., judged], 0, box
-        )
+        hits = _overlaps(tuple(values[..., :NUM_JUDGED] for values in ego), 0, box)
         first = np.where(hits.any(axis=-1), 0.25 * hits.argmax(axis=-1), np.inf)
         hit_s_NC = np.minimum(hit_s_NC, first)
         for ahead in TTC_OFFSETS:
-            reach = 0.25 * ahead * speed[..., :NUM_TTC]
-            c, s = cos[..., :NUM_TTC], sin[..., :NUM_TTC]
-            moved = (x[..., :NUM_TTC] + reach * c, y[..., :NUM_TTC] + reach * s, c, s, speed[..., :NUM_TTC])
-            near_NC |= _overlaps(*moved, ahead, box).any(axis=-1)
+            now_x, now_y, c, s, v = (values[..., :NUM_TTC] for values in ego)
+            reach = 0.25 * ahead * v
+            moved = (now_x + reach * c, now_y + reach * s, c, s, v)
+            near_NC |= _overlaps(moved, ahead, box).any(axis=-1)
     return hit_s_NC, near_NC
 
 
-def _overlaps(
-    x: np.ndarray, y: np.ndarray, cos: np.ndarray, sin: np.ndarray, speed: np.ndarray, ahead: int, box: tuple
-) -> np.ndarray:
+def _overlaps(ego: tuple[np.ndarray, ...], ahead: int, box: tuple) -> np.ndarray:
     """Return where (N, C, T) the ego box, grown by the margins, overlaps an agent that is not behind it."""
+    x, y, cos, sin, speed = ego
     agent_NT5, half_length_N, half_width_N, counts_N = box
     window = agent_NT5[:, None, ahead : ahead + x.shape[-1]]
     dx, dy = window[..., 0] - x, window[..., 1] - y

@@ -10,6 +10,7 @@ from autoscale_ray.world.draws import Draw
 from autoscale_ray.world.situation import Situation
 
 SAFETY_WEIGHT = 3.0
+"""Weight of a safety family's scenes in dev and test; the others have 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,3 @@ FAMILIES: dict[str, Family] = {
     "roundabout": Family(junction_families.roundabout_entry, 2, safety=True),
     "dart_out": Family(road_families.dart_out, 2, safety=True, irreducible=True),
 }
-
-
-def evaluation_weight(family: str) -> float:
-    """Return the weight of a family's scenes in dev and test: safety families count three times."""
-    return SAFETY_WEIGHT if FAMILIES[family].safety else 1.0

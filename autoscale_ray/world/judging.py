@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from autoscale_ray.evaluation.epdms import epdms
-from autoscale_ray.evaluation.from_pool import scoring_scene
+from autoscale_ray.evaluation.from_pool import row_values, scoring_scene
 from autoscale_ray.scenes.schema import CURRENT_FRAME, NUM_FRAMES, NUM_PLAN_FRAMES
 
 PLAN = slice(CURRENT_FRAME + 1, CURRENT_FRAME + 1 + NUM_PLAN_FRAMES)
@@ -21,11 +21,8 @@ def score_experts(table: pa.Table) -> dict[str, np.ndarray]:
     Returns:
         ``epdms`` and the sub-scores by NAVSIM's names, each (N,) in [0, 1].
     """
-    rows = [
-        {name: np.asarray(value) if isinstance(value, list) else value for name, value in row.items()}
-        for row in table.to_pylist()
-    ]
-    plans = np.stack([row["ego_states"].reshape(NUM_FRAMES, -1)[PLAN, :3] for row in rows])
+    rows = [row_values(table, number) for number in range(len(table))]
+    plans = np.stack([np.asarray(row["ego_states"]).reshape(NUM_FRAMES, -1)[PLAN, :3] for row in rows])
     result = epdms([scoring_scene(row) for row in rows], plans[:, None].astype(np.float64), backend="torch")
     scores = {"epdms": result.raw_score, **result.raw}
     return {name: np.asarray(metric.value)[:, 0] for name, metric in scores.items()}

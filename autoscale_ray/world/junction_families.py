@@ -10,7 +10,7 @@ import numpy as np
 from autoscale_ray.world.draws import Draw
 from autoscale_ray.world.junctions import half_size, intersection, roundabout
 from autoscale_ray.world.road_families import walker
-from autoscale_ray.world.situation import EGO_FRONT_M, LEFT_TURN, Signal, Situation
+from autoscale_ray.world.situation import EGO_FRONT_M, FORWARD, LEFT_TURN, Signal, Situation
 from autoscale_ray.world.traffic import agent, gather
 
 
@@ -73,14 +73,10 @@ def left_turn(draw: Draw, variant: int) -> Situation:
         agent(-half_N - 3.3, 0.0, path=3, present=draw.chance(0.4)),
     ]
     attribute_N = np.full(draw.num_scenes, variant == 1)
-    light = _green(distance_N, half_N)
+    light = Signal(distance_N - half_N, distance_N + half_N, np.full(len(half_N), -np.inf))
     wait_N = distance_N - half_N + 4.0
     fields = {"yield_N": wait_N, "signal": light, "command": LEFT_TURN, "attribute_N": attribute_N}
     return _situation(draw, road, slots, speed_N, **fields)
-
-
-def _green(distance_N: np.ndarray, half_N: np.ndarray) -> Signal:
-    return Signal(distance_N - half_N, distance_N + half_N, np.full(len(half_N), -np.inf))
 
 
 def red_light(draw: Draw, variant: int) -> Situation:
@@ -145,4 +141,4 @@ def roundabout_entry(draw: Draw, variant: int) -> Situation:
         agent(draw.uniform(-22.0, 4.0), pace_N, path=3, present=(mode_N >= 0.75) & (mode_N < 0.95)),
         agent(ring_N + draw.uniform(18.0, 30.0), pace_N, path=1, present=draw.chance(0.35)),
     ]
-    return _situation(draw, road, slots, speed_N, yield_N=wait_N, command=LEFT_TURN if variant else 1)
+    return _situation(draw, road, slots, speed_N, yield_N=wait_N, command=LEFT_TURN if variant else FORWARD)

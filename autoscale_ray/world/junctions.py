@@ -67,14 +67,14 @@ def intersection(
         distance_N: Ego's rear axle to the centre of the intersection, m.
         width_N: Lane width, m.
         limit_N: Speed limit, m/s.
-        movement: straight, left or right.
+        movement: straight or left.
         num_lanes: Lanes of every arm in each direction.
         signals: Whether connectors carry signal groups.
     """
     half_N = half_size(width_N, num_lanes)
     lanes: dict[tuple, Lane] = {}
     links: list[tuple[tuple, tuple, int]] = []
-    target = {"straight": 2, "left": 3, "right": 1}[movement]
+    target = {"straight": 2, "left": 3}[movement]
     for arm in range(4):
         own = _arm_lanes(half_N, width_N, num_lanes)
         for (kind, i), points in own.items():
@@ -88,11 +88,10 @@ def intersection(
     areas = [Area(_square(half_N), INTERSECTION)]
     for arm in range(4):
         areas += _arm_areas(half_N, width_N, num_lanes, arm)
-    lane = 0 if movement != "right" else num_lanes - 1
-    paths = [_junction_route(lanes, movement, target, lane, distance_N, half_N)]
+    paths = [_junction_route(lanes, movement, target, distance_N, half_N)]
     middle = straight_path(point(len(width_N), 0.0, -0.5 * width_N))
     paths += [_rotated_path(middle, arm) for arm in (1, 2, 3)]
-    room = ((lane + 0.5) * width_N, (num_lanes - lane - 0.5) * width_N + SHOULDER_M)
+    room = (0.5 * width_N, (num_lanes - 0.5) * width_N + SHOULDER_M)
     return assemble(lanes, links, areas, paths, width_N, limit_N, room)
 
 
@@ -154,17 +153,13 @@ def _junction_route(
     lanes: dict[tuple, Lane],
     movement: str,
     target: int,
-    lane: int,
     distance_N: np.ndarray,
     half_N: np.ndarray,
 ) -> np.ndarray:
-    connector = lanes[movement, 0, lane].points_NP2
-    end = lanes["out", target, lane].points_NP2[:, -1:]
-    start = (
-        connector[:, :1]
-        - np.stack([distance_N - half_N - FIRST_STATION_M, np.zeros_like(half_N)], -1)[:, None]
-    )
-    return path_through(np.concatenate([start, connector, end], axis=1))
+    connector = lanes[movement, 0, 0].points_NP2
+    end = lanes["out", target, 0].points_NP2[:, -1:]
+    back = point(len(half_N), distance_N - half_N - FIRST_STATION_M, 0.0)
+    return path_through(np.concatenate([connector[:, :1] - back[:, None], connector, end], axis=1))
 
 
 ENTRY_ANGLE_RAD = np.deg2rad(40.0)
@@ -277,7 +272,7 @@ def _roundabout_paths(
     join, leave = _JOIN_RAD, _LEAVE_RAD
     until = leave + exit_arm * np.pi / 2
     entry = lanes["entry", 0].points_NP2
-    back = np.stack([distance_N - FIRST_STATION_M, np.zeros(num)], axis=-1)
+    back = point(num, distance_N - FIRST_STATION_M, 0.0)
     around = _arc(radius_N, join, until, 24 * (exit_arm - 1))
     out = [lanes["exit", exit_arm].points_NP2[:, 1:], lanes["out", exit_arm].points_NP2[:, -1:]]
     route = np.concatenate([entry[:, :1] - back[:, None], entry, around[:, 1:], *out], axis=1)

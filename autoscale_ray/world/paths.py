@@ -15,6 +15,7 @@ NUM_STATIONS = 221
 STATIONS_S = FIRST_STATION_M + np.arange(NUM_STATIONS)
 """Stations of every path: -70 ... 150 m, one metre apart."""
 _ROW_GAP_M = 1e5
+_SMOOTH_M = 5
 
 
 def path_from_curvature(curvature_NS: np.ndarray) -> np.ndarray:
@@ -43,26 +44,23 @@ def _cumulative(values_NS: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros_like(middle[:, :1]), np.cumsum(middle, axis=1)], axis=1)
 
 
-def path_through(points_NP2: np.ndarray, smooth_m: int = 5) -> np.ndarray:
+def path_through(points_NP2: np.ndarray) -> np.ndarray:
     """Sample a polyline every metre, its first vertex at `FIRST_STATION_M`, rounding corners in curvature.
 
-    The last direction goes on beyond the end. Two moving averages of `smooth_m` metres turn the jump in
-    curvature where two pieces meet into a ramp, as a driver does; without it every turn would break the
-    comfort bounds.
+    The last direction goes on beyond the end. Two moving averages of 5 m turn the jump in curvature where two
+    pieces meet into a ramp, as a driver does; without it every turn would break the comfort bounds.
 
     Args:
         points_NP2: Vertices in m, first and last pieces straight.
-        smooth_m: Width of the moving average in m, odd; 1 leaves the polyline as it is.
 
     Returns:
         Poses (N, S, 3).
     """
     sampled_NS2 = resample(points_NP2, np.arange(NUM_STATIONS, dtype=float))
-    if smooth_m > 1:
-        smooth_NS2 = uniform_filter1d(uniform_filter1d(sampled_NS2, smooth_m, axis=1), smooth_m, axis=1)
-        ends = np.r_[0:smooth_m, NUM_STATIONS - smooth_m : NUM_STATIONS]
-        smooth_NS2[:, ends] = sampled_NS2[:, ends]
-        sampled_NS2 = resample(smooth_NS2, np.arange(NUM_STATIONS, dtype=float))
+    smooth_NS2 = uniform_filter1d(uniform_filter1d(sampled_NS2, _SMOOTH_M, axis=1), _SMOOTH_M, axis=1)
+    ends = np.r_[0:_SMOOTH_M, NUM_STATIONS - _SMOOTH_M : NUM_STATIONS]
+    smooth_NS2[:, ends] = sampled_NS2[:, ends]
+    sampled_NS2 = resample(smooth_NS2, np.arange(NUM_STATIONS, dtype=float))
     steps = np.gradient(sampled_NS2, axis=1)
     yaw_NS = np.unwrap(np.arctan2(steps[..., 1], steps[..., 0]), axis=1)
     return np.concatenate([sampled_NS2, yaw_NS[..., None]], axis=-1)

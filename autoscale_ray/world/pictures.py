@@ -12,8 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 
+from autoscale_ray.evaluation.planar import box_corners
 from autoscale_ray.files import in_one_step
-from autoscale_ray.scenes.schema import AGENT_TYPES, CURRENT_FRAME, NUM_FRAMES, POLYGON_LAYERS
+from autoscale_ray.scenes.schema import AGENT_TYPES, CURRENT_FRAME, POLYGON_LAYERS
 from autoscale_ray.world.families import FAMILIES
 from autoscale_ray.world.pools import generate
 
@@ -23,6 +24,7 @@ AGENT_COLORS = {"vehicle": "#2b3a55", "pedestrian": "#d97706", "bicycle": "#0f9d
 STATIC_COLOR = "#7b4fa3"
 WIDE_M, NARROW_M = (26.0, 60.0, 30.0), (14.0, 43.4, 20.0)
 """Drawn behind, ahead and to each side of the ego, at junctions and elsewhere."""
+PAST, AHEAD = slice(0, CURRENT_FRAME + 1), slice(CURRENT_FRAME, CURRENT_FRAME + 9)
 JUNCTIONS = ("red_light", "merge", "crossing", "left_turn", "roundabout")
 
 Scene = Mapping[str, np.ndarray]
@@ -73,19 +75,15 @@ _LEGEND = (
 
 def scene_rows(table) -> list[dict[str, np.ndarray]]:
     """Return scenes of a table as plain arrays shaped by the schema's strides."""
-    scenes = []
-    for row in table.to_pylist():
-        arrays = {name: np.asarray(value) for name, value in row.items()}
-        arrays["ego_states"] = arrays["ego_states"].reshape(NUM_FRAMES, 7)
-        arrays["agent_states"] = arrays["agent_states"].reshape(-1, NUM_FRAMES, 5)
-        arrays["agent_valid"] = arrays["agent_valid"].reshape(-1, NUM_FRAMES)
-        arrays["agent_size"] = arrays["agent_size"].reshape(-1, 2)
-        arrays["polygon_red"] = arrays["polygon_red"].reshape(-1, NUM_FRAMES)
-        for name in ("lane_points", "polygon_points"):
-            arrays[name] = arrays[name].reshape(-1, 2)
-        arrays["centerline"] = arrays["centerline"].reshape(-1, 3)
-        scenes.append(arrays)
-    return scenes
+    strides = {field.name: field.metadata[b"stride"] for field in table.schema if b"stride" in field.metadata}
+    shapes = {
+        name: [int(size) if size.isdigit() else -1 for size in stride.decode().split(",")]
+        for name, stride in strides.items()
+    }
+    return [
+        {name: np.reshape(value, shapes.get(name, ())) for name, value in row.items()}
+        for row in table.to_pylist()
+    ]
 
 
 def draw_scene(axis: Axes, scene: Scene, window_m: tuple[float, float, float] = WIDE_M) -> None:
@@ -150,63 +148,43 @@ def _draw_lights(axis: Axes, scene: Scene) -> None:
     if not scene["polygon_red"].any():
         return
     for i in np.flatnonzero(layer == connector):
-        a, b = (
-            scene["lane_offsets"][scene["polygon_lane"][i]],
-            scene["lane_offsets"][scene["polygon_lane"][i] + 1],
-        )
-        start = _turned(scene["lane_points"][a:b])[0]
+        start = _turned(scene["lane_points"][scene["lane_offsets"][scene["polygon_lane"][i]]])
         color = RED if red_now[i] else LIGHT_GREEN
         axis.scatter(*start, s=26 if scene["polygon_on_route"][i] else 9, color=color, zorder=6, linewidths=0)
 
 
 def _box(x: float, y: float, yaw: float, length: float, width: float) -> np.ndarray:
-    corners = 0.5 * np.array([[length, width], [-length, width], [-length, -width], [length, -width]])
-    cos, sin = np.cos(yaw), np.sin(yaw)
-    turned = corners @ np.array([[cos, sin], [-sin, cos]])
-    return _turned(turned + np.array([x, y]))
+    box = np.array([x, y, np.cos(yaw), np.sin(yaw)])
+    return _turned(box_corners(box, 0.5 * np.array([length, width])))
 
 
 def _draw_agent(axis: Axes, scene: Scene, number: int) -> None:
     states, valid = scene["agent_states"][number], scene["agent_valid"][number].astype(bool)
     color = AGENT_COLORS.get(AGENT_TYPES[scene["agent_type"][number]], STATIC_COLOR)
-    past, future = (
-        valid & (np.arange(NUM_FRAMES) <= CURRENT_FRAME),
-        valid & (np.arange(NUM_FRAMES) >= CURRENT_FRAME),
-    )
-    future[CURRENT_FRAME + 9 :] = False
-    axis.plot(*_turned(states[past, :2]).T, color=color, lw=0.8, alpha=0.8, zorder=4)
-    axis.plot(*_turned(states[future, :2]).T, color=color, lw=2.0, alpha=0.35, zorder=4)
+    for frames, width, alpha in ((PAST, 0.8, 0.8), (AHEAD, 2.0, 0.35)):
+        drive = _turned(states[frames][valid[frames], :2])
+        axis.plot(*drive.T, color=color, lw=width, alpha=alpha, zorder=4)
     if not valid[CURRENT_FRAME]:
         return
-    ring = _box(*states[CURRENT_FRAME, :3], *scene["agent_size"][number])
+    x, y, yaw = states[CURRENT_FRAME, :3]
+    length, width = scene["agent_size"][number]
+    ring = _box(x, y, yaw, length, width)
     # A dark rim keeps cones and people visible, a white one parts vehicles.
-    rim = "white" if scene["agent_size"][number, 1] > 1.0 else color
+    rim = "white" if width > 1.0 else color
     box = PolyCollection([ring], facecolors=color, edgecolors=rim, linewidths=1.2 if rim == color else 0.4)
     axis.add_collection(box)
     box.set_zorder(6.5)
-    x, y, yaw = states[CURRENT_FRAME, :3]
-    nose = np.array(
-        [
-            [x, y],
-            [
-                x + 0.5 * np.cos(yaw) * scene["agent_size"][number, 0],
-                y + 0.5 * np.sin(yaw) * scene["agent_size"][number, 0],
-            ],
-        ]
-    )
+    nose = np.array([[x, y], [x + 0.5 * np.cos(yaw) * length, y + 0.5 * np.sin(yaw) * length]])
     axis.plot(*_turned(nose).T, color="white", lw=0.8, zorder=6.6)
 
 
 def _draw_ego(axis: Axes, scene: Scene) -> None:
     states = scene["ego_states"]
     axis.scatter(*_turned(states[:CURRENT_FRAME, :2]).T, s=5, color=EGO, zorder=6)
-    axis.plot(*_turned(states[CURRENT_FRAME : CURRENT_FRAME + 9, :2]).T, color=EGO, lw=2.2, zorder=6)
-    axis.scatter(*_turned(states[CURRENT_FRAME + 1 : CURRENT_FRAME + 9, :2]).T, s=6, color=EGO, zorder=6)
-    ring = _box(
-        float(scene["ego_rear_axle_to_center_m"]),
-        0.0,
-        0.0,
-        float(scene["ego_length_m"]),
-        float(scene["ego_width_m"]),
-    )
+    drive = _turned(states[AHEAD, :2])
+    axis.plot(*drive.T, color=EGO, lw=2.2, zorder=6)
+    axis.scatter(*drive[1:].T, s=6, color=EGO, zorder=6)
+    names = ("ego_rear_axle_to_center_m", "ego_length_m", "ego_width_m")
+    ahead, length, width = (float(scene[name]) for name in names)
+    ring = _box(ahead, 0.0, 0.0, length, width)
     axis.add_collection(PolyCollection([ring], facecolors=EGO, edgecolors="white", linewidths=0.6, zorder=7))

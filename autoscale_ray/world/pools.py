@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
 
 import numpy as np
 import pyarrow as pa
@@ -26,13 +25,12 @@ from autoscale_ray.records import Side
 from autoscale_ray.scenes.pool import PoolManifest, write_pool
 from autoscale_ray.world.draws import NUM_COORDINATES, cube_rows, seed_of
 from autoscale_ray.world.expert import TERMS
-from autoscale_ray.world.families import FAMILIES, evaluation_weight
+from autoscale_ray.world.families import FAMILIES, SAFETY_WEIGHT
 from autoscale_ray.world.presets import PRESETS, QUALITIES, counts
 from autoscale_ray.world.simulation import Conditions, Driven, add_noise, simulate
 from autoscale_ray.world.tables import Identity, scene_table
 
 SOURCES = {"real": "world/recorded", "synthetic": "world/simulated"}
-REAL_NOISE_M = 0.1
 CHUNK_SCENES = 4096
 NAMES = tuple(FAMILIES)
 FRESH, NEAR_DUPLICATE, PERTURBED_COPY = range(3)
@@ -78,40 +76,15 @@ def make_pool(config: WorldConfig, side: Side, out: str | Path) -> PoolManifest:
         ConfigError: A count below 1 or a negative seed.
     """
     check_config(config)
-    plan = plan_side(config, side)
-    truths: list[pa.Table] = []
-    return write_pool(
-        out, _tables(config, plan, truths), side_tables=_SideTables(config.preset, side, truths)
-    )
+    side_tables: dict[str, pa.Table] = {}
+    scenes = _scenes(plan_side(config, side), config.preset, side_tables)
+    return write_pool(out, scenes, side_tables=side_tables)
 
 
-@final
-class _SideTables(Mapping[str, pa.Table]):
-    """Truth and weights, put together when the writer asks for them, after the last scene."""
-
-    def __init__(self, preset: str, side: Side, truths: list[pa.Table]) -> None:
-        self._preset, self._truths = preset, truths
-        self._names = ("truth", "weights") if side in ("dev", "test") else ("truth",)
-
-    def __getitem__(self, name: str) -> pa.Table:
-        truth = pa.concat_tables(self._truths)
-        if name == "truth":
-            return truth
-        weight = evaluation_weights(truth["family"].to_pylist(), self._preset)
-        return pa.table({"scene_id": truth["scene_id"], "weight": pa.array(weight, pa.float64())})
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def evaluation_weights(families: list[str], preset: str = "harm_low_deficit") -> np.ndarray:
+def evaluation_weights(families: list[str], preset: str) -> np.ndarray:
     """Return the weight of each scene in the declared objective, given the families of the scenes."""
-    if not PRESETS[preset].weighted:
-        return np.ones(len(families))
-    return np.array([evaluation_weight(family) for family in families])
+    safety = SAFETY_WEIGHT if PRESETS[preset].weighted else 1.0
+    return np.array([safety if FAMILIES[family].safety else 1.0 for family in families])
 
 
 def check_config(config: WorldConfig) -> None:
@@ -167,11 +140,21 @@ def _with_copies(plan: Plan, config: WorldConfig, num_copies: int) -> Plan:
     return Plan(plan.side, plan.seed, *(np.concatenate(pair)[order] for pair in zip(own, extra, strict=True)))
 
 
-def _tables(config: WorldConfig, plan: Plan, truths: list[pa.Table]) -> Iterator[pa.Table]:
-    for start in range(0, len(plan), CHUNK_SCENES):
-        table, truth = chunk_tables(plan, np.arange(start, min(start + CHUNK_SCENES, len(plan))))
+def _scenes(plan: Plan, preset: str, side_tables: dict[str, pa.Table]) -> Iterator[pa.Table]:
+    """Yield the scenes of a side; after the last of them put truth and weights into `side_tables`."""
+    truths = []
+    for table, truth in _chunks(plan):
         truths.append(truth)
         yield table
+    truth = side_tables["truth"] = pa.concat_tables(truths)
+    if plan.side in ("dev", "test"):
+        weights = pa.array(evaluation_weights(truth["family"].to_pylist(), preset), pa.float64())
+        side_tables["weights"] = pa.table({"scene_id": truth["scene_id"], "weight": weights})
+
+
+def _chunks(plan: Plan) -> Iterator[tuple[pa.Table, pa.Table]]:
+    for start in range(0, len(plan), CHUNK_SCENES):
+        yield chunk_tables(plan, np.arange(start, min(start + CHUNK_SCENES, len(plan))))
 
 
 def chunk_tables(plan: Plan, numbers_N: np.ndarray) -> tuple[pa.Table, pa.Table]:
@@ -227,9 +210,7 @@ def _conditions(plan: Plan, numbers_N: np.ndarray) -> Conditions:
 def _observed(plan: Plan, numbers_N: np.ndarray, driven: Driven) -> Driven:
     if plan.side == "synthetic":
         return driven
-    return add_noise(
-        driven, REAL_NOISE_M, np.random.default_rng(seed_of(plan.seed, plan.side, "noise", int(numbers_N[0])))
-    )
+    return add_noise(driven, np.random.default_rng(seed_of(plan.seed, plan.side, "noise", int(numbers_N[0]))))
 
 
 def identity(plan: Plan, numbers_N: np.ndarray) -> Identity:
@@ -287,13 +268,12 @@ def generate(family: str, count: int, seed: int, quality: str = "F", side: Side 
         Rows of `SCENE_SCHEMA`.
 
     Raises:
-        ConfigError: Unknown family.
+        ConfigError: Unknown family or quality.
     """
     if family not in FAMILIES:
         raise ConfigError("family", f"must be one of {', '.join(FAMILIES)}", family)
+    if quality not in QUALITIES:
+        raise ConfigError("quality", f"must be one of {', '.join(QUALITIES)}", quality)
     plan = _shuffled(side, seed, {family: count})
     plan = replace(plan, quality_N=plan.quality_N + QUALITIES.index(quality))
-    pieces = range(0, count, CHUNK_SCENES)
-    return pa.concat_tables(
-        [chunk_tables(plan, np.arange(s, min(s + CHUNK_SCENES, count)))[0] for s in pieces]
-    )
+    return pa.concat_tables(table for table, _ in _chunks(plan))

@@ -102,9 +102,7 @@ def cruise(draw: Draw, variant: int) -> Situation:
     lanes = LANES[variant]
     limit_N = draw.uniform(9.0, 14.0)
     speed_N = limit_N * draw.uniform(0.65, 1.0)
-    road = corridor(
-        straight_curvature(draw), _lane_width(draw), limit_N, num_lanes=lanes[0], ego_lane=lanes[1]
-    )
+    road = corridor(straight_curvature(draw), _lane_width(draw), limit_N, *lanes)
     return _scene(road, background(draw, road, speed_N, lanes), speed_N, draw)
 
 
@@ -114,7 +112,7 @@ def curve(draw: Draw, variant: int) -> Situation:
     curvature_NS, peak_N = bend_curvature(draw)
     limit_N = np.clip(np.sqrt(2.4 / peak_N), 6.0, 13.0)
     speed_N = limit_N * draw.uniform(0.7, 1.05)
-    road = corridor(curvature_NS, _lane_width(draw), limit_N, num_lanes=lanes[0], ego_lane=lanes[1])
+    road = corridor(curvature_NS, _lane_width(draw), limit_N, *lanes)
     return _scene(road, background(draw, road, speed_N, lanes), speed_N, draw)
 
 
@@ -135,9 +133,7 @@ def follow(draw: Draw, variant: int) -> Situation:
     lanes = LANES[variant]
     limit_N = draw.uniform(9.0, 14.0)
     speed_N = limit_N * draw.uniform(0.6, 0.95)
-    road = corridor(
-        straight_curvature(draw), _lane_width(draw), limit_N, num_lanes=lanes[0], ego_lane=lanes[1]
-    )
+    road = corridor(straight_curvature(draw), _lane_width(draw), limit_N, *lanes)
     truck_N = draw.chance(0.3)
     slots = [_leader(draw, speed_N, limit_N, truck_N), *background(draw, road, speed_N, lanes)]
     return _scene(road, slots, speed_N, draw, attribute_N=truck_N)
@@ -149,7 +145,7 @@ def curve_follow(draw: Draw, variant: int) -> Situation:
     curvature_NS, peak_N = bend_curvature(draw)
     limit_N = np.clip(np.sqrt(2.4 / peak_N), 6.0, 13.0)
     speed_N = limit_N * draw.uniform(0.7, 1.0)
-    road = corridor(curvature_NS, _lane_width(draw), limit_N, num_lanes=lanes[0], ego_lane=lanes[1])
+    road = corridor(curvature_NS, _lane_width(draw), limit_N, *lanes)
     truck_N = draw.chance(0.3)
     slots = [_leader(draw, speed_N, limit_N, truck_N), *background(draw, road, speed_N, lanes)]
     return _scene(road, slots, speed_N, draw, attribute_N=truck_N)
@@ -160,9 +156,7 @@ def queue(draw: Draw, variant: int) -> Situation:
     lanes = LANES[variant]
     limit_N = draw.uniform(8.0, 13.0)
     speed_N = limit_N * draw.uniform(0.45, 0.9)
-    road = corridor(
-        straight_curvature(draw), _lane_width(draw), limit_N, num_lanes=lanes[0], ego_lane=lanes[1]
-    )
+    road = corridor(straight_curvature(draw), _lane_width(draw), limit_N, *lanes)
     creep_N = np.where(draw.chance(0.5), 0.0, draw.uniform(0.5, 3.0))
     tail_N = EGO_FRONT_M + 2.3 + speed_N**2 / (2 * 2.2) + draw.uniform(3.0, 14.0)
     spacing_N = draw.uniform(6.5, 8.5)
@@ -186,9 +180,7 @@ def cut_in(draw: Draw, variant: int) -> Situation:
     lanes = ((2, 0), (3, 1), (2, 1))[variant]
     limit_N = draw.uniform(10.0, 14.0)
     speed_N = limit_N * draw.uniform(0.7, 0.95)
-    road = corridor(
-        straight_curvature(draw), _lane_width(draw), limit_N, num_lanes=lanes[0], ego_lane=lanes[1]
-    )
+    road = corridor(straight_curvature(draw), _lane_width(draw), limit_N, *lanes)
     side_N = {0: np.ones(draw.num_scenes), 1: draw.sign(), 2: -np.ones(draw.num_scenes)}[variant]
     intruder_N = speed_N - draw.uniform(-0.5, 4.0)
     station_N = EGO_FRONT_M + 2.3 + draw.uniform(2.5, 11.0)
@@ -232,7 +224,7 @@ def overtake(draw: Draw, variant: int) -> Situation:
     limit_N = draw.uniform(8.0, 12.0)
     speed_N = limit_N * draw.uniform(0.6, 0.9)
     width_N = draw.uniform(4.0, 4.4)
-    road = corridor(straight_curvature(draw), width_N, limit_N, num_lanes=lanes[0], ego_lane=lanes[1])
+    road = corridor(straight_curvature(draw), width_N, limit_N, *lanes)
     slow_N, station_N = draw.uniform(1.0, 3.5), draw.uniform(20.0, 36.0)
     offset_N = np.where(draw.chance(0.7), draw.uniform(-1.6, -1.15), draw.uniform(-0.8, -0.3))
     slots = [agent(station_N, slow_N, offset=offset_N, width=1.8, length=draw.uniform(3.8, 6.0))]
@@ -246,9 +238,7 @@ def cyclist(draw: Draw, variant: int) -> Situation:
     lanes = ((1, 0), (2, 0))[variant]
     limit_N = draw.uniform(8.0, 12.0)
     speed_N = limit_N * draw.uniform(0.6, 0.9)
-    road = corridor(
-        straight_curvature(draw), _lane_width(draw), limit_N, num_lanes=lanes[0], ego_lane=lanes[1]
-    )
+    road = corridor(straight_curvature(draw), _lane_width(draw), limit_N, *lanes)
     ride_N, station_N = draw.uniform(2.5, 5.0), draw.uniform(12.0, 30.0)
     offset_N = np.where(draw.chance(0.75), draw.uniform(-1.25, -0.6), draw.uniform(-0.3, 0.2))
     slots = [agent(station_N, ride_N, offset=offset_N, kind=BICYCLE, width=0.7, length=1.8)]
@@ -263,9 +253,7 @@ def obstacle(draw: Draw, variant: int) -> Situation:
     lanes = ((1, 0), (2, 0))[variant]
     limit_N = draw.uniform(8.0, 12.0)
     speed_N = limit_N * draw.uniform(0.55, 0.9)
-    road = corridor(
-        straight_curvature(draw), draw.uniform(3.5, 4.0), limit_N, num_lanes=lanes[0], ego_lane=lanes[1]
-    )
+    road = corridor(straight_curvature(draw), draw.uniform(3.5, 4.0), limit_N, *lanes)
     kind_N = np.array([VEHICLE, VEHICLE, VEHICLE, BARRIER, CONE])[(5 * draw.unit()).astype(int)]
     length_N = np.choose(np.searchsorted([VEHICLE, CONE, BARRIER], kind_N), [4.6, 0.5, 2.0])
     width_N = np.choose(np.searchsorted([VEHICLE, CONE, BARRIER], kind_N), [1.9, 0.5, 0.6])
@@ -287,7 +275,7 @@ def recovery(draw: Draw, variant: int) -> Situation:
     limit_N = draw.uniform(8.0, 12.0)
     speed_N = limit_N * draw.uniform(0.6, 0.95)
     curvature_NS = bend_curvature(draw, 0.0, 0.012)[0]
-    road = corridor(curvature_NS, _lane_width(draw), limit_N, num_lanes=lanes[0], ego_lane=lanes[1])
+    road = corridor(curvature_NS, _lane_width(draw), limit_N, *lanes)
     slots = [{**_leader(draw, speed_N, limit_N, draw.chance(0.2)), "present": draw.chance(0.3)}]
     slots += background(draw, road, speed_N, lanes)
     side_N = draw.sign()
@@ -312,10 +300,7 @@ def pedestrian(draw: Draw, variant: int) -> Situation:
     limit_N = draw.uniform(7.0, 11.0)
     speed_N = limit_N * draw.uniform(0.55, 0.9)
     zebra_N = EGO_FRONT_M + 3.5 + speed_N**2 / (2 * 2.5) + draw.uniform(1.0, 14.0)
-    curvature_NS, width_N = straight_curvature(draw), _lane_width(draw)
-    road = corridor(
-        curvature_NS, width_N, limit_N, num_lanes=lanes[0], ego_lane=lanes[1], crosswalk_N=zebra_N
-    )
+    road = corridor(straight_curvature(draw), _lane_width(draw), limit_N, *lanes, crosswalk_N=zebra_N)
     road = crossing_path(road, zebra_N)
     slots = []
     for share in (1.0, 0.45):
@@ -343,9 +328,7 @@ def dart_out(draw: Draw, variant: int) -> Situation:
     limit_N = draw.uniform(7.0, 11.0)
     speed_N = limit_N * draw.uniform(0.6, 0.9)
     where_N = EGO_FRONT_M + 3.0 + speed_N**2 / (2 * 3.0) + draw.uniform(1.0, 14.0)
-    road = corridor(
-        straight_curvature(draw), _lane_width(draw), limit_N, num_lanes=lanes[0], ego_lane=lanes[1]
-    )
+    road = corridor(straight_curvature(draw), _lane_width(draw), limit_N, *lanes)
     road = crossing_path(road, where_N)
     runs_N = draw.chance(0.55)
     begin_N = np.where(runs_N, draw.uniform(0.25, 2.2), FAR_M)

@@ -91,13 +91,14 @@ def corridor(
     curvature_NS: np.ndarray,
     width_N: np.ndarray,
     limit_N: np.ndarray,
+    num_lanes: int,
+    ego_lane: int,
     *,
-    num_lanes: int = 1,
-    ego_lane: int = 0,
-    num_oncoming: int = 1,
     crosswalk_N: np.ndarray | None = None,
 ) -> Road:
-    """Build a road of parallel lanes along the ego's route; all traffic moves in the stations of path 0.
+    """Build a road of parallel lanes along the ego's route and one oncoming lane on their left.
+
+    All traffic moves in the stations of path 0.
 
     Args:
         curvature_NS: Curvature of the ego's lane at `STATIONS_S`, 1/m.
@@ -105,28 +106,25 @@ def corridor(
         limit_N: Speed limit, m/s.
         num_lanes: Lanes in the ego's direction.
         ego_lane: The ego's lane, 0 is the rightmost.
-        num_oncoming: Lanes of the opposite direction, to the left.
         crosswalk_N: Station of a pedestrian crossing, m, or None.
     """
     route = path_from_curvature(curvature_NS)
     pieces = [route[:, _stations(-40, 30)], route[:, _stations(30, 110)]]
     lanes: dict[tuple, Lane] = {}
-    links: list[tuple[tuple, tuple, int]] = []
     for piece, poses in enumerate(pieces):
         for i in range(num_lanes):
             shifted = offset_poses(poses, (i - ego_lane) * width_N)
             lanes["ahead", i, piece] = Lane(shifted, on_route=True)
-        for i in range(num_oncoming):
-            shifted = offset_poses(poses, (num_lanes - ego_lane + i) * width_N)
-            lanes["oncoming", i, piece] = Lane(shifted[:, ::-1])
-    for direction, count, order in (("ahead", num_lanes, (0, 1)), ("oncoming", num_oncoming, (1, 0))):
-        links += [((direction, i, order[0]), (direction, i, order[1]), SUCCESSOR) for i in range(count)]
-        step = 1 if direction == "ahead" else -1
-        links += _neighbours([(direction, i) for i in range(count)][::step], 2)
+        lanes["oncoming", piece] = Lane(offset_poses(poses, (num_lanes - ego_lane) * width_N)[:, ::-1])
+    links: list[tuple[tuple, tuple, int]]
+    links = [(("ahead", i, 0), ("ahead", i, 1), SUCCESSOR) for i in range(num_lanes)]
+    links += _neighbours([("ahead", i) for i in range(num_lanes)], 2)
+    links.append((("oncoming", 1), ("oncoming", 0), SUCCESSOR))
     right_N = (ego_lane + 0.5) * width_N + SHOULDER_M
     middle_N = (num_lanes - ego_lane - 0.5) * width_N
-    left_N = middle_N + num_oncoming * width_N + SHOULDER_M
-    areas = _corridor_blocks(pieces, right_N, middle_N, left_N, num_oncoming > 0)
+    left_N = middle_N + width_N + SHOULDER_M
+    sides = ((middle_N, -right_N), (left_N, middle_N))
+    areas = [Area(_band(poses, *side), ROADBLOCK) for poses in pieces for side in sides]
     if crosswalk_N is not None:
         areas.append(_crosswalk(route, crosswalk_N, left_N, right_N))
     return assemble(lanes, links, areas, [route], width_N, limit_N, (left_N, right_N))
@@ -144,18 +142,6 @@ def _neighbours(right_to_left: list[tuple], num_pieces: int) -> list[tuple[tuple
             links.append(((*right, piece), (*left, piece), LEFT))
             links.append(((*left, piece), (*right, piece), RIGHT))
     return links
-
-
-def _corridor_blocks(
-    pieces: list[np.ndarray], right_N: np.ndarray, middle_N: np.ndarray, left_N: np.ndarray, oncoming: bool
-) -> list[Area]:
-    areas = []
-    for poses in pieces:
-        border_N = middle_N if oncoming else left_N
-        areas.append(Area(_band(poses, border_N, -right_N), ROADBLOCK))
-        if oncoming:
-            areas.append(Area(_band(poses, left_N, middle_N), ROADBLOCK))
-    return areas
 
 
 def _band(poses_NP3: np.ndarray, left_N: np.ndarray, right_N: np.ndarray) -> np.ndarray:
@@ -191,7 +177,7 @@ def merge(ramp_end_N: np.ndarray, width_N: np.ndarray, limit_N: np.ndarray, bend
     change_y = -width_N[:, None] * (1.0 - smooth_step((change_NP - change_NP[:, :1]) / 45.0))
     before = ramp_back[:, along_NP[0] < 4.0]
     route = np.concatenate(
-        [before, np.stack([change_NP, change_y], axis=-1), _points(num, 160.0, 0.0)], axis=1
+        [before, np.stack([change_NP, change_y], axis=-1), point(num, 160.0, 0.0)[:, None]], axis=1
     )
     zero = int(np.flatnonzero(along_NP[0] == 0.0)[0])
     length_N = np.linalg.norm(np.diff(ramp_back[:, : zero + 1], axis=1), axis=-1).sum(axis=1)
@@ -231,13 +217,7 @@ def point(num: int, x: float | np.ndarray, y: float | np.ndarray) -> np.ndarray:
     return np.stack([np.broadcast_to(x, num), np.broadcast_to(y, num)], axis=-1).astype(float)
 
 
-def _points(num: int, x: float | np.ndarray, y: float | np.ndarray) -> np.ndarray:
-    return point(num, x, y)[:, None]
-
-
 def straight_path(zero_N2: np.ndarray) -> np.ndarray:
     """Return poses (N, S, 3) along x with station 0 at the given points."""
-    yaw = np.zeros(len(zero_N2))
     x = zero_N2[:, :1] + STATIONS_S
-    y = np.broadcast_to(zero_N2[:, 1:], x.shape)
-    return np.stack([x, y, np.broadcast_to(yaw[:, None], x.shape)], axis=-1)
+    return np.stack([x, np.broadcast_to(zero_N2[:, 1:], x.shape), np.zeros_like(x)], axis=-1)

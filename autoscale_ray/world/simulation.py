@@ -61,7 +61,7 @@ def simulate(family: str, variant: int, cube_ND: np.ndarray, conditions: Conditi
         cube_ND: Points (N, D) in the unit cube; coordinate 0 is the variant and is skipped.
         conditions: Gaps and harm.
     """
-    situation = FAMILIES[family].build(Draw(cube_ND, first=1), variant)
+    situation = FAMILIES[family].build(Draw(cube_ND), variant)
     situation = _with_conditions(situation, conditions)
     attribute_N = situation.attribute_N
     halves_N = np.zeros(len(cube_ND), bool) if attribute_N is None else attribute_N
@@ -117,18 +117,18 @@ def _visible(traffic: Traffic, states_NAT5: np.ndarray, ego_states_NT7: np.ndarr
     return visible & (np.arange(NUM_FRAMES) >= traffic.first_frame[..., None])
 
 
-def add_noise(driven: Driven, position_m: float, generator: np.random.Generator) -> Driven:
-    """Return the scenes as a recording would show them: agents' positions, headings and speeds with detector
-    noise.
+def add_noise(driven: Driven, generator: np.random.Generator) -> Driven:
+    """Return the scenes as a recording would show them, with detector noise on agents.
+
+    0.1 m on x and y, 0.01 rad on headings and 3 % on speeds (so that what stands still stays so: the score asks
+    whether an agent is stopped), standard deviations.
 
     Args:
         driven: Exact scenes.
-        position_m: Standard deviation of x and y in m; headings get 0.01 rad and speeds 3 % (so that what
-            stands still stays so: the score asks whether an agent is stopped).
         generator: Source of the noise.
     """
     states = driven.agent_states_NAT5.copy()
-    states[..., :2] += generator.normal(0.0, position_m, states[..., :2].shape)
+    states[..., :2] += generator.normal(0.0, 0.1, states[..., :2].shape)
     states[..., 2] += generator.normal(0.0, 0.01, states.shape[:-1])
     states[..., 3:] *= 1.0 + generator.normal(0.0, 0.03, (*states.shape[:-1], 1))
     return replace(driven, agent_states_NAT5=states)

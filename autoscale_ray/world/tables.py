@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from autoscale_ray.scenes.kinematics import wrap_angle
 from autoscale_ray.scenes.schema import (
     FRAME_TIMES_S,
     LINK_KINDS,
@@ -71,10 +72,7 @@ def _array(values, column_type: pa.DataType, num: int) -> pa.Array:
         flat = values.reshape(-1)
         offsets = np.arange(num + 1) * (flat.size // num)
     item = column_type.value_type
-    kind = (
-        bool if pa.types.is_boolean(item) else np.str_ if pa.types.is_string(item) else item.to_pandas_dtype()
-    )
-    inner = pa.array(np.ascontiguousarray(flat.reshape(-1)).astype(kind), type=item)
+    inner = pa.array(flat.reshape(-1).astype(item.to_pandas_dtype()), type=item)
     return pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), inner, type=column_type)
 
 
@@ -122,11 +120,6 @@ def to_ego(points: np.ndarray, origin_N3: np.ndarray) -> np.ndarray:
     x, y = points[..., 0] - origin_N3[:, 0].reshape(shape), points[..., 1] - origin_N3[:, 1].reshape(shape)
     cos, sin = np.cos(origin_N3[:, 2]).reshape(shape), np.sin(origin_N3[:, 2]).reshape(shape)
     return np.stack([x * cos + y * sin, y * cos - x * sin], axis=-1)
-
-
-def wrap_angle(angle: np.ndarray) -> np.ndarray:
-    """Return angles in [-pi, pi)."""
-    return (angle + np.pi) % (2.0 * np.pi) - np.pi
 
 
 def _agent_columns(driven: Driven) -> dict[str, object]:

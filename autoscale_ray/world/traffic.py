@@ -1,7 +1,7 @@
 """Other road users: they follow the paths of a road by the Intelligent Driver Model (Treiber et al. 2000).
 
 Before t = 0 every agent moves with constant acceleration, so its state at t = 0 is what the family asked for;
-from then on it reacts to its leader, to a stop line and to its own orders (go from, go until).
+from then on it reacts to its leader, to a stop line and to its own order when to go.
 
 Shape legend: N scenes, A agents, T times of `TIMES_S`, J steps of the roll-out.
 """
@@ -28,6 +28,7 @@ TIMES_S = np.concatenate([PAST_TIMES_S, FUTURE_TIMES_S])
 FRAME_OF_TIME_T = np.concatenate([np.arange(5), np.arange(6, 25, 2)])
 """Indices into `TIMES_S` of the 15 frames of a scene."""
 FAR_M = 1e6
+HEADWAY_S = 1.4
 
 _DEFAULTS: dict[str, Any] = {
     "path": 0,
@@ -41,11 +42,9 @@ _DEFAULTS: dict[str, Any] = {
     "acceleration": 0.0,
     "desired": None,
     "agility": 1.5,
-    "headway": 1.4,
     "stop_station": FAR_M,
     "stop_until": np.inf,
     "go_from": -np.inf,
-    "go_until": np.inf,
     "shift_to": None,
     "shift_from_s": 0.0,
     "shift_for_s": 3.0,
@@ -71,11 +70,9 @@ class Traffic:
     acceleration: np.ndarray
     desired: np.ndarray
     agility: np.ndarray
-    headway: np.ndarray
     stop_station: np.ndarray
     stop_until: np.ndarray
     go_from: np.ndarray
-    go_until: np.ndarray
     shift_to: np.ndarray
     shift_from_s: np.ndarray
     shift_for_s: np.ndarray
@@ -90,7 +87,7 @@ def agent(station_N: np.ndarray, speed_N: np.ndarray | float, **orders: Any) -> 
         speed_N: Speed at t = 0, m/s.
         orders: Any of the fields of `Traffic` in the units m, s, m/s; `desired` defaults to the speed,
             `shift_to` (a lane change) to the offset, `direction` -1 drives against the stations, `leader` is
-            a slot, `EGO` or `NOBODY`, `go_from` / `go_until` bound the time in which the agent wants to move.
+            a slot, `EGO` or `NOBODY`, `go_from` is the time from which the agent wants to move.
     """
     slot = {**_DEFAULTS, "station": station_N, "speed": speed_N, **orders}
     slot["desired"] = slot["speed"] if slot["desired"] is None else slot["desired"]
@@ -115,8 +112,8 @@ def roll_out(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Move all agents from -2 s to 5 s along their paths.
 
-    IDM: a = a_max [1 - (v / v_desired)^4 - (s* / gap)^2], s* = 2 + max(0, v T + v dv / (2 sqrt(a_max b))), b
-    = 2 m/s2, clipped to [-6, a_max]; semi-implicit Euler at `STEP_S`.
+    IDM: a = a_max [1 - (v / v_desired)^4 - (s* / gap)^2], s* = 2 + max(0, v T + v dv / (2 sqrt(a_max b))), T = 1.4 s,
+    b = 2 m/s2, clipped to [-6, a_max]; semi-implicit Euler at `STEP_S`.
 
     Args:
         traffic: Slots.
@@ -161,11 +158,11 @@ def _idm(
     time_s: float,
 ) -> np.ndarray:
     station = traffic.station + traffic.direction * travel
-    wanted = np.where((traffic.go_from <= time_s) & (time_s < traffic.go_until), traffic.desired, 0.0)
+    wanted = np.where(traffic.go_from <= time_s, traffic.desired, 0.0)
     free = np.where(wanted > 0.05, 1.0 - (speed / np.maximum(wanted, 0.05)) ** 4, -2.0)
     stopping = time_s < traffic.stop_until
     gap = (traffic.stop_station - station) * traffic.direction - 0.5 * traffic.length
-    push = _interaction(speed, gap, speed, traffic.agility, traffic.headway)
+    push = _interaction(speed, gap, speed, traffic.agility)
     push = np.where(stopping & (gap > -2.0), push, 0.0)
     for slot in np.flatnonzero(traffic.leader_A != NOBODY).tolist():
         push[:, slot] = np.maximum(
@@ -190,14 +187,12 @@ def _leader_push(
         half, present = 0.5 * traffic.length[:, leader], traffic.present[:, leader]
     gap = (where - station[:, slot]) * traffic.direction[:, slot] - half - 0.5 * traffic.length[:, slot]
     own = speed[:, slot]
-    push = _interaction(own, gap, own - lead_speed, traffic.agility[:, slot], traffic.headway[:, slot])
+    push = _interaction(own, gap, own - lead_speed, traffic.agility[:, slot])
     return np.where(present & (gap > -3.0), push, 0.0)
 
 
-def _interaction(
-    speed: np.ndarray, gap: np.ndarray, closing: np.ndarray, agility: np.ndarray, headway: np.ndarray
-) -> np.ndarray:
-    desired_gap = 2.0 + np.maximum(0.0, speed * headway + speed * closing / (2.0 * np.sqrt(2.0 * agility)))
+def _interaction(speed: np.ndarray, gap: np.ndarray, closing: np.ndarray, agility: np.ndarray) -> np.ndarray:
+    desired_gap = 2.0 + np.maximum(0.0, speed * HEADWAY_S + speed * closing / (2.0 * np.sqrt(2.0 * agility)))
     return (desired_gap / np.maximum(gap, 0.3)) ** 2
 
 

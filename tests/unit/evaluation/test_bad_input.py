@@ -11,10 +11,12 @@ import pytest
 
 from autoscale_ray.errors import InvalidInputError, InvalidSceneError
 from autoscale_ray.evaluation import (
+    RULES_V2,
     epdms,
     make_scene,
     pack_rings,
     pdms,
+    prepare,
     two_frame_extended_comfort,
     validate_scene,
 )
@@ -64,6 +66,14 @@ def test_a_broken_scene_names_scene_field_and_rule(changes, field):
         validate_scene(dataclasses.replace(ROAD, **changes))
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_ring_that_crosses_itself_is_told_by_its_number(number):
+    xy = np.array(ROAD.polygon_xy)
+    xy[4 * number : 4 * number + 4] = BOW_TIE
+    with pytest.raises(InvalidSceneError, match=f"straight: polygon_xy: ring {number} must be simple"):
+        validate_scene(dataclasses.replace(ROAD, polygon_xy=xy))
+
+
 def test_arrays_that_are_no_numbers_are_refused():
     with pytest.raises(InvalidSceneError, match="s: agent_dims: must be an array of float64"):
         make_scene("s", agent_dims=[["wide", 1, 2]])
@@ -78,10 +88,23 @@ def test_nan_where_an_agent_was_not_seen_is_no_fault():
     assert 0.0 < float(epdms([scene], constant_speed(8.0)[None, None]).score.value) <= 1.0
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 3), (1, 1, 9, 3), (1, 1, 8, 2), (2, 1, 8, 3)])
-def test_trajectories_of_a_wrong_shape(shape):
-    with pytest.raises(ValueError, match="trajectories: must have"):
-        epdms([ROAD], np.zeros(shape))
+@pytest.mark.parametrize(
+    "trajectories", [np.zeros((1, 8, 3)), np.zeros((1, 1, 9, 3)), np.zeros((1, 1, 8, 2)), np.zeros((2, 1, 8, 3)),
+                     [[[[0, 0, 0]], [[1, 2]]]], "fast"])  # fmt: skip
+def test_trajectories_of_a_wrong_shape(trajectories):
+    with pytest.raises(InvalidSceneError, match="trajectories: must have"):
+        epdms([ROAD], trajectories)
+
+
+@pytest.mark.parametrize("poses", [np.zeros((8, 3)), np.full((41, 3), np.nan)])
+def test_a_reference_that_is_no_drive_is_refused(poses):
+    with pytest.raises(InvalidSceneError, match=r"straight: reference_poses: must be \(41, 3\) and finite"):
+        prepare(ROAD, RULES_V2, poses)
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(InvalidInputError, match=r"backend: must be auto, torch or numba .found 'cuda'"):
+        epdms([ROAD], constant_speed(8.0)[None, None], backend="cuda")
 
 
 def test_a_trajectory_with_nan_names_its_scene():
@@ -104,6 +127,9 @@ def test_unclosed_rings_are_refused_and_closed_ones_packed():
     assert np.array_equal(xy[4:], square[:-1] + 2.0)
     with pytest.raises(ValueError, match="here: polygon 1: must be closed"):
         pack_rings([square, square[:-1]], "here")
+    for ring in ([[0, 0], [1]], "square"):
+        with pytest.raises(InvalidSceneError, match="here: polygon 1: must be an array of float64"):
+            pack_rings([square, ring], "here")
 
 
 def test_frames_too_far_apart_have_no_extended_comfort():

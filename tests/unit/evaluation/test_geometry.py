@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from autoscale_ray.evaluation.geometry import (
     boxes_meet_rings,
     boxes_overlap,
-    points_in_rings,
+    groups_in_rings,
     project_on_path,
 )
 from autoscale_ray.evaluation.kernels_geometry import box_meets_ring, boxes_meet, chunk_path, nearest_on_path
 from autoscale_ray.evaluation.kernels_grid import CELL_M, MAX_CELLS_ALONG, build_grid, cell_of
 from autoscale_ray.evaluation.kernels_score import _slot_holds
 from autoscale_ray.evaluation.planar import box_corners, polygon_distances, ring_centroid
-from autoscale_ray.evaluation.rings import first_crossing_ring
 
 seeds = st.integers(0, 2**32 - 1)
 SETTINGS = settings(max_examples=25, deadline=None, derandomize=True)
@@ -82,7 +81,7 @@ def test_points_in_rings_like_shapely(seed, count, away_m):
     pairs = np.stack(np.meshgrid(np.arange(50), np.arange(4), indexing="ij"), -1).reshape(-1, 2)
     expected = np.stack([shapely.contains_xy(shapely.Polygon(ring), points) for ring in rings], 1)
     tables = (torch.as_tensor(offsets), torch.as_tensor(xy), torch.as_tensor(following))
-    ours = points_in_rings(torch.as_tensor(points[pairs[:, 0]]), torch.as_tensor(pairs[:, 1]), *tables)
+    ours = groups_in_rings(torch.as_tensor(points[pairs[:, :1]]), torch.as_tensor(pairs[:, 1]), *tables)
     assert np.array_equal(ours.numpy().reshape(50, 4), expected)
     bounds = np.stack([np.concatenate([ring.min(0), ring.max(0)]) for ring in rings])
     grid = build_grid(offsets, xy, bounds)
@@ -119,8 +118,8 @@ def test_a_point_on_the_boundary_is_outside():
     square = torch.tensor([[0.0, 0.0], [2.0, 0.0], [2.0, 2.0], [0.0, 2.0]], dtype=torch.float64)
     points = torch.tensor([[1.0, 0.0], [2.0, 1.0], [0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
     tables = (torch.tensor([0, 4]), square, torch.tensor([1, 2, 3, 0]))
-    inside = points_in_rings(points, torch.zeros(4, dtype=torch.int64), *tables)
-    assert inside.tolist() == [False, False, False, True]
+    inside = groups_in_rings(points[None], torch.zeros(1, dtype=torch.int64), *tables)
+    assert inside.tolist() == [[False, False, False, True]]
 
 
 @SETTINGS
@@ -171,11 +170,3 @@ def test_projection_like_shapely(seed, count):
 def test_centroid_like_shapely(seed, count):
     ring = star_ring(np.random.default_rng(seed), count)
     np.testing.assert_allclose(ring_centroid(ring), shapely.Polygon(ring).centroid.coords[0], atol=1e-7)
-
-
-def test_crossing_rings_are_found():
-    bow_tie = np.array([[0.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
-    square = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
-    assert first_crossing_ring(np.array([0, 4, 8]), np.concatenate([square, bow_tie])) == 1
-    assert first_crossing_ring(np.array([0, 4]), square) == -1
-    assert first_crossing_ring(np.array([0]), np.zeros((0, 2))) == -1

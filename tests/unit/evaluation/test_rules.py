@@ -69,12 +69,11 @@ def test_an_agent_that_overlaps_the_ego_at_first_is_removed_in_v2_and_kept_in_v1
     assert columns(scene, constant_speed(8.0), pdms, backend)["no_at_fault_collisions"] == 0.0
 
 
-@pytest.mark.parametrize("backend", ["numba", "torch"])
-def test_a_red_connector_ahead_is_a_light_violation_in_v2(backend):
-    scene = straight_road()
+def with_red_connector(scene):
+    """A red connector of the route from x = 25 to 40 m."""
     red = np.zeros((3, 11), bool)
     red[2] = True
-    scene = dataclasses.replace(
+    return dataclasses.replace(
         scene,
         polygon_layers=np.array([0, 1, 2]),
         polygon_on_route=np.array([False, True, True]),
@@ -82,6 +81,11 @@ def test_a_red_connector_ahead_is_a_light_violation_in_v2(backend):
         polygon_offsets=np.array([0, 4, 8, 12]),
         polygon_xy=np.concatenate([scene.polygon_xy, rectangle(25.0, 40.0, -1.5, 1.5)]),
     )
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_a_red_connector_ahead_is_a_light_violation_in_v2(backend):
+    scene = with_red_connector(straight_road())
     assert columns(scene, constant_speed(8.0), backend=backend)["traffic_light_compliance"] == 0.0
     assert columns(scene, constant_speed(3.0), backend=backend)["traffic_light_compliance"] == 1.0
     off_route = dataclasses.replace(scene, polygon_on_route=np.array([False, True, False]))
@@ -92,17 +96,8 @@ def test_a_red_connector_ahead_is_a_light_violation_in_v2(backend):
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 def test_a_red_light_holds_pdm_closed_back(backend):
     scene = straight_road()
-    red = np.zeros((3, 11), bool)
-    red[2] = True
-    lit = dataclasses.replace(
-        scene,
-        polygon_layers=np.array([0, 1, 2]),
-        polygon_on_route=np.array([False, True, True]),
-        polygon_red=red,
-        polygon_offsets=np.array([0, 4, 8, 12]),
-        polygon_xy=np.concatenate([scene.polygon_xy, rectangle(25.0, 40.0, -1.5, 1.5)]),
-    )
-    free, held = (pdm_closed(case, backend=backend).proposals[4, -1, 0] for case in (scene, lit))
+    cases = (scene, with_red_connector(scene))
+    free, held = (pdm_closed(case, backend=backend).proposals[4, -1, 0] for case in cases)
     assert free > 30.0
     assert held < 25.0
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoscale_ray.planning.order import batch_places, drawn_places, num_epochs, shard_places
+from autoscale_ray.planning.order import batch_places, drawn_places, shard_places
 
 
 @settings(derandomize=True, max_examples=50, deadline=None)
@@ -48,10 +48,6 @@ def test_seeds_and_epochs_differ():
     first = batch_places(0, 0, 100, 100)
     assert not np.array_equal(first, batch_places(1, 0, 100, 100))
     assert not np.array_equal(first, batch_places(0, 1, 100, 100))
-
-
-def test_epochs():
-    assert num_epochs(800, 128, 1400) == pytest.approx(73.1, abs=0.1)
 
 
 @pytest.mark.parametrize("shards", [range(4), [0], [1, 3]])

@@ -8,7 +8,7 @@ import torch
 
 from autoscale_ray.representation import objectives
 from autoscale_ray.representation.decoder import SceneReconstruction
-from autoscale_ray.representation.rasters import RASTER_SIZE_M, bev_rasters, num_sector_counts, sector_counts
+from autoscale_ray.representation.rasters import NUM_SECTOR_COUNTS, RASTER_SIZE_M, bev_rasters, sector_counts
 from autoscale_ray.representation.scene_graph import graph_from_batch
 from autoscale_ray.scenes.ragged import row_of
 from tests.unit.representation.random_scenes import random_batch
@@ -168,7 +168,7 @@ def test_raster_of_one_car_is_its_box():
 def test_sector_counts_count_every_agent_once():
     graph = graph_from_batch(random_batch(30, 2))
     counts = sector_counts(graph).exp() - 1
-    assert counts.shape == (30, num_sector_counts())
+    assert counts.shape == (30, NUM_SECTOR_COUNTS)
     torch.testing.assert_close(counts.sum(1), graph.offsets["agent"].diff().float(), atol=1e-4, rtol=0)
     far = graph.targets["agent.box"][:, :2].norm(dim=1) > 25
     outer = counts.reshape(30, 8, 3, 2)[:, :, 2].sum((1, 2))

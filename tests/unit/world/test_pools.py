@@ -168,6 +168,14 @@ def test_generate_yields_rows_of_the_schema():
     assert table.num_rows == 5
 
 
+@pytest.mark.parametrize(
+    ("family", "quality", "name"), [("flying", "F", "family"), ("merge", "X", "quality")]
+)
+def test_an_unknown_family_or_quality_is_refused(family, quality, name):
+    with pytest.raises(ConfigError, match=f"^{name}: must be one of"):
+        generate(family, 1, seed=0, quality=quality)
+
+
 @pytest.mark.parametrize("change", [{"num_real": 0}, {"num_synthetic": -3}, {"seed": -1}])
 def test_bad_counts_are_refused_before_anything_is_written(change, tmp_path):
     with pytest.raises(ConfigError, match=r"world\."):
