@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from autoscale_ray.errors import InputRejectedError
 
 MAX_SPACING_M = 10.0
+BORDER_SPACING_M = 3.0
 ROUNDING = 1e-6
 """Steps by which a lane may be longer than a whole number of them: where a map lies must not add a vertex."""
 MAX_LANE_LENGTH_M = 200_000.0
@@ -144,15 +145,12 @@ def make_road_map(lanes: Sequence[Lane], areas: Sequence[Area] = ()) -> RoadMap:
     )
 
 
-def pair_borders(
-    left: np.ndarray, right: np.ndarray, spacing_m: float = 3.0
-) -> tuple[np.ndarray, np.ndarray]:
+def pair_borders(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Resample two borders by their own arc length so that their vertices are paired.
 
     Args:
         left: (n, 2) left border.
         right: (m, 2) right border, same direction.
-        spacing_m: Aimed distance of vertices, > 0.
 
     Returns:
         Left and right border with the same number of vertices, at least 2.
@@ -160,7 +158,7 @@ def pair_borders(
     longest = max(_arc_length(left)[-1], _arc_length(right)[-1])
     if not longest <= MAX_LANE_LENGTH_M:
         raise InputRejectedError("border", f"must be at most {MAX_LANE_LENGTH_M:.0f} m long", longest)
-    shares = np.linspace(0.0, 1.0, max(2, math.ceil(longest / spacing_m - ROUNDING) + 1))
+    shares = np.linspace(0.0, 1.0, max(2, math.ceil(longest / BORDER_SPACING_M - ROUNDING) + 1))
     return _at_shares(left, shares), _at_shares(right, shares)
 
 

@@ -240,17 +240,6 @@ def _raw_name(entry: zipfile.ZipInfo) -> bytes:
     return entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
 
 
-def members(path: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of every file with a suffix in a folder, a zip archive, or of one file, sorted
-    by name.
-
-    Raises:
-        InputRejectedError: The path or one of its members is refused.
-    """
-    for name in member_names(path, suffix):
-        yield name, read_member(path, name)
-
-
 def member_names(path: Path, suffix: str) -> list[str]:
     """Return the sorted names of files with a suffix in a folder (recursively), a zip archive, or the file
     itself."""

@@ -468,9 +468,4 @@ def _paired(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values.reshape(2, -1).T)
 
 
-def fingerprints(recording: Recording) -> np.ndarray:
-    """Return hashes of every stretch of motion, by which overlapping cuts of one recording are found."""
-    return motion_fingerprints(recording.tracks)
-
-
-READER = Reader(units=units, read=read, fingerprints=fingerprints)
+READER = Reader(units=units, read=read, fingerprints=motion_fingerprints)

@@ -333,9 +333,4 @@ def _red_lights(steps: Sequence[Any], road: RoadMap, num_frames: int) -> np.ndar
     return red_FL
 
 
-def fingerprints(recording: Recording) -> np.ndarray:
-    """Return hashes of motion: scenarios overlap, and those that share some are cuts of one log."""
-    return motion_fingerprints(recording.tracks)
-
-
-READER = Reader(units=units, read=read, fingerprints=fingerprints)
+READER = Reader(units=units, read=read, fingerprints=motion_fingerprints)

@@ -17,7 +17,7 @@ from autoscale_ray.scenes.gates import gate
 from autoscale_ray.scenes.pickle_child import answer
 from autoscale_ray.scenes.readers import READERS
 from autoscale_ray.scenes.schema import check_schema
-from autoscale_ray.scenes.windows import cut_windows
+from autoscale_ray.scenes.windows import WindowOptions, cut_windows
 from scenes.reader_files import Files
 
 MAX_CASE_S = 5.0
@@ -113,8 +113,8 @@ def _gated(format: str, folder: Path, unit: str) -> Iterator[tuple[pa.Table, pa.
     reader = READERS[format]
     for recording in reader.read(folder, unit):
         if reader.fingerprints is not None:
-            reader.fingerprints(recording)
-        for table in cut_windows(recording, "real", reader.options):
+            reader.fingerprints(recording.tracks)
+        for table in cut_windows(recording, "real", WindowOptions()):
             good, bad = gate(table, unit)
             _check(good)
             yield good, bad
