@@ -21,6 +21,7 @@ WHEELBASE_SHARE = 0.6
 REAR_AXLE_TO_CENTER_SHARE = 0.28
 MAX_COORDINATE_M = 1e8
 MAX_ROWS_IN_GAPS = 1_000_000
+MAX_LIGHT_CELLS = 1 << 31
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,6 +149,18 @@ def gather_tracks(tracks: Sequence[Track]) -> Tracks:
         accelerations_R=accelerations_R,
         valid_R=valid_R,
     )
+
+
+def no_lights(road: RoadMap, num_frames: int) -> np.ndarray:
+    """Return lights of which none is red (F, L), for the reader to fill in.
+
+    Raises:
+        InputRejectedError: So many frames and lanes that their table would fill the memory.
+    """
+    if num_frames * road.num_lanes > MAX_LIGHT_CELLS:
+        rule = f"frames times lanes must be at most {MAX_LIGHT_CELLS}"
+        raise InputRejectedError("traffic lights", rule, f"{num_frames} times {road.num_lanes}")
+    return np.zeros((num_frames, road.num_lanes), dtype=bool)
 
 
 def _joined(parts: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:

@@ -18,6 +18,7 @@ from autoscale_ray.scenes.kinematics import center_velocities, gapless_runs, rea
 from autoscale_ray.scenes.lane_matching import LaneMatcher
 from autoscale_ray.scenes.ragged import ragged
 from autoscale_ray.scenes.recording import Recording
+from autoscale_ray.scenes.road_map import is_apart
 from autoscale_ray.scenes.routes import Route, RoutePlanner, cut_lines
 from autoscale_ray.scenes.schema import (
     CURRENT_FRAME,
@@ -349,8 +350,7 @@ class _Cutter:
 
 def _driven_line(driven: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Return the driven path as a line, for a vehicle without a route; a standing one gets its heading."""
-    steps = np.linalg.norm(np.diff(driven, axis=0), axis=1)
-    line = driven[np.concatenate([[True], steps > 0.1])]
+    line = driven[is_apart(driven, 0.1)]
     if len(line) > 1:
         return line
     heading = np.array([np.cos(pose[2]), np.sin(pose[2])])

@@ -32,16 +32,14 @@ def _is_none(text: str) -> bool:
     return parsed([text]) is None
 
 
-def finite_number(text: str | None, where: str, field: str, *, infinite: bool = False) -> float:
-    """Return a finite number, with `infinite` also the words for infinity; InputRejectedError otherwise."""
-    if infinite and text is not None and text.strip() in ("inf", "INF", "Infinity"):
-        return math.inf
+def finite_number(text: str | None, where: str, field: str) -> float:
+    """Return a finite number; InputRejectedError otherwise."""
     try:
         value = float(text or "")
     except ValueError:
-        raise InputRejectedError(where, f"{field} must be a number", text or "") from None
+        raise InputRejectedError(where, f"{field} must be a number", text) from None
     if not math.isfinite(value):
-        raise InputRejectedError(where, f"{field} must be finite")
+        raise InputRejectedError(where, f"{field} must be finite", text)
     return value
 
 

@@ -245,7 +245,7 @@ def _road(folder: Path, log: str) -> RoadMap:
             )
             for c in content.get("pedestrian_crossings", {}).values()
         ]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, InputRejectedError):
             raise
         raise InputRejectedError(where, "must be a vector map", f"{type(error).__name__}: {error}") from None

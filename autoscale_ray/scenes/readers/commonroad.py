@@ -18,7 +18,7 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.motion_fingerprint import motion_fingerprints
 from autoscale_ray.scenes.readers.reader import Reader
-from autoscale_ray.scenes.recording import Recording, Track, gather_tracks
+from autoscale_ray.scenes.recording import MAX_ROWS_IN_GAPS, Recording, Track, gather_tracks, no_lights
 from autoscale_ray.scenes.road_map import Area, Lane, RoadMap, make_road_map
 from autoscale_ray.scenes.trust import member_names, parse_xml, read_member
 from autoscale_ray.scenes.xml_numbers import finite_number, finite_numbers, integer, parsed
@@ -35,6 +35,7 @@ _KINDS = {
     "median_strip": "barrier",
 }
 _NO_ROAD = {"sidewalk", "bicycleLane", "border"}
+_UNLIMITED = ("inf", "INF", "Infinity")
 _SPEED_SIGNS = {"274", "274.1", "R2-1", "R301"}
 _STATE_PATHS = {
     "x": "position/point/x",
@@ -129,7 +130,14 @@ def _tracks(root: etree._Element, name: str, taken: Mapping[str, Records]) -> li
         states_of = partial(_first_and_later, first_S6, later_S6, taken["trajectory"].offsets)
     moving = _moving(dynamic, [states_of(obstacle, _where(name, obstacle)) for obstacle in dynamic], name)
     frames = [track.frames[[0, -1]] for track in moving]
-    span = (min(f[0] for f in frames), max(f[1] for f in frames)) if frames else (0, 0)
+    span = (int(min(f[0] for f in frames)), int(max(f[1] for f in frames))) if frames else (0, 0)
+    # What stands is there all the time: one time step that is far off would ask for rows without number.
+    num_standing, num_recorded = (
+        len(static) * (span[1] - span[0] + 1),
+        sum(len(track.frames) for track in moving),
+    )
+    if num_standing > MAX_ROWS_IN_GAPS + 10 * num_recorded:
+        raise InputRejectedError(name, "time steps must not be so far apart", f"{span[0]} and {span[1]}")
     return moving + [_standing(obstacle, first_S6, _where(name, obstacle), *span) for obstacle in static]
 
 
@@ -313,9 +321,6 @@ def _road(root: etree._Element, name: str, taken: Mapping[str, Records]) -> Road
             areas.append(Area(layer="crosswalk", ring=np.concatenate([left, right[::-1]])))
         elif not kinds & _NO_ROAD:
             lanes.append(_lane(lanelet.get("id"), found, left, right, limits, crossing, where))
-    keys = [lane.key for lane in lanes]
-    if len(set(keys)) < len(keys):
-        raise InputRejectedError(name, "lanelet ids must be unique")
     return make_road_map(lanes, areas)
 
 
@@ -372,12 +377,10 @@ def _lane(
 ) -> Lane:
     limit_text = found["speedLimit"][0].text if "speedLimit" in found else None
     references = [reference.get("ref") for reference in found.get("trafficSignRef", ())]
-    signs = [limits[reference] for reference in references if reference in limits]
-    limit = (
-        finite_number(limit_text, where, "speedLimit", infinite=True)
-        if limit_text
-        else min(signs, default=math.nan)
-    )
+    limit = min((limits[reference] for reference in references if reference in limits), default=math.nan)
+    if limit_text:
+        is_unlimited = limit_text.strip() in _UNLIMITED
+        limit = math.nan if is_unlimited else finite_number(limit_text, where, "speedLimit")
     return Lane(
         key=key,
         left=left,
@@ -385,7 +388,7 @@ def _lane(
         successors=tuple(child.get("ref") for child in found.get("successor", ())),
         left_neighbour=_same_direction(found.get("adjacentLeft", ())),
         right_neighbour=_same_direction(found.get("adjacentRight", ())),
-        speed_limit_mps=limit if math.isfinite(limit) else math.nan,
+        speed_limit_mps=limit,
         is_connector=key in crossing if crossing else None,
     )
 
@@ -414,8 +417,8 @@ def _red_lights(root: etree._Element, name: str, road: RoadMap, tracks: Sequence
     if not cycles or not tracks:
         return None
     num_frames = 1 + max(int(track.frames[-1]) for track in tracks)
-    number = {key: lane for lane, key in enumerate(road.keys)}
-    red_FL = np.zeros((num_frames, road.num_lanes), dtype=bool)
+    number = road.lane_number
+    red_FL = no_lights(road, num_frames)
     for lanelet in root.iterchildren("lanelet"):
         behind = [
             number[child.get("ref")]
@@ -436,9 +439,10 @@ def _red_steps(light: etree._Element, name: str) -> tuple[np.ndarray, int]:
         (phase.findtext("color"), integer(phase.findtext("duration"), where))
         for phase in light.iterfind("cycle/cycleElement")
     ]
-    steps = sum(duration for _, duration in phases)
-    if not 0 <= steps <= 1_000_000:
-        raise InputRejectedError(where, "cycle must last at most 1000000 steps", steps)
+    durations = [duration for _, duration in phases]
+    steps = sum(durations)
+    if min(durations, default=0) < 0 or steps > 1_000_000:
+        raise InputRejectedError(where, "cycle must last 0 to 1000000 steps, each phase 0 or more", durations)
     pattern = np.concatenate(
         [np.zeros(0, dtype=bool), *[np.full(num, color == "red") for color, num in phases]]
     )
