@@ -50,6 +50,26 @@ class Track:
     """By default `REAR_AXLE_TO_CENTER_SHARE` of the length."""
 
 
+def recorder_track(
+    rear_axle_n3: np.ndarray, frames: np.ndarray, length_m: float, width_m: float, wheelbase_m: float
+) -> Track:
+    """Return the track of a recording car known by its rear axle (x, y, yaw); its axles lie as far from its ends."""
+    heading = np.column_stack([np.cos(rear_axle_n3[:, 2]), np.sin(rear_axle_n3[:, 2])])
+    centers = rear_axle_n3[:, :2] + wheelbase_m / 2.0 * heading
+    return Track(
+        key=-1,
+        kind="vehicle",
+        length_m=length_m,
+        width_m=width_m,
+        frames=frames,
+        poses=np.column_stack([centers, rear_axle_n3[:, 2]]),
+        can_be_ego=True,
+        is_recorder=True,
+        wheelbase_m=wheelbase_m,
+        rear_axle_to_center_m=wheelbase_m / 2.0,
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tracks:
     """All tracks of a recording, each dense from its first to its last frame."""

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
-from autoscale_ray.scenes.crops import Flat, local_offsets, to_scene_frame
+from autoscale_ray.scenes.crops import Flat, local_links, local_offsets, per_window, to_scene_frame
 from autoscale_ray.scenes.gates import QUARANTINE_SCHEMA
 from autoscale_ray.scenes.kinematics import wrap_angle
 from autoscale_ray.scenes.ragged import ragged
@@ -347,15 +347,14 @@ class _Cutter:
         local_ML[window_J, lane_J] = np.arange(len(lane_J)) - np.repeat(np.cumsum(num_M) - num_M, num_M)
         points, point_J = _gathered(road.center_C2, road.center_offsets, lane_J)
         return {
-            "lane_points": (
-                to_scene_frame(points, origins_M3, np.repeat(window_J, point_J)),
-                np.bincount(window_J, weights=point_J, minlength=count).astype(np.int64),
+            "lane_points": per_window(
+                to_scene_frame(points, origins_M3, np.repeat(window_J, point_J)), window_J, point_J, count
             ),
             "lane_offsets": local_offsets(window_J, point_J, count),
             "lane_width_m": (road.width_L[lane_J], num_M),
             "lane_speed_limit_mps": (road.speed_limit_L[lane_J], num_M),
             "lane_on_route": (on_route_ML[window_J, lane_J], num_M),
-            "lane_links": _links(road, local_ML),
+            "lane_links": local_links(road.links_E3, local_ML),
             **self._polygons(
                 window_P,
                 shape_P,
@@ -394,9 +393,8 @@ class _Cutter:
         red_QT[turn_Q] = red_MTL(window_Q[turn_Q], lane_Q[turn_Q])
         num_M = np.bincount(window_Q, minlength=count)
         return {
-            "polygon_points": (
-                to_scene_frame(points, origins_M3, np.repeat(window_Q, point_Q)),
-                np.bincount(window_Q, weights=point_Q, minlength=count).astype(np.int64),
+            "polygon_points": per_window(
+                to_scene_frame(points, origins_M3, np.repeat(window_Q, point_Q)), window_Q, point_Q, count
             ),
             "polygon_offsets": local_offsets(window_Q, point_Q, count),
             "polygon_layer": (layer_Q, num_M),
@@ -472,10 +470,3 @@ def _gathered(values: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tupl
     """Return the runs `rows` of flat values laid end to end, and their lengths."""
     counts = np.diff(offsets)[rows]
     return values[ragged(offsets[rows], counts)], counts
-
-
-def _links(road: NuplanMap, local_ML: np.ndarray) -> Flat:
-    start_ME, end_ME = local_ML[:, road.links_E3[:, 0]], local_ML[:, road.links_E3[:, 1]]
-    window, link = np.nonzero((start_ME >= 0) & (end_ME >= 0))
-    links = np.stack([start_ME[window, link], end_ME[window, link], road.links_E3[link, 2]], axis=1)
-    return links, np.bincount(window, minlength=len(local_ML))

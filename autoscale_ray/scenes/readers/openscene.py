@@ -10,11 +10,9 @@ Shape legend: F frames of the log, A boxes over all frames.
 
 from __future__ import annotations
 
-import atexit
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ import numpy as np
 
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.kinematics import wrap_angle
-from autoscale_ray.scenes.safe_pickle import PickleReader
+from autoscale_ray.scenes.safe_pickle import shared_reader
 from autoscale_ray.scenes.schema import AGENT_TYPES, DRIVING_COMMANDS
 from autoscale_ray.scenes.trust import read_member
 
@@ -65,7 +63,7 @@ class OpensceneLog:
     """Frames in which a track stands twice; its boxes there are left out."""
 
 
-_LOG_CHILD, _PLAIN_CHILD = "autoscale_ray.scenes.openscene_child", "autoscale_ray.scenes.pickle_child"
+_CHILD = "autoscale_ray.scenes.openscene_child"
 
 
 def read_log(path: Path, unit: str) -> OpensceneLog:
@@ -78,24 +76,7 @@ def read_log(path: Path, unit: str) -> OpensceneLog:
     Raises:
         InputRejectedError: The pickle is refused, or a frame of it is malformed; names frame and key.
     """
-    return log_of(_shared_reader(_LOG_CHILD).read(read_member(path, unit), unit), unit)
-
-
-def read_pickle(path: Path, unit: str) -> Any:
-    """Return the plain values of any pickle.
-
-    Raises:
-        InputRejectedError: The pickle is refused.
-    """
-    return _shared_reader(_PLAIN_CHILD).read(read_member(path, unit), unit)
-
-
-@lru_cache(maxsize=2)
-def _shared_reader(child: str) -> PickleReader:
-    """Return one child for many files, because starting it costs more than a clip."""
-    reader = PickleReader(child=child)
-    atexit.register(reader.close)
-    return reader
+    return log_of(shared_reader(_CHILD).read(read_member(path, unit), unit), unit)
 
 
 def log_of(frames: Any, where: str) -> OpensceneLog:

@@ -17,7 +17,6 @@ import numpy as np
 
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.kinematics import wrap_angle
-from autoscale_ray.scenes.readers.openscene import read_pickle
 from autoscale_ray.scenes.readers.reader import Reader
 from autoscale_ray.scenes.recording import (
     REAR_AXLE_TO_CENTER_SHARE,
@@ -35,6 +34,7 @@ from autoscale_ray.scenes.road_map import (
     make_road_map,
     offset_borders,
 )
+from autoscale_ray.scenes.safe_pickle import read_pickle
 from autoscale_ray.scenes.trust import member_names
 
 LANE_WIDTH_M = 4.0

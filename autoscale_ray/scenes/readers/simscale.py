@@ -25,9 +25,10 @@ from autoscale_ray.scenes.gates import QUARANTINE_SCHEMA
 from autoscale_ray.scenes.readers.navsim import checked_files, chosen_scenes
 from autoscale_ray.scenes.readers.navsim_scenes import Source, cut_scenes
 from autoscale_ray.scenes.readers.nuplan_map import open_map
-from autoscale_ray.scenes.readers.openscene import read_log, read_pickle
+from autoscale_ray.scenes.readers.openscene import read_log
 from autoscale_ray.scenes.readers.reader import Reader, SceneTables
 from autoscale_ray.scenes.readers.scene_filter import SceneFilter
+from autoscale_ray.scenes.safe_pickle import read_pickle
 from autoscale_ray.scenes.schema import SCENE_SCHEMA
 from autoscale_ray.scenes.trust import MAX_MEMBER_BYTES, member_names, read_array, read_file
 
