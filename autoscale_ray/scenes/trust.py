@@ -12,6 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
@@ -256,10 +257,18 @@ def read_member(path: Path, name: str) -> bytes:
         InputRejectedError: Too large or damaged.
     """
     if path.suffix == ".zip" and path.is_file():
-        with open_zip(path) as archive, archive.open(name) as stream:
+        state = path.stat()
+        archive = _known_zip(path, state.st_size, state.st_mtime_ns)
+        with archive.open(name) as stream:
             limit = ratio_limit(archive.getinfo(name).compress_size)
             return bounded_read(stream, f"{path}: {name}", min(MAX_MEMBER_BYTES, limit))
     return read_file(path / name if path.is_dir() else path)
+
+
+@lru_cache(maxsize=4)
+def _known_zip(path: Path, size: int, time_ns: int) -> zipfile.ZipFile:
+    """Return an archive that is checked once: once for each of its members would cost the square of their number."""
+    return open_zip(path)
 
 
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:

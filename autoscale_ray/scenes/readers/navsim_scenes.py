@@ -23,7 +23,7 @@ from autoscale_ray.scenes.kinematics import wrap_angle
 from autoscale_ray.scenes.ragged import ragged
 from autoscale_ray.scenes.readers.nuplan_map import NuplanMap
 from autoscale_ray.scenes.readers.nuplan_route import NavsimRoute, RouteFinder
-from autoscale_ray.scenes.readers.openscene import OpensceneLog, filled_velocities
+from autoscale_ray.scenes.readers.openscene import OpensceneLog, filled_velocities, is_fid
 from autoscale_ray.scenes.readers.reader import SceneTables
 from autoscale_ray.scenes.readers.scene_filter import SceneFilter
 from autoscale_ray.scenes.schema import CURRENT_FRAME, FRAME_TIMES_S, NUM_FRAMES, POLYGON_LAYERS, SCENE_SCHEMA
@@ -162,7 +162,7 @@ def _usable(
 
 def _named_blocks(log: OpensceneLog, road: NuplanMap, frame: int) -> list[int]:
     """Return the roadblocks that a frame names, -1 for one that the map lacks."""
-    return [road.block_number.get(int(name), -1) if name.isdecimal() else -1 for name in log.routes[frame]]
+    return [road.block_number.get(int(name), -1) if is_fid(name) else -1 for name in log.routes[frame]]
 
 
 def _route(

@@ -172,13 +172,24 @@ def _roadblocks(value: Any, where: str) -> tuple[str, ...]:
     return () if ids == _NO_ROUTE else ids
 
 
+def is_fid(text: str) -> bool:
+    """Tell whether a text is the number of an object of a map, one of 63 bits."""
+    return text.isdecimal() and len(text) < 19
+
+
 def _red_connectors(value: Any, where: str) -> tuple[int, ...]:
     pairs = value.tolist() if isinstance(value, np.ndarray) else value
     if not isinstance(pairs, list):
         raise InputRejectedError(where, "must be a list of (lane connector, is red)", value)
     red = []
     for pair in pairs:
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not str(pair[0]).isdecimal():
+        if (
+            not isinstance(pair, (list, tuple))
+            or len(pair) != 2
+            or not is_fid(str(pair[0]))
+            or isinstance(pair[1], list)
+            or np.size(pair[1]) != 1
+        ):
             raise InputRejectedError(where, "must be a list of (lane connector, is red)", pair)
         if bool(pair[1]):
             red.append(int(pair[0]))
