@@ -21,7 +21,7 @@ from autoscale_ray.scenes.readers.reader import Reader
 from autoscale_ray.scenes.recording import MAX_ROWS_IN_GAPS, Recording, Track, gather_tracks, no_lights
 from autoscale_ray.scenes.road_map import Area, Lane, RoadMap, make_road_map
 from autoscale_ray.scenes.trust import member_names, parse_xml, read_member
-from autoscale_ray.scenes.xml_numbers import finite_number, finite_numbers, integer, parsed
+from autoscale_ray.scenes.xml_numbers import finite_number, finite_numbers, integer
 from autoscale_ray.scenes.xml_records import Kind, Records, parse_with_records
 
 VERSIONS = ("2018b", "2020a")
@@ -335,27 +335,15 @@ def _by_name(element: etree._Element) -> _Parts:
 def _bounds(
     lanelets: Sequence[etree._Element], parts: Sequence[_Parts], side: str, name: str, taken: Records | None
 ) -> list[np.ndarray]:
-    """Return one border of every lanelet (n, 2), taken out of the document or their numbers formed in one go."""
+    """Return one border of every lanelet (n, 2), taken out of the document or as it stands there."""
     for lanelet, found in zip(lanelets, parts, strict=True):
         if side not in found:
             raise InputRejectedError(_where(name, lanelet), f"must have a {side}")
     if taken is not None:
         return _taken_points(taken, [int(found[side][0].text) for found in parts], name)
-    texts: list[str] = []
-    counts = []
-    for lanelet, found in zip(lanelets, parts, strict=True):
-        texts_of_bound = _point_texts(found[side][0], _where(name, lanelet))
-        texts += texts_of_bound
-        counts.append(len(texts_of_bound))
-    values = parsed(texts)
-    if values is None or not np.isfinite(values).all():
-        # One of them is at fault.
-        return [
-            _points(found[side][0], _where(name, lanelet))
-            for lanelet, found in zip(lanelets, parts, strict=True)
-        ]
-    ends = np.cumsum(counts).tolist()
-    return [_paired(values[end - count : end]) for end, count in zip(ends, counts, strict=True)]
+    return [
+        _points(found[side][0], _where(name, lanelet)) for lanelet, found in zip(lanelets, parts, strict=True)
+    ]
 
 
 def _taken_points(taken: Records, numbers: Sequence[int], name: str) -> list[np.ndarray]:
@@ -457,19 +445,11 @@ def _tags(root: etree._Element) -> tuple[str, ...]:
 
 
 def _points(element: etree._Element, where: str) -> np.ndarray:
-    return _paired(finite_numbers(_point_texts(element, where), where, "x and y"))
-
-
-def _point_texts(element: etree._Element, where: str) -> list[str]:
-    """Return all x of an element's points, then all y."""
+    """Return the points of an element (n, 2)."""
     xs, ys = _XS(element), _YS(element)
     if len(xs) != len(ys) or not xs:
         raise InputRejectedError(where, f"every point of {element.tag} must have x and y")
-    return xs + ys
-
-
-def _paired(values: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(values.reshape(2, -1).T)
+    return np.column_stack(np.split(finite_numbers(xs + ys, where, "x and y"), 2))
 
 
 READER = Reader(units=units, read=read, fingerprints=motion_fingerprints)
