@@ -120,15 +120,12 @@ def find_anchors(recording: Recording, options: WindowOptions) -> _Anchors:
     frame = tracks.first_frame_K[track] + row - tracks.offsets[track]
     is_first = np.zeros(len(track), dtype=bool)
     if options.pairs:
-        has_before = row - step - (NUM_HISTORY - 2) * step >= _run_start(row, first, last)
+        run_start = first[np.searchsorted(last, row)]
+        has_before = row - step - (NUM_HISTORY - 2) * step >= run_start
         track, frame = np.append(track, track[has_before]), np.append(frame, frame[has_before] - step)
         is_first = np.append(is_first, np.ones(int(has_before.sum()), dtype=bool))
     order = np.lexsort((frame, track))
     return _Anchors(track[order], frame[order], is_first[order])
-
-
-def _run_start(rows: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    return first[np.searchsorted(last, rows)]
 
 
 class _Cutter:

@@ -31,7 +31,7 @@ _KINDS = {
 
 
 def units(path: Path) -> list[str]:
-    """Return the names of the sequences: files of ``label/`` that have oxts and calibration."""
+    """Return the names of the sequences: files of ``label/``."""
     return sorted(file.stem for file in (path / "label").glob("*.txt"))
 
 

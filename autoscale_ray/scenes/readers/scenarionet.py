@@ -164,9 +164,7 @@ def _values(state: Mapping[Any, Any], field: str, where: str, width: int) -> np.
 
 def _size(state: Mapping[Any, Any], field: str, valid: np.ndarray, where: str) -> float:
     values = _values(state, field, where, 1)[:, 0]
-    sane = (
-        values[valid[: len(values)] & (values > 0.0)] if len(values) == len(valid) else values[values > 0.0]
-    )
+    sane = values[(values > 0.0) & (valid if len(values) == len(valid) else True)]
     return float(np.median(sane)) if len(sane) else 0.0
 
 

@@ -143,18 +143,13 @@ def _scenario_class() -> Any:
         message = file.message_type.add(name=name)
         for field, (number, kind) in fields.items():
             plain = kind.removesuffix("*")
-            label = types.LABEL_REPEATED if kind.endswith("*") else types.LABEL_OPTIONAL
-            if plain in _FIELDS:
-                message.field.add(
-                    name=field,
-                    number=number,
-                    label=label,
-                    type=types.TYPE_MESSAGE,
-                    type_name=f".autoscale.{plain}",
-                )
-            else:
-                scalar = getattr(types, f"TYPE_{plain.upper()}")
-                message.field.add(name=field, number=number, label=label, type=scalar)
+            message.field.add(
+                name=field,
+                number=number,
+                label=types.LABEL_REPEATED if kind.endswith("*") else types.LABEL_OPTIONAL,
+                type=types.TYPE_MESSAGE if plain in _FIELDS else getattr(types, f"TYPE_{plain.upper()}"),
+                type_name=f".autoscale.{plain}" if plain in _FIELDS else None,
+            )
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("autoscale.Scenario"))
