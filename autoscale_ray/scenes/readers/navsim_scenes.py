@@ -26,6 +26,7 @@ from autoscale_ray.scenes.readers.nuplan_route import NavsimRoute, RouteFinder
 from autoscale_ray.scenes.readers.openscene import OpensceneLog, filled_velocities, is_fid
 from autoscale_ray.scenes.readers.reader import SceneTables
 from autoscale_ray.scenes.readers.scene_filter import SceneFilter
+from autoscale_ray.scenes.road_map import arc_length
 from autoscale_ray.scenes.schema import CURRENT_FRAME, FRAME_TIMES_S, NUM_FRAMES, POLYGON_LAYERS, SCENE_SCHEMA
 from autoscale_ray.scenes.windows import scene_table
 
@@ -439,8 +440,7 @@ class _Cutter:
         """Return the vertices of the centre line around the ego."""
         line = route.centerline_C3
         if id(route) not in self._along:
-            steps = np.linalg.norm(np.diff(line[:, :2], axis=0), axis=1)
-            self._along[id(route)] = np.concatenate([[0.0], np.cumsum(steps)])
+            self._along[id(route)] = arc_length(line[:, :2])
         along = self._along[id(route)]
         foot = along[np.argmin(np.hypot(line[:, 0] - pose[0], line[:, 1] - pose[1]))]
         low, high = np.searchsorted(along, [foot - CENTERLINE_BEHIND_M, foot + CENTERLINE_AHEAD_M])
