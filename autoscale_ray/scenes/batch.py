@@ -150,14 +150,6 @@ _FIELDS = {
     "polygon_red_QT": ("polygon", "polygon_red"),
     "centerline_C3": ("centerline", "centerline"),
 }
-_SCENE_FIELDS = (
-    "domain_N",
-    "command_N",
-    "ego_size_N4",
-    "route_speed_limit_N",
-    "ego_states_NT7",
-    "ego_valid_NT",
-)
 _OPTIONAL_FIELDS = {"agent_neighbours_A8": "agent", "agent_lanes_A3": "agent"}
 _GROUP_OFFSETS = {
     "agent": "agent_offsets",
@@ -184,9 +176,7 @@ def group_of(name: str) -> str:
     """Return what the first axis of tensor `name` counts: scene, agent, ..., or ``offsets``."""
     if name.endswith("offsets"):
         return "offsets"
-    if name in _SCENE_FIELDS:
-        return "scene"
-    return _OPTIONAL_FIELDS[name] if name in _OPTIONAL_FIELDS else _FIELDS[name][0]
+    return _OPTIONAL_FIELDS.get(name) or _FIELDS.get(name, ("scene", ""))[0]
 
 
 _GROUP_OF = {name: group_of(name) for name in TENSOR_NAMES}

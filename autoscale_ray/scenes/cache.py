@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from autoscale_ray.errors import PoolError
-from autoscale_ray.files import is_writable, partial_folder
+from autoscale_ray.files import begin_array, is_writable, partial_folder
 from autoscale_ray.scenes.batch import SceneBatch, batch_from_table, group_of, select, tensors_of
 from autoscale_ray.scenes.graph import with_neighbours
 from autoscale_ray.scenes.manifest import ContentHash
@@ -121,17 +121,13 @@ def _write_arrays(part: Path, tables: Iterable[pa.Table]) -> str:
     return content.hexdigest()
 
 
-_HEADER_BYTES = 128
-
-
 class _NpyWriter:
-    """Append chunks to one .npy file; the header is written last, when the length is known."""
+    """Append chunks to one .npy file; the head is written again, as long as before, when the length is known."""
 
     def __init__(self, path: Path, *, is_offsets: bool) -> None:
         self._file: BinaryIO = path.open("wb")
-        self._file.write(b"\0" * _HEADER_BYTES)
         self._is_offsets = is_offsets
-        self._num_rows, self._end, self._shape, self._dtype = 0, 0, (), np.dtype(np.int64)
+        self._num_rows, self._end, self._last = 0, 0, np.zeros(0, dtype=np.int64)
 
     def append(self, tensor: Tensor) -> None:
         """Append rows; offsets are continued from the previous chunk."""
@@ -139,17 +135,16 @@ class _NpyWriter:
         if self._is_offsets:
             values = (values if self._num_rows == 0 else values[1:]) + self._end
             self._end = int(values[-1]) if len(values) else self._end
-        self._shape, self._dtype = values.shape[1:], values.dtype
+        if self._file.tell() == 0:
+            begin_array(self._file, values, 0)
+        self._last = values[:0].copy()
         self._num_rows += len(values)
         self._file.write(values.tobytes())
 
     def close(self) -> None:
-        """Write the header and close the file."""
-        shape = (self._num_rows, *self._shape)
-        text = repr({"descr": self._dtype.str, "fortran_order": False, "shape": shape})
-        header = b"\x93NUMPY\x01\x00" + (_HEADER_BYTES - 10).to_bytes(2, "little") + text.encode()
+        """Write the length into the head and close the file."""
         self._file.seek(0)
-        self._file.write(header.ljust(_HEADER_BYTES - 1, b" ") + b"\n")
+        begin_array(self._file, self._last, self._num_rows)
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

@@ -104,12 +104,12 @@ def crop_road(
         road, ragged(cut.first_J, cut.count_J), np.take(frames_of(origins_M3), window_N, axis=1)
     )
     columns: dict[str, Flat] = {
-        "lane_points": _per_window(lines_BN2[0], cut.window_J, cut.count_J, len(count_M)),
+        "lane_points": per_window(lines_BN2[0], cut.window_J, cut.count_J, len(count_M)),
         "lane_offsets": local_offsets(cut.window_J, cut.count_J, len(count_M)),
         "lane_width_m": (road.width_L[cut.lane_J], count_M),
         "lane_speed_limit_mps": (road.speed_limit_L[cut.lane_J], count_M),
         "lane_on_route": (on_route_ML[cut.window_J, cut.lane_J], count_M),
-        "lane_links": _window_links(road, cut, len(count_M)),
+        "lane_links": local_links(road.links_E3, cut.local_ML),
     }
     return columns | _polygons(road, cut, lines_BN2, origins_M3, radius_M, on_route_ML, red_MTL)
 
@@ -146,7 +146,7 @@ def _cut_lanes(road: RoadMap, origins_M3: np.ndarray, radius_M: np.ndarray) -> _
     return _Cut(window_J, lane_J, first_J, end_J - first_J, local_ML)
 
 
-def _per_window(values: np.ndarray, window: np.ndarray, count: np.ndarray, num_windows: int) -> Flat:
+def per_window(values: np.ndarray, window: np.ndarray, count: np.ndarray, num_windows: int) -> Flat:
     """Return the values of runs with the number of them in each window; `window` and `count` are each run's."""
     return values, np.bincount(window, weights=count, minlength=num_windows).astype(np.int64)
 
@@ -161,12 +161,12 @@ def local_offsets(window_J: np.ndarray, count_J: np.ndarray, num_windows: int) -
     return total[rows] - total[first_M[owner]], items_M + 1
 
 
-def _window_links(road: RoadMap, cut: _Cut, num_windows: int) -> Flat:
-    start_ME = cut.local_ML[:, road.links_E3[:, 0]]
-    end_ME = cut.local_ML[:, road.links_E3[:, 1]]
+def local_links(links_E3: np.ndarray, local_ML: np.ndarray) -> Flat:
+    """Return, for each window, the links between its lanes by their numbers there, -1 for a lane of others."""
+    start_ME, end_ME = local_ML[:, links_E3[:, 0]], local_ML[:, links_E3[:, 1]]
     window, link = np.nonzero((start_ME >= 0) & (end_ME >= 0))
-    links = np.stack([start_ME[window, link], end_ME[window, link], road.links_E3[link, 2]], axis=1)
-    return links, np.bincount(window, minlength=num_windows)
+    links = np.stack([start_ME[window, link], end_ME[window, link], links_E3[link, 2]], axis=1)
+    return links, np.bincount(window, minlength=len(local_ML))
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ def _polygons(
     # A map can have areas and no lane.
     local_Q = np.where(own_Q, cut.local_ML[window_Q, lane_Q], -1) if road.num_lanes else lane_Q
     return {
-        "polygon_points": _per_window(points_W2, window_Q, count_Q, len(num_M)),
+        "polygon_points": per_window(points_W2, window_Q, count_Q, len(num_M)),
         "polygon_offsets": local_offsets(window_Q, count_Q, len(num_M)),
         "polygon_layer": (layer_Q, num_M),
         "polygon_lane": (local_Q, num_M),

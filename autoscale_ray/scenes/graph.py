@@ -39,21 +39,17 @@ def with_neighbours(batch: SceneBatch) -> SceneBatch:
     return replace(batch, agent_neighbours_A8=agent_neighbours(batch), agent_lanes_A3=agent_lanes(batch))
 
 
-def agent_neighbours(batch: SceneBatch, num_neighbours: int = NUM_AGENT_NEIGHBOURS) -> Tensor:
+def agent_neighbours(batch: SceneBatch) -> Tensor:
     """Find the nearest other agents of every agent near the ego at t = 0.
 
-    Args:
-        batch: Scenes.
-        num_neighbours: Width k of the table, >= 1.
-
     Returns:
-        Int64 (A, k), scene-local agent numbers by growing centre distance, -1 where there are fewer; agents that are
+        Int64 (A, 8), scene-local agent numbers by growing centre distance, -1 where there are fewer; agents that are
         absent at t = 0 or `RADIUS_M` away from the ego are no neighbours, and their rows are -1 throughout.
     """
     points_A2 = batch.agent_states_AT5[:, CURRENT_FRAME, :2]
     near_A = batch.agent_valid_AT[:, CURRENT_FRAME] & (points_A2.norm(dim=1) < RADIUS_M)
     rank_A = _rank_by_place(points_A2, batch.agent_offsets, batch.agent_row_A)
-    table_Ak = batch.agent_row_A.new_full((len(points_A2), num_neighbours), -1)
+    table_A8 = batch.agent_row_A.new_full((len(points_A2), NUM_AGENT_NEIGHBOURS), -1)
     counts_N = batch.agent_offsets.diff()
     for first, last in _chunks(counts_N):
         low, high = int(batch.agent_offsets[first]), int(batch.agent_offsets[last])
@@ -65,19 +61,13 @@ def agent_neighbours(batch: SceneBatch, num_neighbours: int = NUM_AGENT_NEIGHBOU
         slot = torch.arange(high - low, device=row.device) - starts_B1[row]
         chunk = slice(low, high)
         places = (points_A2[chunk], near_A[chunk], rank_A[chunk])
-        near_BMk = _nearest(*places, row, slot, counts_B, num_neighbours)
-        table_Ak[low:high, : near_BMk.shape[2]] = near_BMk[row, slot]
-    return table_Ak
+        near_BMk = _nearest(*places, row, slot, counts_B)
+        table_A8[low:high, : near_BMk.shape[2]] = near_BMk[row, slot]
+    return table_A8
 
 
 def _nearest(
-    points_A2: Tensor,
-    near_A: Tensor,
-    rank_A: Tensor,
-    row: Tensor,
-    slot: Tensor,
-    counts_B: Tensor,
-    num_neighbours: int,
+    points_A2: Tensor, near_A: Tensor, rank_A: Tensor, row: Tensor, slot: Tensor, counts_B: Tensor
 ) -> Tensor:
     largest = int(counts_B.max())
     padded_BM2 = points_A2.new_full((len(counts_B), largest, 2), math.nan)
@@ -88,7 +78,7 @@ def _nearest(
     steps_BMM = (offsets_BMM2.square().sum(-1).sqrt() * _STEPS_PER_M).round().double()
     keys_BMM = (steps_BMM * _MAX_RANK + rank_BM[:, None, :]).nan_to_num_(nan=math.inf)
     keys_BMM.diagonal(dim1=1, dim2=2).fill_(math.inf)
-    nearest = keys_BMM.topk(min(num_neighbours, largest), dim=2, largest=False)
+    nearest = keys_BMM.topk(min(NUM_AGENT_NEIGHBOURS, largest), dim=2, largest=False)
     return torch.where(nearest.values.isfinite(), nearest.indices, -1)
 
 
@@ -116,22 +106,18 @@ def _chunks(counts_N: Tensor) -> Iterator[tuple[int, int]]:
         yield first, len(counts_N)
 
 
-def agent_lanes(batch: SceneBatch, num_lanes: int = NUM_AGENT_LANES) -> Tensor:
+def agent_lanes(batch: SceneBatch) -> Tensor:
     """Find the nearest lanes of every agent whose direction there fits the agent's heading.
 
     A lane counts when its nearest compatible segment is within `MAX_LANE_DISTANCE_M` of the box centre; a
     segment is compatible when its direction is within `MAX_LANE_ANGLE_RAD` of the agent's heading.
 
-    Args:
-        batch: Scenes.
-        num_lanes: Width k of the table, >= 1.
-
     Returns:
-        Int64 (A, k), scene-local lane numbers by growing distance, -1 where there are fewer.
+        Int64 (A, 3), scene-local lane numbers by growing distance, -1 where there are fewer.
     """
     present_A = batch.agent_valid_AT[:, CURRENT_FRAME]
     poses_A3 = batch.agent_states_AT5[:, CURRENT_FRAME, :3]
-    table_Ak = batch.agent_row_A.new_full((len(poses_A3), num_lanes), -1)
+    table_A3 = batch.agent_row_A.new_full((len(poses_A3), NUM_AGENT_LANES), -1)
     lane_counts_A = batch.lane_offsets.diff()[batch.agent_row_A] * present_A
     starts_A = batch.lane_offsets[batch.agent_row_A]
     boxes_L4 = _lane_boxes(batch)
@@ -149,10 +135,10 @@ def agent_lanes(batch: SceneBatch, num_lanes: int = NUM_AGENT_LANES) -> Tensor:
         order_P = order_P[agent_P[order_P].argsort(stable=True)]
         agent_P, lane_P = agent_P[order_P], lane_P[order_P]
         rank_P = torch.arange(len(agent_P), device=agent_P.device) - torch.searchsorted(agent_P, agent_P)
-        first_P = rank_P < num_lanes
+        first_P = rank_P < NUM_AGENT_LANES
         local_P = lane_P - starts_A[agent_P]
-        table_Ak[agent_P[first_P], rank_P[first_P]] = local_P[first_P]
-    return table_Ak
+        table_A3[agent_P[first_P], rank_P[first_P]] = local_P[first_P]
+    return table_A3
 
 
 def _lane_boxes(batch: SceneBatch) -> Tensor:

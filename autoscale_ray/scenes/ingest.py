@@ -88,7 +88,7 @@ def ingest(
         path: File, folder or archive, as the format says.
         out: Folder of the new pool; must not exist, or be empty.
         domain: ``real`` or ``synthetic``.
-        options: How windows are cut; the format's own by default.
+        options: How windows are cut.
         files: Files beside the source by name, where the format uses some (``maps``, ``filter``).
         known_groups: Group of recordings by file name; recordings of one group get one log_id. It adds to
             what shared motion tells, for links that run through files which are not at hand.
@@ -154,7 +154,7 @@ def plan_parts(
             path=str(path),
             units=group,
             domain=domain,
-            options=options or reader.options,
+            options=options or WindowOptions(),
             staging=str(staging),
             signature=f"{_signature(Path(path), group)} {others}",
             files=beside,
@@ -252,7 +252,7 @@ def _scenes(reader: Reader, job: PartJob, unit: str, prints: list[pa.Table]) -> 
         return
     for recording in reader.read(Path(job.path), unit):
         if reader.fingerprints is not None:
-            values = reader.fingerprints(recording)
+            values = reader.fingerprints(recording.tracks)
             prints.append(pa.table([[recording.log_id], [values]], schema=_PRINTS_SCHEMA))
         for table in cut_windows(recording, job.domain, job.options):
             yield table, QUARANTINE_SCHEMA.empty_table()

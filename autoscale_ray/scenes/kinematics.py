@@ -22,25 +22,11 @@ def wrap_angle(angle: np.ndarray) -> np.ndarray:
     return turned - np.pi
 
 
-def central_difference(tracks: Tracks, values_R: np.ndarray, frame_interval_s: float) -> np.ndarray:
-    """Differentiate a row value in time, inside each track.
-
-    (v[r + h] - v[r - h]) / elapsed, h the frames in `DIFFERENCE_HALF_WIDTH_S`, one-sided where the track
-    begins or ends or has a gap; 0 for a single frame. Angles must be unwrapped by the caller.
-
-    Args:
-        tracks: Owner of the rows.
-        values_R: (R,) or (R, n).
-        frame_interval_s: Native step, > 0.
-
-    Returns:
-        Same shape, per second.
-    """
-    return _difference(values_R, *_neighbours(tracks, frame_interval_s))
-
-
 def _neighbours(tracks: Tracks, frame_interval_s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the rows before and after each row, and the seconds between them."""
+    """Return the rows before and after each row, and the seconds between them.
+
+    They are the frames in `DIFFERENCE_HALF_WIDTH_S` away, nearer where the track begins or ends or has a gap.
+    """
     half = max(1, round(DIFFERENCE_HALF_WIDTH_S / frame_interval_s))
     rows = np.arange(len(tracks.valid_R))
     first, last = _run_ends(tracks)
@@ -49,6 +35,7 @@ def _neighbours(tracks: Tracks, frame_interval_s: float) -> tuple[np.ndarray, np
 
 
 def _difference(values_R: np.ndarray, low: np.ndarray, high: np.ndarray, elapsed: np.ndarray) -> np.ndarray:
+    """Differentiate a row value in time, (R,) or (R, n); see `_neighbours`. Angles must be unwrapped by the caller."""
     return (values_R[high] - values_R[low]) / elapsed.reshape(-1, *[1] * (values_R.ndim - 1))
 
 
@@ -77,9 +64,8 @@ def center_velocities(tracks: Tracks, frame_interval_s: float) -> np.ndarray:
     found = np.isfinite(tracks.velocities_R2).all(axis=1, keepdims=True)
     if found.all():
         return tracks.velocities_R2
-    return np.where(
-        found, tracks.velocities_R2, central_difference(tracks, tracks.poses_R3[:, :2], frame_interval_s)
-    )
+    differences_R2 = _difference(tracks.poses_R3[:, :2], *_neighbours(tracks, frame_interval_s))
+    return np.where(found, tracks.velocities_R2, differences_R2)
 
 
 def rear_axle_states(

@@ -5,6 +5,8 @@ Most of a log are the entries of eight cameras, which no scene of a pool holds; 
 
 from __future__ import annotations
 
+from functools import partial
+
 from autoscale_ray.scenes import pickle_child
 
 FRAME_KEYS = (
@@ -33,6 +35,4 @@ def _kept(value: object, keys: tuple[str, ...]) -> object:
     return kept | ({"anns": _kept(kept["anns"], ANNOTATION_KEYS)} if "anns" in kept else {})
 
 
-def serve(cpu_seconds: int) -> None:
-    """Answer requests on standard input until it ends."""
-    pickle_child.serve(cpu_seconds, used_values)
+serve = partial(pickle_child.serve, read=used_values)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.arrow_messages import unpacked_bytes
 from autoscale_ray.scenes.parquet_footer import Footer, parse_footer
-from autoscale_ray.scenes.trust import raise_storage_failure, read_file
+from autoscale_ray.scenes.trust import first_line, raise_storage_failure, read_file
 
 MAX_COLUMNS = 10_000
 MAX_FOOTER_BYTES = 16 << 20
@@ -60,7 +60,7 @@ def _open(path: Path | str, footer: Footer) -> pq.ParquetFile:
         schema = file.schema_arrow
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise_storage_failure(error)
-        raise InputRejectedError(str(path), "must be a readable Parquet file", _line(error)) from None
+        raise InputRejectedError(str(path), "must be a readable Parquet file", first_line(error)) from None
     refuse_extension_types(schema, str(path))
     return file
 
@@ -172,7 +172,7 @@ def _damage_told(path: Path | str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         raise_storage_failure(error)
-        raise InputRejectedError(str(path), "holds a damaged page", _line(error)) from None
+        raise InputRejectedError(str(path), "holds a damaged page", first_line(error)) from None
 
 
 def _unpacked_bytes(column: pa.ChunkedArray) -> int:
@@ -226,10 +226,6 @@ def _fields_below(field: pa.Field, name: str) -> Iterator[tuple[str, pa.Field]]:
             yield from _fields_below(inner, f"{name}.{inner.name}")
 
 
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
 def read_feather(path: Path | str) -> pa.Table:
     """Read a whole small Feather (Arrow IPC) file with plain types.
 
@@ -258,4 +254,4 @@ def read_feather(path: Path | str) -> pa.Table:
             return table
     except (pa.ArrowException, OSError, struct.error) as error:
         raise_storage_failure(error)
-        raise InputRejectedError(str(path), "must be a readable Feather file", _line(error)) from None
+        raise InputRejectedError(str(path), "must be a readable Feather file", first_line(error)) from None

@@ -21,6 +21,7 @@ WHEELBASE_SHARE = 0.6
 REAR_AXLE_TO_CENTER_SHARE = 0.28
 MAX_COORDINATE_M = 1e8
 MAX_ROWS_IN_GAPS = 1_000_000
+MAX_LIGHT_CELLS = 1 << 31
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +48,26 @@ class Track:
     """By default `WHEELBASE_SHARE` of the length."""
     rear_axle_to_center_m: float = math.nan
     """By default `REAR_AXLE_TO_CENTER_SHARE` of the length."""
+
+
+def recorder_track(
+    rear_axle_n3: np.ndarray, frames: np.ndarray, length_m: float, width_m: float, wheelbase_m: float
+) -> Track:
+    """Return the track of a recording car known by its rear axle (x, y, yaw); its axles lie as far from its ends."""
+    heading = np.column_stack([np.cos(rear_axle_n3[:, 2]), np.sin(rear_axle_n3[:, 2])])
+    centers = rear_axle_n3[:, :2] + wheelbase_m / 2.0 * heading
+    return Track(
+        key=-1,
+        kind="vehicle",
+        length_m=length_m,
+        width_m=width_m,
+        frames=frames,
+        poses=np.column_stack([centers, rear_axle_n3[:, 2]]),
+        can_be_ego=True,
+        is_recorder=True,
+        wheelbase_m=wheelbase_m,
+        rear_axle_to_center_m=wheelbase_m / 2.0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,6 +169,18 @@ def gather_tracks(tracks: Sequence[Track]) -> Tracks:
         accelerations_R=accelerations_R,
         valid_R=valid_R,
     )
+
+
+def no_lights(road: RoadMap, num_frames: int) -> np.ndarray:
+    """Return lights of which none is red (F, L), for the reader to fill in.
+
+    Raises:
+        InputRejectedError: So many frames and lanes that their table would fill the memory.
+    """
+    if num_frames * road.num_lanes > MAX_LIGHT_CELLS:
+        rule = f"frames times lanes must be at most {MAX_LIGHT_CELLS}"
+        raise InputRejectedError("traffic lights", rule, f"{num_frames} times {road.num_lanes}")
+    return np.zeros((num_frames, road.num_lanes), dtype=bool)
 
 
 def _joined(parts: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:

@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from autoscale_ray.errors import InputRejectedError
 
 MAX_SPACING_M = 10.0
+BORDER_SPACING_M = 3.0
 ROUNDING = 1e-6
 """Steps by which a lane may be longer than a whole number of them: where a map lies must not add a vertex."""
 MAX_LANE_LENGTH_M = 200_000.0
@@ -70,6 +71,7 @@ class RoadMap:
     center_V2: np.ndarray
     right_V2: np.ndarray
     speed_limit_L: np.ndarray
+    """NaN when unknown, none, or no speed."""
     is_connector_L: np.ndarray
     has_border_L: np.ndarray
     links_E3: np.ndarray
@@ -95,6 +97,11 @@ class RoadMap:
             return gaps_V
         return np.add.reduceat(gaps_V, self.offsets[:-1]) / np.diff(self.offsets)
 
+    @property
+    def lane_number(self) -> dict[Hashable, int]:
+        """Return the position in L of each key."""
+        return {key: lane for lane, key in enumerate(self.keys)}
+
     def center_of(self, lane: int) -> np.ndarray:
         """Return the centre line (n, 2) of one lane."""
         return self.center_V2[self.offsets[lane] : self.offsets[lane + 1]]
@@ -111,18 +118,22 @@ def make_road_map(lanes: Sequence[Lane], areas: Sequence[Area] = ()) -> RoadMap:
     Links to lanes that the source does not hold are left out. A neighbour counts in both directions.
 
     Args:
-        lanes: Lanes with unique keys.
+        lanes: As read.
         areas: Further polygons.
 
     Raises:
-        InputRejectedError: A lane is longer than `MAX_LANE_LENGTH_M`.
+        InputRejectedError: Two lanes have one key, or a lane is longer than `MAX_LANE_LENGTH_M`.
     """
     number = {lane.key: position for position, lane in enumerate(lanes)}
+    if len(number) < len(lanes):
+        twice = next(lane.key for position, lane in enumerate(lanes) if number[lane.key] != position)
+        raise InputRejectedError("lanes", "ids must be unique", twice)
     offsets, left_V2, center_V2, right_V2 = _densified(lanes)
     links = _links(lanes, number)
     rings = [np.asarray(area.ring, dtype=np.float64) for area in areas]
     known = np.array([bool(lane.is_connector) for lane in lanes], dtype=bool)
     undecided = np.array([lane.is_connector is None for lane in lanes], dtype=bool)
+    limits_L = np.array([lane.speed_limit_mps for lane in lanes], dtype=np.float64)
     crossing = known
     if undecided.any():
         crossing = crossing_lanes(offsets, left_V2, center_V2, right_V2, links)
@@ -132,7 +143,7 @@ def make_road_map(lanes: Sequence[Lane], areas: Sequence[Area] = ()) -> RoadMap:
         left_V2=left_V2,
         center_V2=center_V2,
         right_V2=right_V2,
-        speed_limit_L=np.array([lane.speed_limit_mps for lane in lanes], dtype=np.float64),
+        speed_limit_L=np.where(np.isfinite(limits_L) & (limits_L > 0.0), limits_L, math.nan),
         is_connector_L=np.where(undecided, crossing, known).astype(bool),
         has_border_L=np.array([lane.has_border for lane in lanes], dtype=bool),
         links_E3=links,
@@ -144,38 +155,38 @@ def make_road_map(lanes: Sequence[Lane], areas: Sequence[Area] = ()) -> RoadMap:
     )
 
 
-def pair_borders(
-    left: np.ndarray, right: np.ndarray, spacing_m: float = 3.0
-) -> tuple[np.ndarray, np.ndarray]:
+def pair_borders(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Resample two borders by their own arc length so that their vertices are paired.
 
     Args:
         left: (n, 2) left border.
         right: (m, 2) right border, same direction.
-        spacing_m: Aimed distance of vertices, > 0.
 
     Returns:
         Left and right border with the same number of vertices, at least 2.
     """
-    longest = max(_arc_length(left)[-1], _arc_length(right)[-1])
+    longest = max(arc_length(left)[-1], arc_length(right)[-1])
     if not longest <= MAX_LANE_LENGTH_M:
         raise InputRejectedError("border", f"must be at most {MAX_LANE_LENGTH_M:.0f} m long", longest)
-    shares = np.linspace(0.0, 1.0, max(2, math.ceil(longest / spacing_m - ROUNDING) + 1))
+    shares = np.linspace(0.0, 1.0, max(2, math.ceil(longest / BORDER_SPACING_M - ROUNDING) + 1))
     return _at_shares(left, shares), _at_shares(right, shares)
 
 
-def offset_borders(center: np.ndarray, width_m: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return left and right border of a lane known by centre line and width.
+def offset_borders(
+    center: np.ndarray, left_m: float | np.ndarray, right_m: float | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return left and right border of a lane known by centre line and half widths.
 
     Args:
         center: (n, 2), n >= 2.
-        width_m: Lane width, one value or one a vertex.
+        left_m: Distance of the left border, one value or one a vertex.
+        right_m: Distance of the right border.
     """
     along = np.gradient(center, axis=0)
     normal = np.stack([-along[:, 1], along[:, 0]], axis=1)
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
-    half = np.broadcast_to(np.asarray(width_m, dtype=np.float64) / 2.0, len(center))[:, None]
-    return center + half * normal, center - half * normal
+    left, right = (np.broadcast_to(half_m, len(center))[:, None] * normal for half_m in (left_m, right_m))
+    return center + left, center - right
 
 
 def lane_polygons(offsets: np.ndarray, left_V2: np.ndarray, right_V2: np.ndarray) -> np.ndarray:
@@ -392,12 +403,31 @@ def _components(count: int, links: np.ndarray) -> np.ndarray:
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def _arc_length(line: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
+def arc_length(line: np.ndarray) -> np.ndarray:
+    """Return the way along a line (n, 2) up to each vertex (n,), n >= 1."""
+    along = np.zeros(len(line))
+    lengths(line[1:] - line[:-1]).cumsum(out=along[1:])
+    return along
+
+
+def lengths(steps: np.ndarray) -> np.ndarray:
+    """Return the lengths of vectors (n, 2)."""
+    return np.sqrt(steps[:, 0] * steps[:, 0] + steps[:, 1] * steps[:, 1])
+
+
+def direction(line: np.ndarray) -> float:
+    """Return the direction from the first vertex of a line to its last."""
+    dx, dy = line[-1] - line[0]
+    return math.atan2(dy, dx)
+
+
+def is_apart(points: np.ndarray, step_m: float = 1e-3) -> np.ndarray:
+    """Tell which points (n, bool) are further than a step from the one before; the first one is."""
+    return np.append(True, lengths(points[1:] - points[:-1]) > step_m)[: len(points)]
 
 
 def _at_shares(line: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    along = _arc_length(np.asarray(line, dtype=np.float64))
+    along = arc_length(np.asarray(line, dtype=np.float64))
     return np.stack([np.interp(shares * along[-1], along, line[:, axis]) for axis in range(2)], axis=1)
 
 

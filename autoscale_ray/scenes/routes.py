@@ -16,7 +16,7 @@ import shapely
 
 from autoscale_ray.scenes.kinematics import wrap_angle
 from autoscale_ray.scenes.ragged import ragged
-from autoscale_ray.scenes.road_map import SUCCESSOR, RoadMap
+from autoscale_ray.scenes.road_map import SUCCESSOR, RoadMap, arc_length, direction, is_apart, lengths
 
 LANE_CHANGE_COST_M = 50.0
 LANE_CHANGE_START_M = 10.0
@@ -42,7 +42,7 @@ class RoutePlanner:
 
     def __init__(self, road: RoadMap) -> None:
         self._road = road
-        steps_V = _lengths(np.diff(road.center_V2, axis=0, append=0.0))
+        steps_V = lengths(np.diff(road.center_V2, axis=0, append=0.0))
         runs = zip(road.offsets[:-1].tolist(), (road.offsets[1:] - 1).tolist(), strict=True)
         self._lengths_L = [float(steps_V[low:high].cumsum()[-1]) for low, high in runs]
         self._next: dict[int, list[int]] = {}
@@ -134,8 +134,9 @@ class RoutePlanner:
                 break
             best = ahead[0]
             if len(ahead) > 1:
-                leave = _direction(self._road.center_of(path[-1])[-2:])
-                turns = np.array([_turn(self._road.center_of(lane)) for lane in ahead])
+                leave = direction(self._road.center_of(path[-1])[-2:])
+                # From the start of a lane to its end: that tells turns from going straight.
+                turns = np.array([direction(self._road.center_of(lane)) for lane in ahead])
                 best = ahead[int(np.abs(wrap_angle(turns - leave)).argmin())]
             path = (*path, best)
             missing -= self._lengths_L[best]
@@ -151,9 +152,7 @@ class RoutePlanner:
                 line = np.concatenate([line, following])
             else:
                 line = _changed_over(line, following, position)
-        keep = np.ones(len(line), dtype=bool)
-        keep[1:] = _lengths(line[1:] - line[:-1]) > 1e-3
-        return line[keep]
+        return line[is_apart(line)]
 
 
 def _changed_over(line: np.ndarray, following: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -162,30 +161,10 @@ def _changed_over(line: np.ndarray, following: np.ndarray, position: np.ndarray)
     leave = first.project(shapely.Point(position)) + LANE_CHANGE_START_M
     join = second.project(first.interpolate(leave)) + LANE_CHANGE_LENGTH_M
     join = min(join, second.length)
-    kept = line[_along(line) < leave]
-    joined = following[_along(following) > join]
+    kept = line[arc_length(line) < leave]
+    joined = following[arc_length(following) > join]
     parts = [kept, np.array(second.interpolate(join).coords), joined]
     return np.concatenate([part for part in parts if len(part)])
-
-
-def _along(line: np.ndarray) -> np.ndarray:
-    along = np.zeros(len(line))
-    _lengths(line[1:] - line[:-1]).cumsum(out=along[1:])
-    return along
-
-
-def _lengths(steps: np.ndarray) -> np.ndarray:
-    return np.sqrt(steps[:, 0] * steps[:, 0] + steps[:, 1] * steps[:, 1])
-
-
-def _direction(ends: np.ndarray) -> float:
-    dx, dy = ends[-1] - ends[0]
-    return math.atan2(dy, dx)
-
-
-def _turn(line: np.ndarray) -> float:
-    """Return the direction from the start of a lane to its end, which tells turns from going straight."""
-    return _direction(line[[0, -1]])
 
 
 def cut_lines(
@@ -208,7 +187,7 @@ def cut_lines(
         The vertices of all cuts laid end to end, x, y and yaw of the segment that starts there, and the number of
         vertices of each.
     """
-    points_V2, along_V = np.concatenate(lines), np.concatenate([_along(line) for line in lines])
+    points_V2, along_V = np.concatenate(lines), np.concatenate([arc_length(line) for line in lines])
     ends_U = np.cumsum([len(line) for line in lines])
     last_M = ends_U[line_M] - 1
     count_M = np.diff(ends_U, prepend=0)[line_M]

@@ -105,8 +105,7 @@ SCENE_SCHEMA = pa.schema(
 def inner_shape(field: pa.Field) -> tuple[int, ...]:
     """Return the fixed trailing shape of one element of a flat column: ``(15, 5)`` for stride ``A,15,5``."""
     parts = (field.metadata or {}).get(b"stride", b"").decode().split(",")
-    fixed = tuple(int(part) for part in parts if part.isdigit())
-    return fixed
+    return tuple(int(part) for part in parts if part.isdigit())
 
 
 def check_schema(schema: pa.Schema, where: str) -> None:

@@ -20,6 +20,8 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 from autoscale_ray.errors import InvalidInputError, MissingExtraError, extra
 from autoscale_ray.scenes.ingest import ingest
 from autoscale_ray.scenes.manifest import PoolManifest
+from autoscale_ray.scenes.pool_writer import check_unused
+from autoscale_ray.scenes.readers.sumo import units
 from autoscale_ray.scenes.trust import parse_xml, read_file
 
 STEP_S = 0.1
@@ -81,7 +83,8 @@ def simulate(
     Args:
         out: Folder of the new pool.
         options: What is simulated.
-        keep: Folder that keeps SUMO's own files (network, routes, floating car data); a temporary one by default.
+        keep: Folder that keeps SUMO's own files (network, routes, floating car data), without those of other runs; a
+            temporary one by default.
         num_processes: Parts of 8 runs read side by side.
         progress: Called with one line for every step.
 
@@ -95,11 +98,15 @@ def simulate(
     """
     options = options or SumoOptions()
     _check(options)
+    check_unused(Path(out))
     program_path("sumo")
     say = progress or (lambda line: None)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(keep or scratch)
         folder.mkdir(parents=True, exist_ok=True)
+        own = {f"{_run_name(options, number)}.fcd.xml.gz" for number in range(options.num_runs)}
+        others = sorted(set(units(folder)) - own)
+        _require(not others, "keep", "must not hold floating car data of other runs", others[:1])
         counts = []
         for number in range(options.num_runs):
             say(f"simulating run {number + 1} of {options.num_runs}")
@@ -111,8 +118,7 @@ def simulate(
 def simulate_run(folder: Path, number: int, options: SumoOptions) -> TrafficCounts:
     """Run one simulation into ``<name>.net.xml``, ``.rou.xml`` and ``.fcd.xml.gz`` of a folder; see `simulate`."""
     generator = np.random.default_rng([options.seed, number])
-    network = options.networks[number % len(options.networks)]
-    name = f"{Path(network).name.removesuffix('.xml').removesuffix('.net')}-{options.seed}-{number}"
+    network, name = _network(options, number), _run_name(options, number)
     net = folder / f"{name}.net.xml"
     seed = int(generator.integers(1 << 30))
     if network in NETWORKS:
@@ -121,6 +127,15 @@ def simulate_run(folder: Path, number: int, options: SumoOptions) -> TrafficCoun
         net.write_bytes(read_file(Path(network)))
     _write_routes(folder / f"{name}.rou.xml", _edges(net), options, generator)
     return _run_traffic(folder, name, seed, options.duration_s)
+
+
+def _network(options: SumoOptions, number: int) -> str:
+    return options.networks[number % len(options.networks)]
+
+
+def _run_name(options: SumoOptions, number: int) -> str:
+    network = Path(_network(options, number)).name.removesuffix(".xml").removesuffix(".net")
+    return f"{network}-{options.seed}-{number}"
 
 
 def _run_traffic(folder: Path, name: str, seed: int, duration_s: float) -> TrafficCounts:

@@ -12,6 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
@@ -37,20 +38,11 @@ _SafeYaml: Any = type("_SafeYaml", (OneOfAKey, getattr(yaml, "CSafeLoader", yaml
 """Reads plain values, never objects, and no key twice; the first base is compiled and not in every build of PyYAML."""
 
 
-def xml_parser() -> etree.XMLParser:
-    """Return the only XML parser of this package: no DTD, no entities, no network, lxml's limits on size and
-    depth."""
-    return etree.XMLParser(
-        resolve_entities=False,
-        no_network=True,
-        load_dtd=False,
-        huge_tree=False,
-        remove_comments=True,
-        remove_pis=True,
-        # Nothing here reads indentation or looks elements up by id; both make a tree dearer to build and to walk.
-        remove_blank_text=True,
-        collect_ids=False,
-    )
+_XML: dict[str, Any] = {
+    "resolve_entities": False, "no_network": True, "load_dtd": False, "huge_tree": False, "remove_comments": True,
+    "remove_pis": True,
+}  # fmt: skip
+"""Of every XML parser of this package: no DTD, no entities, no network, lxml's limits on size and depth."""
 
 
 def parse_xml(content: bytes, where: str) -> etree._Element:
@@ -68,9 +60,10 @@ def parse_xml(content: bytes, where: str) -> etree._Element:
     # A DTD stands before the root element; behind it the word makes the document malformed.
     refuse_doctype(content[:_MAX_PROLOG_BYTES], where)
     try:
-        root = etree.fromstring(content, xml_parser())
+        # Nothing here reads indentation or looks elements up by id; both make a tree dearer to build and to walk.
+        root = etree.fromstring(content, etree.XMLParser(**_XML, remove_blank_text=True, collect_ids=False))
     except (etree.XMLSyntaxError, ValueError) as error:
-        raise InputRejectedError(where, "must be well-formed XML", str(error).splitlines()[0]) from None
+        raise InputRejectedError(where, "must be well-formed XML", first_line(error)) from None
     if root is None:
         raise InputRejectedError(where, "must be well-formed XML", "no root element")
     info = root.getroottree().docinfo
@@ -113,6 +106,11 @@ def bounded_read(
         raise_storage_failure(error)
         raise InputRejectedError(where, "must be readable", str(error) or type(error).__name__) from None
     return b"".join(parts)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, its name where it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def raise_storage_failure(error: BaseException) -> None:
@@ -160,8 +158,7 @@ def read_yaml(path: Path, limit: int) -> Any:
     except InputRejectedError:
         raise
     except (yaml.YAMLError, ValueError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputRejectedError(str(path), "must be YAML", line) from None
+        raise InputRejectedError(str(path), "must be YAML", first_line(error)) from None
 
 
 def ratio_limit(compressed_bytes: int) -> int:
@@ -240,17 +237,6 @@ def _raw_name(entry: zipfile.ZipInfo) -> bytes:
     return entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
 
 
-def members(path: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of every file with a suffix in a folder, a zip archive, or of one file, sorted
-    by name.
-
-    Raises:
-        InputRejectedError: The path or one of its members is refused.
-    """
-    for name in member_names(path, suffix):
-        yield name, read_member(path, name)
-
-
 def member_names(path: Path, suffix: str) -> list[str]:
     """Return the sorted names of files with a suffix in a folder (recursively), a zip archive, or the file
     itself."""
@@ -271,10 +257,18 @@ def read_member(path: Path, name: str) -> bytes:
         InputRejectedError: Too large or damaged.
     """
     if path.suffix == ".zip" and path.is_file():
-        with open_zip(path) as archive, archive.open(name) as stream:
+        state = path.stat()
+        archive = _known_zip(path, state.st_size, state.st_mtime_ns)
+        with archive.open(name) as stream:
             limit = ratio_limit(archive.getinfo(name).compress_size)
             return bounded_read(stream, f"{path}: {name}", min(MAX_MEMBER_BYTES, limit))
     return read_file(path / name if path.is_dir() else path)
+
+
+@lru_cache(maxsize=4)
+def _known_zip(path: Path, size: int, time_ns: int) -> zipfile.ZipFile:
+    """Return an archive that is checked once: once for each of its members would cost the square of their number."""
+    return open_zip(path)
 
 
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -292,13 +286,16 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
                     str(path), f"must hold {' and '.join(names)}", archive.namelist()[:10]
                 )
             with archive.open(f"{name}.npy") as stream:
-                content = bounded_read(stream, where)
-            try:
-                found[name] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-            except (ValueError, EOFError, SyntaxError, MemoryError, OverflowError) as error:
-                line = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise InputRejectedError(where, "must be an array of numbers or texts", line) from None
+                found[name] = read_array(bounded_read(stream, where), where)
     return found
+
+
+def read_array(content: bytes, where: str) -> np.ndarray:
+    """Return the array of a .npy file; InputRejectedError for a damaged one or one of objects."""
+    try:
+        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError, MemoryError, OverflowError) as error:
+        raise InputRejectedError(where, "must be an array of numbers or texts", first_line(error)) from None
 
 
 def iterate_xml(stream: IO[bytes], where: str, tags: tuple[str, ...]) -> Iterator[etree._Element]:
@@ -313,10 +310,7 @@ def iterate_xml(stream: IO[bytes], where: str, tags: tuple[str, ...]) -> Iterato
     Raises:
         InputRejectedError: Not well-formed, a DTD, or a damaged stream.
     """
-    parser = etree.XMLPullParser(
-        events=("end",), tag=tags, resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False,
-        remove_comments=True, remove_pis=True,
-    )  # fmt: skip
+    parser = etree.XMLPullParser(events=("end",), tag=tags, **_XML)
     head, checked = b"", False
     try:
         while chunk := stream.read(_CHUNK_BYTES):
@@ -334,8 +328,7 @@ def iterate_xml(stream: IO[bytes], where: str, tags: tuple[str, ...]) -> Iterato
         parser.close()
     except (etree.XMLSyntaxError, OSError, EOFError, zlib.error, ValueError) as error:
         raise_storage_failure(error)
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputRejectedError(where, "must be well-formed XML", line) from None
+        raise InputRejectedError(where, "must be well-formed XML", first_line(error)) from None
 
 
 def _forget(element: etree._Element) -> None:

@@ -18,6 +18,7 @@ from autoscale_ray.scenes.kinematics import center_velocities, gapless_runs, rea
 from autoscale_ray.scenes.lane_matching import LaneMatcher
 from autoscale_ray.scenes.ragged import ragged
 from autoscale_ray.scenes.recording import Recording
+from autoscale_ray.scenes.road_map import is_apart
 from autoscale_ray.scenes.routes import Route, RoutePlanner, cut_lines
 from autoscale_ray.scenes.schema import (
     CURRENT_FRAME,
@@ -119,15 +120,12 @@ def find_anchors(recording: Recording, options: WindowOptions) -> _Anchors:
     frame = tracks.first_frame_K[track] + row - tracks.offsets[track]
     is_first = np.zeros(len(track), dtype=bool)
     if options.pairs:
-        has_before = row - step - (NUM_HISTORY - 2) * step >= _run_start(row, first, last)
+        run_start = first[np.searchsorted(last, row)]
+        has_before = row - step - (NUM_HISTORY - 2) * step >= run_start
         track, frame = np.append(track, track[has_before]), np.append(frame, frame[has_before] - step)
         is_first = np.append(is_first, np.ones(int(has_before.sum()), dtype=bool))
     order = np.lexsort((frame, track))
     return _Anchors(track[order], frame[order], is_first[order])
-
-
-def _run_start(rows: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    return first[np.searchsorted(last, rows)]
 
 
 class _Cutter:
@@ -349,8 +347,7 @@ class _Cutter:
 
 def _driven_line(driven: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Return the driven path as a line, for a vehicle without a route; a standing one gets its heading."""
-    steps = np.linalg.norm(np.diff(driven, axis=0), axis=1)
-    line = driven[np.concatenate([[True], steps > 0.1])]
+    line = driven[is_apart(driven, 0.1)]
     if len(line) > 1:
         return line
     heading = np.array([np.cos(pose[2]), np.sin(pose[2])])

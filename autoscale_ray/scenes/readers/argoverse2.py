@@ -20,13 +20,13 @@ import pyarrow as pa
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.parquet import read_feather, read_parquet
 from autoscale_ray.scenes.readers.reader import Reader
-from autoscale_ray.scenes.recording import MAX_COORDINATE_M, Recording, Track, gather_tracks
+from autoscale_ray.scenes.recording import MAX_COORDINATE_M, Recording, Track, gather_tracks, recorder_track
 from autoscale_ray.scenes.road_map import Area, Lane, RoadMap, make_road_map, pair_borders
 from autoscale_ray.scenes.trust import read_file
 
 FRAME_INTERVAL_S = 0.1
-# Ford Fusion Hybrid; axles taken as symmetric about the centre.
-EGO_LENGTH_M, EGO_WIDTH_M, EGO_WHEELBASE_M = 4.87, 1.85, 2.85
+EGO_SIZE_M = (4.87, 1.85, 2.85)
+"""Length, width and wheelbase of a Ford Fusion Hybrid."""
 _VEHICLES = ("VEHICLE", "BUS", "TRUCK", "TRAILER", "MOTORCYCLE", "RAILED")
 _SENSOR_KINDS = {
     "PEDESTRIAN": "pedestrian",
@@ -77,7 +77,7 @@ def read_sensor(path: Path, name: str) -> Iterator[Recording]:
         raise InputRejectedError(f"{log}: city_SE3_egovehicle", "must hold a pose for every annotated time")
     ego = {name: column[order][at] for name, column in poses.items()}
     ego_F3 = np.column_stack([ego["tx_m"], ego["ty_m"], _yaw(_matrices(ego))])
-    tracks = [_ego_track(ego_F3, frames), *_box_tracks(boxes, times, frames, ego)]
+    tracks = [recorder_track(ego_F3, frames, *EGO_SIZE_M), *_box_tracks(boxes, times, frames, ego)]
     yield Recording(
         name=log,
         log_id=f"argoverse2/{log}",
@@ -135,22 +135,6 @@ def _matrices(columns: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _yaw(matrices: np.ndarray) -> np.ndarray:
     return np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0])
-
-
-def _ego_track(ego_F3: np.ndarray, frames: np.ndarray) -> Track:
-    heading = np.column_stack([np.cos(ego_F3[:, 2]), np.sin(ego_F3[:, 2])])
-    return Track(
-        key=-1,
-        kind="vehicle",
-        length_m=EGO_LENGTH_M,
-        width_m=EGO_WIDTH_M,
-        frames=frames,
-        poses=np.column_stack([ego_F3[:, :2] + EGO_WHEELBASE_M / 2.0 * heading, ego_F3[:, 2]]),
-        can_be_ego=True,
-        is_recorder=True,
-        wheelbase_m=EGO_WHEELBASE_M,
-        rear_axle_to_center_m=EGO_WHEELBASE_M / 2.0,
-    )
 
 
 def _box_tracks(
@@ -245,7 +229,7 @@ def _road(folder: Path, log: str) -> RoadMap:
             )
             for c in content.get("pedestrian_crossings", {}).values()
         ]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, InputRejectedError):
             raise
         raise InputRejectedError(where, "must be a vector map", f"{type(error).__name__}: {error}") from None

@@ -18,10 +18,10 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.motion_fingerprint import motion_fingerprints
 from autoscale_ray.scenes.readers.reader import Reader
-from autoscale_ray.scenes.recording import Recording, Track, gather_tracks
+from autoscale_ray.scenes.recording import MAX_ROWS_IN_GAPS, Recording, Track, gather_tracks, no_lights
 from autoscale_ray.scenes.road_map import Area, Lane, RoadMap, make_road_map
 from autoscale_ray.scenes.trust import member_names, parse_xml, read_member
-from autoscale_ray.scenes.xml_numbers import finite_number, finite_numbers, integer, parsed
+from autoscale_ray.scenes.xml_numbers import finite_number, finite_numbers, integer
 from autoscale_ray.scenes.xml_records import Kind, Records, parse_with_records
 
 VERSIONS = ("2018b", "2020a")
@@ -35,6 +35,7 @@ _KINDS = {
     "median_strip": "barrier",
 }
 _NO_ROAD = {"sidewalk", "bicycleLane", "border"}
+_UNLIMITED = ("inf", "INF", "Infinity")
 _SPEED_SIGNS = {"274", "274.1", "R2-1", "R301"}
 _STATE_PATHS = {
     "x": "position/point/x",
@@ -129,7 +130,14 @@ def _tracks(root: etree._Element, name: str, taken: Mapping[str, Records]) -> li
         states_of = partial(_first_and_later, first_S6, later_S6, taken["trajectory"].offsets)
     moving = _moving(dynamic, [states_of(obstacle, _where(name, obstacle)) for obstacle in dynamic], name)
     frames = [track.frames[[0, -1]] for track in moving]
-    span = (min(f[0] for f in frames), max(f[1] for f in frames)) if frames else (0, 0)
+    span = (int(min(f[0] for f in frames)), int(max(f[1] for f in frames))) if frames else (0, 0)
+    # What stands is there all the time: one time step that is far off would ask for rows without number.
+    num_standing, num_recorded = (
+        len(static) * (span[1] - span[0] + 1),
+        sum(len(track.frames) for track in moving),
+    )
+    if num_standing > MAX_ROWS_IN_GAPS + 10 * num_recorded:
+        raise InputRejectedError(name, "time steps must not be so far apart", f"{span[0]} and {span[1]}")
     return moving + [_standing(obstacle, first_S6, _where(name, obstacle), *span) for obstacle in static]
 
 
@@ -313,9 +321,6 @@ def _road(root: etree._Element, name: str, taken: Mapping[str, Records]) -> Road
             areas.append(Area(layer="crosswalk", ring=np.concatenate([left, right[::-1]])))
         elif not kinds & _NO_ROAD:
             lanes.append(_lane(lanelet.get("id"), found, left, right, limits, crossing, where))
-    keys = [lane.key for lane in lanes]
-    if len(set(keys)) < len(keys):
-        raise InputRejectedError(name, "lanelet ids must be unique")
     return make_road_map(lanes, areas)
 
 
@@ -330,27 +335,15 @@ def _by_name(element: etree._Element) -> _Parts:
 def _bounds(
     lanelets: Sequence[etree._Element], parts: Sequence[_Parts], side: str, name: str, taken: Records | None
 ) -> list[np.ndarray]:
-    """Return one border of every lanelet (n, 2), taken out of the document or their numbers formed in one go."""
+    """Return one border of every lanelet (n, 2), taken out of the document or as it stands there."""
     for lanelet, found in zip(lanelets, parts, strict=True):
         if side not in found:
             raise InputRejectedError(_where(name, lanelet), f"must have a {side}")
     if taken is not None:
         return _taken_points(taken, [int(found[side][0].text) for found in parts], name)
-    texts: list[str] = []
-    counts = []
-    for lanelet, found in zip(lanelets, parts, strict=True):
-        texts_of_bound = _point_texts(found[side][0], _where(name, lanelet))
-        texts += texts_of_bound
-        counts.append(len(texts_of_bound))
-    values = parsed(texts)
-    if values is None or not np.isfinite(values).all():
-        # One of them is at fault.
-        return [
-            _points(found[side][0], _where(name, lanelet))
-            for lanelet, found in zip(lanelets, parts, strict=True)
-        ]
-    ends = np.cumsum(counts).tolist()
-    return [_paired(values[end - count : end]) for end, count in zip(ends, counts, strict=True)]
+    return [
+        _points(found[side][0], _where(name, lanelet)) for lanelet, found in zip(lanelets, parts, strict=True)
+    ]
 
 
 def _taken_points(taken: Records, numbers: Sequence[int], name: str) -> list[np.ndarray]:
@@ -372,12 +365,10 @@ def _lane(
 ) -> Lane:
     limit_text = found["speedLimit"][0].text if "speedLimit" in found else None
     references = [reference.get("ref") for reference in found.get("trafficSignRef", ())]
-    signs = [limits[reference] for reference in references if reference in limits]
-    limit = (
-        finite_number(limit_text, where, "speedLimit", infinite=True)
-        if limit_text
-        else min(signs, default=math.nan)
-    )
+    limit = min((limits[reference] for reference in references if reference in limits), default=math.nan)
+    if limit_text:
+        is_unlimited = limit_text.strip() in _UNLIMITED
+        limit = math.nan if is_unlimited else finite_number(limit_text, where, "speedLimit")
     return Lane(
         key=key,
         left=left,
@@ -385,7 +376,7 @@ def _lane(
         successors=tuple(child.get("ref") for child in found.get("successor", ())),
         left_neighbour=_same_direction(found.get("adjacentLeft", ())),
         right_neighbour=_same_direction(found.get("adjacentRight", ())),
-        speed_limit_mps=limit if math.isfinite(limit) else math.nan,
+        speed_limit_mps=limit,
         is_connector=key in crossing if crossing else None,
     )
 
@@ -414,8 +405,8 @@ def _red_lights(root: etree._Element, name: str, road: RoadMap, tracks: Sequence
     if not cycles or not tracks:
         return None
     num_frames = 1 + max(int(track.frames[-1]) for track in tracks)
-    number = {key: lane for lane, key in enumerate(road.keys)}
-    red_FL = np.zeros((num_frames, road.num_lanes), dtype=bool)
+    number = road.lane_number
+    red_FL = no_lights(road, num_frames)
     for lanelet in root.iterchildren("lanelet"):
         behind = [
             number[child.get("ref")]
@@ -436,9 +427,10 @@ def _red_steps(light: etree._Element, name: str) -> tuple[np.ndarray, int]:
         (phase.findtext("color"), integer(phase.findtext("duration"), where))
         for phase in light.iterfind("cycle/cycleElement")
     ]
-    steps = sum(duration for _, duration in phases)
-    if not 0 <= steps <= 1_000_000:
-        raise InputRejectedError(where, "cycle must last at most 1000000 steps", steps)
+    durations = [duration for _, duration in phases]
+    steps = sum(durations)
+    if min(durations, default=0) < 0 or steps > 1_000_000:
+        raise InputRejectedError(where, "cycle must last 0 to 1000000 steps, each phase 0 or more", durations)
     pattern = np.concatenate(
         [np.zeros(0, dtype=bool), *[np.full(num, color == "red") for color, num in phases]]
     )
@@ -453,24 +445,11 @@ def _tags(root: etree._Element) -> tuple[str, ...]:
 
 
 def _points(element: etree._Element, where: str) -> np.ndarray:
-    return _paired(finite_numbers(_point_texts(element, where), where, "x and y"))
-
-
-def _point_texts(element: etree._Element, where: str) -> list[str]:
-    """Return all x of an element's points, then all y."""
+    """Return the points of an element (n, 2)."""
     xs, ys = _XS(element), _YS(element)
     if len(xs) != len(ys) or not xs:
         raise InputRejectedError(where, f"every point of {element.tag} must have x and y")
-    return xs + ys
+    return np.column_stack(np.split(finite_numbers(xs + ys, where, "x and y"), 2))
 
 
-def _paired(values: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(values.reshape(2, -1).T)
-
-
-def fingerprints(recording: Recording) -> np.ndarray:
-    """Return hashes of every stretch of motion, by which overlapping cuts of one recording are found."""
-    return motion_fingerprints(recording.tracks)
-
-
-READER = Reader(units=units, read=read, fingerprints=fingerprints)
+READER = Reader(units=units, read=read, fingerprints=motion_fingerprints)

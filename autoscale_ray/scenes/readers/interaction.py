@@ -39,6 +39,8 @@ MOVING_MPS = 0.5
 CLEARLY_MOVING_MPS = 2.0
 MOTION_HALF_WIDTH_S = 0.5
 MAX_CONTRADICTING_SHARE = 0.05
+MAX_NUMBER = 1e15
+"""Times in ms and ids up to here are whole numbers of 64 bits."""
 
 
 def units(path: Path) -> list[str]:
@@ -66,7 +68,7 @@ def read(path: Path, name: str) -> Iterator[Recording]:
         name=recording,
         log_id=f"interaction/{recording}",
         source=f"interaction/{place.split('_')[0]}",
-        tracks=gather_tracks(list(_tracks(rows, interval_s))),
+        tracks=gather_tracks(list(_tracks(rows, interval_s, name))),
         frame_interval_s=interval_s,
         road=road,
         tags=(place,),
@@ -109,8 +111,8 @@ def _numbers(texts: list[str], where: str) -> np.ndarray:
         values = np.array([text.strip().lstrip("P") for text in texts], dtype=np.float64)
     except ValueError as error:
         raise InputRejectedError(where, "must be numbers", str(error)) from None
-    if not np.isfinite(values).all():
-        raise InputRejectedError(where, "must be finite")
+    if not (np.abs(values) <= MAX_NUMBER).all():
+        raise InputRejectedError(where, f"must be finite, at most {MAX_NUMBER:.0e}")
     return values
 
 
@@ -130,12 +132,14 @@ def _metadata(file: Path, place: str) -> tuple[float, tuple[float, float]]:
     return 1.0 / rate, (latitude, longitude)
 
 
-def _tracks(rows: Mapping[str, np.ndarray], interval_s: float) -> Iterator[Track]:
+def _tracks(rows: Mapping[str, np.ndarray], interval_s: float, where: str) -> Iterator[Track]:
     frames = np.round(rows["timestamp_ms"] / (interval_s * 1e3)).astype(np.int64)
     order = np.lexsort((frames, rows["track_id"]))
     bounds = np.flatnonzero(np.diff(rows["track_id"][order], prepend=np.nan, append=np.nan) != 0)
     runs = [_once(order[low:high], frames) for low, high in itertools.pairwise(bounds)]
     runs = [run for run in runs if len(run)]
+    if not runs:
+        raise InputRejectedError(where, "must have a track that stands once in a frame")
     motions = [motion(rows["x"][run], rows["y"][run], frames[run], interval_s) for run in runs]
     trusted = _headings_agree(np.concatenate(motions), rows["psi_rad"][np.concatenate(runs)])
     for run, velocities in zip(runs, motions, strict=True):

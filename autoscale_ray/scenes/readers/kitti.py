@@ -16,12 +16,13 @@ import numpy as np
 
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.readers.reader import Reader
-from autoscale_ray.scenes.recording import Recording, Track, gather_tracks
+from autoscale_ray.scenes.recording import Recording, Track, gather_tracks, recorder_track
 from autoscale_ray.scenes.trust import read_file
 
 FRAME_INTERVAL_S = 0.1
 EARTH_RADIUS_M = 6378137.0
-EGO_LENGTH_M, EGO_WIDTH_M, EGO_WHEELBASE_M = 4.77, 1.82, 2.71
+EGO_SIZE_M = (4.77, 1.82, 2.71)
+"""Length, width and wheelbase."""
 _KINDS = {
     **dict.fromkeys(("Car", "Van", "Truck", "Tram"), "vehicle"),
     **dict.fromkeys(("Pedestrian", "Person", "Person_sitting"), "pedestrian"),
@@ -30,7 +31,7 @@ _KINDS = {
 
 
 def units(path: Path) -> list[str]:
-    """Return the names of the sequences: files of ``label/`` that have oxts and calibration."""
+    """Return the names of the sequences: files of ``label/``."""
     return sorted(file.stem for file in (path / "label").glob("*.txt"))
 
 
@@ -47,7 +48,8 @@ def read(path: Path, name: str) -> Iterator[Recording]:
         raise InputRejectedError(f"{name}: oxts", "must hold latitudes and longitudes in degrees")
     ego_F3 = np.column_stack([*mercator(oxts[:, 0], oxts[:, 1], float(oxts[0, 0])), oxts[:, 5]])
     camera_to_imu = _camera_to_imu(path / "calib" / f"{name}.txt", f"{name}: calib")
-    tracks = [_ego_track(ego_F3), *_label_tracks(path / "label" / f"{name}.txt", name, ego_F3, camera_to_imu)]
+    ego = recorder_track(ego_F3, np.arange(len(ego_F3)), *EGO_SIZE_M)
+    tracks = [ego, *_label_tracks(path / "label" / f"{name}.txt", name, ego_F3, camera_to_imu)]
     yield Recording(
         name=name,
         log_id=f"kitti/{name}",
@@ -100,22 +102,6 @@ def _square(matrix: np.ndarray) -> np.ndarray:
     whole = np.eye(4)
     whole[:3, : matrix.shape[1]] = matrix
     return whole
-
-
-def _ego_track(ego_F3: np.ndarray) -> Track:
-    heading = np.column_stack([np.cos(ego_F3[:, 2]), np.sin(ego_F3[:, 2])])
-    return Track(
-        key=-1,
-        kind="vehicle",
-        length_m=EGO_LENGTH_M,
-        width_m=EGO_WIDTH_M,
-        frames=np.arange(len(ego_F3)),
-        poses=np.column_stack([ego_F3[:, :2] + EGO_WHEELBASE_M / 2.0 * heading, ego_F3[:, 2]]),
-        can_be_ego=True,
-        is_recorder=True,
-        wheelbase_m=EGO_WHEELBASE_M,
-        rear_axle_to_center_m=EGO_WHEELBASE_M / 2.0,
-    )
 
 
 def _label_tracks(path: Path, name: str, ego_F3: np.ndarray, camera_to_imu: np.ndarray) -> Iterator[Track]:

@@ -18,14 +18,14 @@ import numpy as np
 import pyarrow as pa
 
 from autoscale_ray.errors import InputRejectedError
-from autoscale_ray.scenes.readers.metric_cache import open_reader
+from autoscale_ray.scenes.readers.metric_cache import CHILD, open_reader
 from autoscale_ray.scenes.readers.navsim import checked_files
 from autoscale_ray.scenes.readers.navsim_scenes import Source, cut_scenes
 from autoscale_ray.scenes.readers.nuplan_map import open_map
 from autoscale_ray.scenes.readers.openscene import OpensceneLog, log_of
 from autoscale_ray.scenes.readers.reader import Reader, SceneTables
 from autoscale_ray.scenes.readers.scene_filter import SceneFilter
-from autoscale_ray.scenes.safe_pickle import PickleReader
+from autoscale_ray.scenes.safe_pickle import PickleReader, shared_reader
 from autoscale_ray.scenes.schema import AGENT_TYPES, NUM_PLAN_FRAMES
 from autoscale_ray.scenes.trust import member_names, read_member
 
@@ -234,8 +234,7 @@ def read_scenes(files: Mapping[str, Path], path: Path, unit: str, domain: str) -
     Raises:
         InputRejectedError: The pickle or its map is refused, or the ego has no future.
     """
-    with open_reader() as reader:
-        scene = read_scene(reader, path, unit)
+    scene = read_scene(shared_reader(CHILD), path, unit)
     needed = scene.num_history + NUM_PLAN_FRAMES
     if scene.num_recorded < needed:
         rule = "ego must be recorded for 4 s to stand in a pool; score it with `autoscale score --navhard`"

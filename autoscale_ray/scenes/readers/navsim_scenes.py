@@ -17,15 +17,16 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
-from autoscale_ray.scenes.crops import Flat, local_offsets, to_scene_frame
+from autoscale_ray.scenes.crops import Flat, local_links, local_offsets, per_window, to_scene_frame
 from autoscale_ray.scenes.gates import QUARANTINE_SCHEMA
 from autoscale_ray.scenes.kinematics import wrap_angle
 from autoscale_ray.scenes.ragged import ragged
 from autoscale_ray.scenes.readers.nuplan_map import NuplanMap
 from autoscale_ray.scenes.readers.nuplan_route import NavsimRoute, RouteFinder
-from autoscale_ray.scenes.readers.openscene import OpensceneLog, filled_velocities
+from autoscale_ray.scenes.readers.openscene import OpensceneLog, filled_velocities, is_fid
 from autoscale_ray.scenes.readers.reader import SceneTables
 from autoscale_ray.scenes.readers.scene_filter import SceneFilter
+from autoscale_ray.scenes.road_map import arc_length
 from autoscale_ray.scenes.schema import CURRENT_FRAME, FRAME_TIMES_S, NUM_FRAMES, POLYGON_LAYERS, SCENE_SCHEMA
 from autoscale_ray.scenes.windows import scene_table
 
@@ -162,7 +163,7 @@ def _usable(
 
 def _named_blocks(log: OpensceneLog, road: NuplanMap, frame: int) -> list[int]:
     """Return the roadblocks that a frame names, -1 for one that the map lacks."""
-    return [road.block_number.get(int(name), -1) if name.isdecimal() else -1 for name in log.routes[frame]]
+    return [road.block_number.get(int(name), -1) if is_fid(name) else -1 for name in log.routes[frame]]
 
 
 def _route(
@@ -347,15 +348,14 @@ class _Cutter:
         local_ML[window_J, lane_J] = np.arange(len(lane_J)) - np.repeat(np.cumsum(num_M) - num_M, num_M)
         points, point_J = _gathered(road.center_C2, road.center_offsets, lane_J)
         return {
-            "lane_points": (
-                to_scene_frame(points, origins_M3, np.repeat(window_J, point_J)),
-                np.bincount(window_J, weights=point_J, minlength=count).astype(np.int64),
+            "lane_points": per_window(
+                to_scene_frame(points, origins_M3, np.repeat(window_J, point_J)), window_J, point_J, count
             ),
             "lane_offsets": local_offsets(window_J, point_J, count),
             "lane_width_m": (road.width_L[lane_J], num_M),
             "lane_speed_limit_mps": (road.speed_limit_L[lane_J], num_M),
             "lane_on_route": (on_route_ML[window_J, lane_J], num_M),
-            "lane_links": _links(road, local_ML),
+            "lane_links": local_links(road.links_E3, local_ML),
             **self._polygons(
                 window_P,
                 shape_P,
@@ -394,9 +394,8 @@ class _Cutter:
         red_QT[turn_Q] = red_MTL(window_Q[turn_Q], lane_Q[turn_Q])
         num_M = np.bincount(window_Q, minlength=count)
         return {
-            "polygon_points": (
-                to_scene_frame(points, origins_M3, np.repeat(window_Q, point_Q)),
-                np.bincount(window_Q, weights=point_Q, minlength=count).astype(np.int64),
+            "polygon_points": per_window(
+                to_scene_frame(points, origins_M3, np.repeat(window_Q, point_Q)), window_Q, point_Q, count
             ),
             "polygon_offsets": local_offsets(window_Q, point_Q, count),
             "polygon_layer": (layer_Q, num_M),
@@ -441,8 +440,7 @@ class _Cutter:
         """Return the vertices of the centre line around the ego."""
         line = route.centerline_C3
         if id(route) not in self._along:
-            steps = np.linalg.norm(np.diff(line[:, :2], axis=0), axis=1)
-            self._along[id(route)] = np.concatenate([[0.0], np.cumsum(steps)])
+            self._along[id(route)] = arc_length(line[:, :2])
         along = self._along[id(route)]
         foot = along[np.argmin(np.hypot(line[:, 0] - pose[0], line[:, 1] - pose[1]))]
         low, high = np.searchsorted(along, [foot - CENTERLINE_BEHIND_M, foot + CENTERLINE_AHEAD_M])
@@ -472,10 +470,3 @@ def _gathered(values: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tupl
     """Return the runs `rows` of flat values laid end to end, and their lengths."""
     counts = np.diff(offsets)[rows]
     return values[ragged(offsets[rows], counts)], counts
-
-
-def _links(road: NuplanMap, local_ML: np.ndarray) -> Flat:
-    start_ME, end_ME = local_ML[:, road.links_E3[:, 0]], local_ML[:, road.links_E3[:, 1]]
-    window, link = np.nonzero((start_ME >= 0) & (end_ME >= 0))
-    links = np.stack([start_ME[window, link], end_ME[window, link], road.links_E3[link, 2]], axis=1)
-    return links, np.bincount(window, minlength=len(local_ML))

@@ -15,7 +15,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -195,10 +195,7 @@ def _projected(layers: Mapping[str, Layer], where: str) -> dict[str, Layer]:
             raise InputRejectedError(where, rule, f"{layer.crs} to {target}") from None
         if not np.isfinite(points).all():
             raise InputRejectedError(where, f"layer {name} must lie where {target} is defined")
-        projected[name] = Layer(
-            fid_N=layer.fid_N, columns=layer.columns, crs=codes[1], points_W2=points, part_offsets=layer.part_offsets,
-            part_row_P=layer.part_row_P, part_holes_P=layer.part_holes_P,
-        )  # fmt: skip
+        projected[name] = replace(layer, crs=codes[1], points_W2=points)
     return projected
 
 

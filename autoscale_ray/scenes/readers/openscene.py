@@ -10,11 +10,9 @@ Shape legend: F frames of the log, A boxes over all frames.
 
 from __future__ import annotations
 
-import atexit
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ import numpy as np
 
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.kinematics import wrap_angle
-from autoscale_ray.scenes.safe_pickle import PickleReader
+from autoscale_ray.scenes.safe_pickle import shared_reader
 from autoscale_ray.scenes.schema import AGENT_TYPES, DRIVING_COMMANDS
 from autoscale_ray.scenes.trust import read_member
 
@@ -65,7 +63,7 @@ class OpensceneLog:
     """Frames in which a track stands twice; its boxes there are left out."""
 
 
-_LOG_CHILD, _PLAIN_CHILD = "autoscale_ray.scenes.openscene_child", "autoscale_ray.scenes.pickle_child"
+_CHILD = "autoscale_ray.scenes.openscene_child"
 
 
 def read_log(path: Path, unit: str) -> OpensceneLog:
@@ -78,24 +76,7 @@ def read_log(path: Path, unit: str) -> OpensceneLog:
     Raises:
         InputRejectedError: The pickle is refused, or a frame of it is malformed; names frame and key.
     """
-    return log_of(_shared_reader(_LOG_CHILD).read(read_member(path, unit), unit), unit)
-
-
-def read_pickle(path: Path, unit: str) -> Any:
-    """Return the plain values of any pickle.
-
-    Raises:
-        InputRejectedError: The pickle is refused.
-    """
-    return _shared_reader(_PLAIN_CHILD).read(read_member(path, unit), unit)
-
-
-@lru_cache(maxsize=2)
-def _shared_reader(child: str) -> PickleReader:
-    """Return one child for many files, because starting it costs more than a clip."""
-    reader = PickleReader(child=child)
-    atexit.register(reader.close)
-    return reader
+    return log_of(shared_reader(_CHILD).read(read_member(path, unit), unit), unit)
 
 
 def log_of(frames: Any, where: str) -> OpensceneLog:
@@ -191,13 +172,24 @@ def _roadblocks(value: Any, where: str) -> tuple[str, ...]:
     return () if ids == _NO_ROUTE else ids
 
 
+def is_fid(text: str) -> bool:
+    """Tell whether a text is the number of an object of a map, one of 63 bits."""
+    return text.isdecimal() and len(text) < 19
+
+
 def _red_connectors(value: Any, where: str) -> tuple[int, ...]:
     pairs = value.tolist() if isinstance(value, np.ndarray) else value
     if not isinstance(pairs, list):
         raise InputRejectedError(where, "must be a list of (lane connector, is red)", value)
     red = []
     for pair in pairs:
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not str(pair[0]).isdecimal():
+        if (
+            not isinstance(pair, (list, tuple))
+            or len(pair) != 2
+            or not is_fid(str(pair[0]))
+            or isinstance(pair[1], list)
+            or np.size(pair[1]) != 1
+        ):
             raise InputRejectedError(where, "must be a list of (lane connector, is red)", pair)
         if bool(pair[1]):
             red.append(int(pair[0]))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from autoscale_ray.errors import InvalidInputError
-from autoscale_ray.scenes.recording import Recording
-from autoscale_ray.scenes.windows import WindowOptions
+from autoscale_ray.scenes.recording import Recording, Tracks
 
 SceneTables = Iterator[tuple[pa.Table, pa.Table]]
 """Pairs of a table of the scene schema and one of the quarantine schema."""
@@ -34,9 +33,7 @@ class Reader:
     of `read`; the scenes still pass the gates."""
     with_files: Callable[[Mapping[str, Path]], Reader] | None = None
     """Return the reader that uses files beside the source, such as maps, by name; raises InvalidInputError."""
-    options: WindowOptions = field(default_factory=WindowOptions)
-    """Windows that suit the format."""
-    fingerprints: Callable[[Recording], np.ndarray] | None = None
+    fingerprints: Callable[[Tracks], np.ndarray] | None = None
     """Hashes (uint64) of stretches of motion; recordings that share one are cuts of the same log."""
 
 

@@ -18,10 +18,24 @@ import numpy as np
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.kinematics import wrap_angle
 from autoscale_ray.scenes.readers.reader import Reader
-from autoscale_ray.scenes.recording import REAR_AXLE_TO_CENTER_SHARE, Recording, Track, gather_tracks
-from autoscale_ray.scenes.road_map import Area, Lane, RoadMap, make_road_map, offset_borders
-from autoscale_ray.scenes.safe_pickle import PickleReader
-from autoscale_ray.scenes.trust import member_names, read_member
+from autoscale_ray.scenes.recording import (
+    REAR_AXLE_TO_CENTER_SHARE,
+    Recording,
+    Track,
+    gather_tracks,
+    no_lights,
+)
+from autoscale_ray.scenes.road_map import (
+    Area,
+    Lane,
+    RoadMap,
+    direction,
+    is_apart,
+    make_road_map,
+    offset_borders,
+)
+from autoscale_ray.scenes.safe_pickle import read_pickle
+from autoscale_ray.scenes.trust import member_names
 
 LANE_WIDTH_M = 4.0
 JOINT_M = 0.5
@@ -48,9 +62,7 @@ def read(path: Path, name: str) -> Iterator[Recording]:
     Raises:
         InputRejectedError: The pickle is refused, or an element of the description is missing or malformed.
     """
-    with PickleReader() as reader:
-        scenario = reader.read(read_member(path, name), name)
-    yield recording_of(scenario, name)
+    yield recording_of(read_pickle(path, name), name)
 
 
 def recording_of(scenario: Any, name: str) -> Recording:
@@ -59,7 +71,20 @@ def recording_of(scenario: Any, name: str) -> Recording:
     Args:
         scenario: Plain values of the pickle.
         name: File name for messages.
+
+    Raises:
+        InputRejectedError: An element is missing or malformed.
     """
+    try:
+        return _recording(scenario, name)
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        if isinstance(error, InputRejectedError):
+            raise
+        rule = "must be a scenario description"
+        raise InputRejectedError(name, rule, f"{type(error).__name__}: {error}") from None
+
+
+def _recording(scenario: Any, name: str) -> Recording:
     metadata, tracks, features = (
         _mapping(scenario, key, name) for key in ("metadata", "tracks", "map_features")
     )
@@ -131,7 +156,7 @@ def _values(state: Mapping[Any, Any], field: str, where: str, width: int) -> np.
     array = np.asarray(state.get(field))
     if array.dtype.kind not in "biuf" or array.ndim not in (1, 2):
         raise InputRejectedError(where, f"{field} must be an array of numbers")
-    array = array.reshape(len(array), -1).astype(np.float64)
+    array = array.reshape(len(array), array.shape[1] if array.ndim > 1 else 1).astype(np.float64)
     if array.shape[1] < width:
         raise InputRejectedError(where, f"{field} must have {width} columns", array.shape[1])
     return array[:, :width]
@@ -139,9 +164,7 @@ def _values(state: Mapping[Any, Any], field: str, where: str, width: int) -> np.
 
 def _size(state: Mapping[Any, Any], field: str, valid: np.ndarray, where: str) -> float:
     values = _values(state, field, where, 1)[:, 0]
-    sane = (
-        values[valid[: len(values)] & (values > 0.0)] if len(values) == len(valid) else values[values > 0.0]
-    )
+    sane = values[(values > 0.0) & (valid if len(values) == len(valid) else True)]
     return float(np.median(sane)) if len(sane) else 0.0
 
 
@@ -163,15 +186,16 @@ def _road(features: Mapping[Any, Any], name: str) -> RoadMap:
     lanes, areas = [], []
     for key, center in centers.items():
         has_ring = key in rings and len(rings[key]) >= 3
-        left, right = offset_borders(center, LANE_WIDTH_M)
-        exits = [str(lane) for lane in lines[key].get("exit_lanes") or following.get(key, [])]
+        left, right = offset_borders(center, LANE_WIDTH_M / 2.0, LANE_WIDTH_M / 2.0)
+        exits = lines[key].get("exit_lanes")
+        exits = following.get(key, []) if exits is None or len(exits) == 0 else exits
         lanes.append(
             Lane(
                 key=key,
                 left=left,
                 right=right,
                 center=center,
-                successors=tuple(exits),
+                successors=tuple(map(str, exits)),
                 left_neighbour=beside.get(key),
                 # Where a source has polygons for its lanes, the lanes without one run through intersections.
                 is_connector=(not has_ring) if rings else None,
@@ -196,7 +220,7 @@ def _points(feature: Mapping[Any, Any], field: str, where: str) -> np.ndarray:
     if not np.isfinite(points).all():
         raise InputRejectedError(where, f"{field} must be finite")
     if field == "polyline":
-        return points[np.concatenate([[True], np.linalg.norm(np.diff(points, axis=0), axis=1) > 1e-3])]
+        return points[is_apart(points)]
     closed = len(points) > 1 and np.array_equal(points[0], points[-1])
     return points[:-1] if closed else points
 
@@ -207,8 +231,8 @@ def _following(centers: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
         return {}
     keys = list(centers)
     ends, starts = (np.array([centers[key][at] for key in keys]) for at in (-1, 0))
-    leave = np.array([_direction(centers[key][-2:]) for key in keys])
-    enter = np.array([_direction(centers[key][:2]) for key in keys])
+    leave = np.array([direction(centers[key][-2:]) for key in keys])
+    enter = np.array([direction(centers[key][:2]) for key in keys])
     near = np.linalg.norm(ends[:, None] - starts[None], axis=2) <= JOINT_M
     aligned = np.abs(wrap_angle(leave[:, None] - enter[None])) <= JOINT_ANGLE_RAD
     joined = near & aligned & ~np.eye(len(keys), dtype=bool)
@@ -222,7 +246,7 @@ def _beside(centers: Mapping[str, np.ndarray]) -> dict[str, str]:
         return {}
     keys = list(centers)
     starts, ends = (np.array([centers[key][at] for key in keys]) for at in (0, -1))
-    heading = np.array([_direction(centers[key][[0, -1]]) for key in keys])
+    heading = np.array([direction(centers[key][[0, -1]]) for key in keys])
     normal = np.column_stack([-np.sin(heading), np.cos(heading)])
     forward = np.column_stack([np.cos(heading), np.sin(heading)])
     beside = np.abs(wrap_angle(heading[:, None] - heading[None])) <= math.radians(15.0)
@@ -234,23 +258,26 @@ def _beside(centers: Mapping[str, np.ndarray]) -> dict[str, str]:
     return {keys[row]: keys[int(np.argmax(beside[row]))] for row in np.flatnonzero(beside.any(axis=1))}
 
 
-def _direction(ends: np.ndarray) -> float:
-    dx, dy = ends[-1] - ends[0]
-    return math.atan2(dy, dx)
-
-
 def _red_lights(states: Any, road: RoadMap, num_frames: int) -> np.ndarray | None:
     if not isinstance(states, dict) or not states or num_frames < 1:
         return None
-    number = {key: lane for lane, key in enumerate(road.keys)}
-    red_FL = np.zeros((num_frames, road.num_lanes), dtype=bool)
-    for key, light in states.items():
-        lane = number.get(str(light.get("lane", key))) if isinstance(light, dict) else None
-        values = light.get("state", {}).get("object_state") if isinstance(light, dict) else None
-        if lane is not None and isinstance(values, (list, np.ndarray)):
-            red = ["RED" in str(value) or "STOP" in str(value) for value in values][:num_frames]
-            red_FL[: len(red), lane] = red
+    number = road.lane_number
+    lights = [
+        (str(light.get("lane", key)), light) for key, light in states.items() if isinstance(light, dict)
+    ]
+    red = [(number[lane], _is_red(light)) for lane, light in lights if lane in number]
+    # What the file says of its length need not be so.
+    red_FL = no_lights(road, min(num_frames, max((1, *(len(red_F) for _, red_F in red)))))
+    for lane, red_F in red:
+        red_F = red_F[: len(red_FL)]
+        red_FL[: len(red_F), lane] = red_F
     return red_FL
+
+
+def _is_red(light: Mapping[Any, Any]) -> list[bool]:
+    values = light.get("state", {}).get("object_state")
+    states = values if isinstance(values, (list, np.ndarray)) else []
+    return ["RED" in str(state) or "STOP" in str(state) for state in states]
 
 
 READER = Reader(units=units, read=read)

@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,11 +25,12 @@ from autoscale_ray.scenes.gates import QUARANTINE_SCHEMA
 from autoscale_ray.scenes.readers.navsim import checked_files, chosen_scenes
 from autoscale_ray.scenes.readers.navsim_scenes import Source, cut_scenes
 from autoscale_ray.scenes.readers.nuplan_map import open_map
-from autoscale_ray.scenes.readers.openscene import read_log, read_pickle
+from autoscale_ray.scenes.readers.openscene import read_log
 from autoscale_ray.scenes.readers.reader import Reader, SceneTables
 from autoscale_ray.scenes.readers.scene_filter import SceneFilter
+from autoscale_ray.scenes.safe_pickle import read_pickle
 from autoscale_ray.scenes.schema import SCENE_SCHEMA
-from autoscale_ray.scenes.trust import MAX_MEMBER_BYTES, member_names, read_file
+from autoscale_ray.scenes.trust import MAX_MEMBER_BYTES, member_names, read_array, read_file
 
 FILTER = SceneFilter(num_history_frames=4, num_future_frames=8)
 REWARD = "pdm_score"
@@ -172,11 +172,7 @@ def read_vocabulary(path: Path) -> np.ndarray:
     Raises:
         InputRejectedError: Malformed.
     """
-    content = read_file(path, MAX_VOCABULARY_BYTES)
-    try:
-        anchors = np.lib.format.read_array(BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, MemoryError) as error:
-        raise InputRejectedError(str(path), "must be a .npy file of numbers", str(error)) from None
+    anchors = read_array(read_file(path, MAX_VOCABULARY_BYTES), str(path))
     if (
         anchors.ndim != 3
         or anchors.shape[1:] != ANCHOR_SHAPE

@@ -9,8 +9,10 @@ duration.
 from __future__ import annotations
 
 import gzip
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Set
+import re
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
@@ -20,11 +22,13 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
 from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.readers.reader import Reader
-from autoscale_ray.scenes.recording import Recording, Track, gather_tracks
-from autoscale_ray.scenes.road_map import Area, Lane, RoadMap, make_road_map, offset_borders
+from autoscale_ray.scenes.recording import Recording, Track, gather_tracks, no_lights
+from autoscale_ray.scenes.road_map import Area, Lane, RoadMap, is_apart, make_road_map, offset_borders
 from autoscale_ray.scenes.trust import iterate_xml, parse_xml, read_file
+from autoscale_ray.scenes.xml_numbers import finite_number
 
 PIECE_S = 600.0
+MAX_TIME_S = 1e9
 DEFAULT_LANE_WIDTH_M = 3.2
 FCD_SUFFIXES = (".fcd.xml", ".fcd.xml.gz")
 _BOXES = {
@@ -55,7 +59,7 @@ def read(path: Path, name: str) -> Iterator[Recording]:
         InputRejectedError: No network, or a malformed element.
     """
     file = path if path.is_file() else path / name
-    stem = file.name.split(".")[0]
+    stem = re.sub(r"(\.fcd)?\.xml(\.gz)?$", "", file.name)
     net = parse_xml(read_file(_network_beside(file, stem)), f"{stem}.net.xml")
     road = read_road(net, f"{stem}.net.xml")
     boxes = _boxes_beside(file, stem)
@@ -122,7 +126,7 @@ def _pieces(file: Path, name: str) -> Iterator[_Piece]:
             name, "time step must lie between 0.01 and 0.5 s (device.fcd.period)", interval
         )
     piece = _Piece(first[0], interval)
-    for time, rows in _chained(first, second, steps):
+    for time, rows in itertools.chain((first, second), steps):
         if time >= piece.start_s + PIECE_S:
             yield piece
             piece = _Piece(time, interval)
@@ -139,20 +143,14 @@ def _pieces(file: Path, name: str) -> Iterator[_Piece]:
 _Step = tuple[float, list[tuple]]
 
 
-def _chained(first: _Step, second: _Step, rest: Iterable[_Step]) -> Iterator[_Step]:
-    yield first
-    yield second
-    yield from rest
-
-
 def _timesteps(file: Path, name: str) -> Iterator[_Step]:
     with _opened(file) as stream:
         for step in iterate_xml(stream, name, ("timestep",)):
             where = f"{name}: timestep {step.get('time')}"
-            yield (
-                _number(step, "time", where),
-                [_row(element, where) for element in step if element.tag in _MOVERS],
-            )
+            time_s = _number(step, "time", where)
+            if abs(time_s) > MAX_TIME_S:
+                raise InputRejectedError(where, f"time must be at most {MAX_TIME_S:.0e} s")
+            yield time_s, [_row(element, where) for element in step if element.tag in _MOVERS]
 
 
 _MOVERS = {"vehicle": "DEFAULT_VEHTYPE", "person": "DEFAULT_PEDTYPE"}
@@ -233,7 +231,8 @@ def _edge_lanes(
         center = _shape(element, where)
         if not _for_cars(element) or len(center) < 2:
             continue
-        left, right = offset_borders(center, _number(element, "width", where, DEFAULT_LANE_WIDTH_M))
+        half_m = _number(element, "width", where, DEFAULT_LANE_WIDTH_M) / 2.0
+        left, right = offset_borders(center, half_m, half_m)
         index = int(_number(element, "index", where))
         yield Lane(
             key=key,
@@ -278,8 +277,8 @@ def red_lights(
     }
     if not programs:
         return None
-    number = {key: lane for lane, key in enumerate(road.keys)}
-    red_FL = np.zeros((num_frames, road.num_lanes), dtype=bool)
+    number = road.lane_number
+    red_FL = no_lights(road, num_frames)
     times = start_s + np.arange(num_frames) * interval_s
     states = {key: _light_states(logic, times) for key, logic in programs.items()}
     for link in net.iterchildren("connection"):
@@ -321,21 +320,12 @@ def _shape(element: etree._Element, where: str) -> np.ndarray:
         raise InputRejectedError(where, "shape must be a list of x,y", str(error)) from None
     if not np.isfinite(shape).all():
         raise InputRejectedError(where, "shape must be finite")
-    steps = np.linalg.norm(np.diff(shape, axis=0), axis=1)
-    return shape[np.concatenate([[True], steps > 1e-3])] if len(shape) else shape
+    return shape[is_apart(shape)]
 
 
 def _number(element: etree._Element, name: str, where: str, default: float | None = None) -> float:
     text = element.get(name)
-    if text is None and default is not None:
-        return default
-    try:
-        value = float(text or "")
-    except ValueError:
-        raise InputRejectedError(where, f"{name} must be a number", text) from None
-    if not math.isfinite(value):
-        raise InputRejectedError(where, f"{name} must be finite", text)
-    return value
+    return default if text is None and default is not None else finite_number(text, where, name)
 
 
 READER = Reader(units=units, read=read)

@@ -22,8 +22,8 @@ import shapely
 from autoscale_ray.errors import InputRejectedError, MissingExtraError
 from autoscale_ray.scenes.motion_fingerprint import motion_fingerprints
 from autoscale_ray.scenes.readers.reader import Reader
-from autoscale_ray.scenes.recording import Recording, Track, gather_tracks
-from autoscale_ray.scenes.road_map import Area, Lane, RoadMap, make_road_map
+from autoscale_ray.scenes.recording import Recording, Track, gather_tracks, no_lights
+from autoscale_ray.scenes.road_map import Area, Lane, RoadMap, is_apart, make_road_map, offset_borders
 from autoscale_ray.scenes.tfrecord import records
 
 FRAME_INTERVAL_S = 0.1
@@ -34,7 +34,7 @@ MAX_NAME = 100
 MAX_POINTS = 20_000
 MAX_BORDERS = 100
 MAX_COORDINATE_M = 1e6
-MIN_STEP_M, MAX_STEP_M = 1e-3, 50.0
+MAX_STEP_M = 50.0
 MAX_MPH = 150.0
 HALF_WIDTH_M = 1.85
 HALF_WIDTHS_M = (1.0, 3.5)
@@ -143,18 +143,13 @@ def _scenario_class() -> Any:
         message = file.message_type.add(name=name)
         for field, (number, kind) in fields.items():
             plain = kind.removesuffix("*")
-            label = types.LABEL_REPEATED if kind.endswith("*") else types.LABEL_OPTIONAL
-            if plain in _FIELDS:
-                message.field.add(
-                    name=field,
-                    number=number,
-                    label=label,
-                    type=types.TYPE_MESSAGE,
-                    type_name=f".autoscale.{plain}",
-                )
-            else:
-                scalar = getattr(types, f"TYPE_{plain.upper()}")
-                message.field.add(name=field, number=number, label=label, type=scalar)
+            message.field.add(
+                name=field,
+                number=number,
+                label=types.LABEL_REPEATED if kind.endswith("*") else types.LABEL_OPTIONAL,
+                type=types.TYPE_MESSAGE if plain in _FIELDS else getattr(types, f"TYPE_{plain.upper()}"),
+                type_name=f".autoscale.{plain}" if plain in _FIELDS else None,
+            )
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("autoscale.Scenario"))
@@ -237,7 +232,9 @@ def _road(features: Sequence[Any], where: str) -> RoadMap:
         if feature.HasField("lane") and feature.lane.type != _BIKE_LANE:
             centers[feature.id] = feature.lane, _lane_points(feature.lane, place)
     lanes = [
-        _lane(key, lane, points, lines) for key, (lane, points) in centers.items() if _kept(points).sum() > 1
+        _lane(key, lane, points, lines)
+        for key, (lane, points) in centers.items()
+        if is_apart(points).sum() > 1
     ]
     return make_road_map(lanes, areas)
 
@@ -250,12 +247,6 @@ def _lane_points(lane: Any, where: str) -> np.ndarray:
         rule = f"steps must be at most {MAX_STEP_M:.0f} m and borders at most {MAX_BORDERS}"
         raise InputRejectedError(where, rule, f"{longest:.1f} m, {num_borders} borders")
     return points
-
-
-def _kept(points: np.ndarray) -> np.ndarray:
-    """Tell which points (n, bool) do not repeat the one before."""
-    steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
-    return np.concatenate([[True], steps > MIN_STEP_M])[: len(points)]
 
 
 def _points(points: Sequence[Any], where: str) -> np.ndarray:
@@ -275,19 +266,17 @@ def _pieces(points: np.ndarray) -> shapely.STRtree:
 
 
 def _lane(key: int, lane: Any, points: np.ndarray, lines: Mapping[int, shapely.STRtree]) -> Lane:
-    kept = _kept(points)
-    left, right = (
+    kept = is_apart(points)
+    center = points[kept]
+    half_widths = [
         _half_widths(points, borders, lines)[kept]
         for borders in (lane.left_boundaries, lane.right_boundaries)
-    )
-    center = points[kept]
-    along = np.gradient(center, axis=0)
-    normal = np.stack([-along[:, 1], along[:, 0]], axis=1)
-    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
+    ]
+    left, right = offset_borders(center, *half_widths)
     return Lane(
         key=key,
-        left=center + left[:, None] * normal,
-        right=center - right[:, None] * normal,
+        left=left,
+        right=right,
         center=center,
         successors=tuple(lane.exit_lanes),
         left_neighbour=_longest(lane.left_neighbors),
@@ -321,8 +310,8 @@ def _longest(neighbors: Sequence[Any]) -> int | None:
 def _red_lights(steps: Sequence[Any], road: RoadMap, num_frames: int) -> np.ndarray | None:
     if not any(step.lane_states for step in steps):
         return None
-    number = {key: lane for lane, key in enumerate(road.keys)}
-    red_FL = np.zeros((num_frames, road.num_lanes), dtype=bool)
+    number = road.lane_number
+    red_FL = no_lights(road, num_frames)
     for frame, step in enumerate(steps[:num_frames]):
         red = [
             number[light.lane]
@@ -333,9 +322,4 @@ def _red_lights(steps: Sequence[Any], road: RoadMap, num_frames: int) -> np.ndar
     return red_FL
 
 
-def fingerprints(recording: Recording) -> np.ndarray:
-    """Return hashes of motion: scenarios overlap, and those that share some are cuts of one log."""
-    return motion_fingerprints(recording.tracks)
-
-
-READER = Reader(units=units, read=read, fingerprints=fingerprints)
+READER = Reader(units=units, read=read, fingerprints=motion_fingerprints)

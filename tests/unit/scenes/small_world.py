@@ -20,7 +20,7 @@ def place(points: np.ndarray) -> np.ndarray:
 
 
 def lane(key: str, points: list[tuple[float, float]], **kwargs) -> Lane:
-    left, right = offset_borders(place(np.array(points)), 4.0)
+    left, right = offset_borders(place(np.array(points)), 2.0, 2.0)
     return Lane(key=key, left=left, right=right, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""Files made to harm their reader, by format; `test_trust` and `test_safe_pickle` hold the rest of the corpus."""
+"""Files made to harm their reader, by format; `test_trust` holds the rest of the corpus."""
 
 import importlib.util
 import io
@@ -73,6 +73,18 @@ def _pickles(marker) -> dict[str, bytes]:
         "in an array": pickle.dumps(np.array([_Runs(marker)], dtype=object)),
         "pickle in a pickle": pickle.dumps({"inner": runs, "x": _Runs(marker)}),
         "build": pickle.dumps(_Builds()),
+        "global": b"cos\nsystem\n(S'true'\ntR.",
+        "stack global": b"\x80\x04\x8c\x02os\x8c\x06system\x93.",
+        "instance": b"(S'true'\nios\nsystem\n.",
+        "object": b"(cos\nsystem\nS'true'\no.",
+        "builtin": b"cbuiltins\neval\n(S'1'\ntR.",
+        "numpy function": b"cnumpy\nfromfile\n(S'/etc/passwd'\ntR.",
+        "encoding of code": b"c_codecs\nencode\n(S'x'\nS'rot13'\ntR.",
+        "extension": b"\x80\x02\x82\x01.",
+        "persistent id": b"Px\n.",
+        "shared tuples": b"\x80\x02N" + b"".join(b"q%ch%ch%c\x86" % (n, n, n) for n in range(40)) + b".",
+        "bytearray of 2^33": b"\x80\x05\x96" + struct.pack("<Q", 1 << 33) + b".",
+        "empty": b"",
         "build on an allowed class": b"\x80\x02cnumpy\ndtype\n(X\x02\x00\x00\x00f8tR}X\x01\x00\x00\x00aK\x01sb.",
         "long extension": b"\x80\x02\x84\x01\x00\x00\x00.",
         "binary persistent id": b"\x80\x02X\x01\x00\x00\x00xQ.",

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoscale_ray.scenes.readers import scenarionet
-from scenes.fuzzing import InProcessPickles, damaged, read_source, timed_case
+from scenes.fuzzing import damaged, read_pickle, read_source, timed_case
 from scenes.reader_files import SOURCES, write
 
 CASES = int(os.environ.get("AUTOSCALE_FUZZ_CASES", "100000"))
@@ -25,7 +25,7 @@ RESULT = os.environ.get("AUTOSCALE_FUZZ_RESULT")
 
 @pytest.fixture(autouse=True)
 def _pickles_in_this_process(monkeypatch):
-    monkeypatch.setattr(scenarionet, "PickleReader", InProcessPickles)
+    monkeypatch.setattr(scenarionet, "read_pickle", read_pickle)
 
 
 @pytest.mark.parametrize("format", SOURCES)

@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -292,30 +291,6 @@ def test_sharing_a_log_is_a_leak(tmp_path):
     check_disjoint({"train": pools["train"], "dev": pools["dev"]})
     with pytest.raises(SplitLeakError, match=r"train and test: .*'a'"):
         check_disjoint(pools)
-
-
-class _Plain(pa.ExtensionType):
-    def __init__(self):
-        super().__init__(pa.int64(), "scenes.test_plain")
-
-    def __arrow_ext_serialize__(self):
-        return b""
-
-    @classmethod
-    def __arrow_ext_deserialize__(cls, storage_type, serialized):
-        return cls()
-
-
-@pytest.mark.parametrize(
-    "nest", [lambda t: t, pa.list_, lambda t: pa.struct([("inner", t)]), lambda t: pa.map_(pa.string(), t)]
-)
-def test_extension_types_are_refused_at_any_depth(tmp_path, nest):
-    marked = pa.field("c", nest(_Plain()))
-    pq.write_table(
-        pa.table({"a": [1]}).append_column(marked, pa.nulls(1, marked.type)), tmp_path / "f.parquet"
-    )
-    with pytest.raises(InputRejectedError, match="extension type"):
-        open_parquet(tmp_path / "f.parquet")
 
 
 def test_files_that_are_not_parquet_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import math
+import pickle
 import re
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from autoscale_ray.errors import InputRejectedError
 from autoscale_ray.scenes.ingest import ingest
 from autoscale_ray.scenes.kinematics import wrap_angle
 from autoscale_ray.scenes.pool import open_pool
-from autoscale_ray.scenes.readers import READERS, argoverse2, interaction, kitti, sumo
+from autoscale_ray.scenes.readers import READERS, argoverse2, interaction, kitti, scenarionet, sumo
 from autoscale_ray.scenes.trust import parse_xml
 from autoscale_ray.scenes.windows import WindowOptions, find_anchors
+from scenes.reader_files import SOURCES, write
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="the recordings of ../shared/data are not here")
@@ -72,11 +74,106 @@ def test_sumo_positions_are_front_bumpers_and_angles_compass_bearings(tmp_path):
         (lambda text: text.replace('time="3.00"', 'time="1.00"'), "time must grow"),
         (lambda text: text.replace("</timestep>", "", 1), "well-formed"),
         (lambda text: "<a/>", "at least two time steps"),
+        (lambda text: text.replace('time="', 'time="1000000000000'), r"time must be at most 1e\+09 s"),
     ],
 )
 def test_malformed_sumo_files_are_refused_with_their_element(tmp_path, change, message):
     with pytest.raises(InputRejectedError, match=message):
         list(sumo.read(_sumo_folder(tmp_path, _fcd(change=change)), "x.fcd.xml.gz"))
+
+
+def test_a_sumo_name_with_dots_is_that_of_its_own_network_and_boxes(tmp_path):
+    for name, length in (("town.1", 4.0), ("town.2", 6.0)):
+        (tmp_path / f"{name}.net.xml").write_text(NET)
+        (tmp_path / f"{name}.rou.xml").write_text(f'<routes><vType id="t" length="{length}"/></routes>')
+        (tmp_path / f"{name}.fcd.xml").write_text(_fcd())
+    found = [recording for unit in sumo.units(tmp_path) for recording in sumo.read(tmp_path, unit)]
+    assert [recording.source for recording in found] == ["sumo/town.1", "sumo/town.2"]
+    assert [recording.tracks.size_K4[0, 0] for recording in found] == [4.0, 6.0]
+
+
+def test_a_sumo_lane_that_stands_twice_is_refused(tmp_path):
+    folder = _sumo_folder(tmp_path, _fcd())
+    (folder / "x.net.xml").write_text(NET.replace('id="b_0"', 'id="a_0"'))
+    with pytest.raises(InputRejectedError, match="ids must be unique"):
+        list(sumo.read(folder, "x.fcd.xml.gz"))
+
+
+TRACKS = "recorded_trackfiles/town/vehicle_tracks_000.csv"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: [rows[0], *rows[1:], *rows[1:]], "must have a track that stands once in a frame"),
+        (
+            lambda rows: [*rows[:-1], rows[-1].replace(",6900,", ",1e300,")],
+            r"timestamp_ms: must be finite, at most",
+        ),
+    ],
+)
+def test_malformed_interaction_files_are_refused_with_their_rule(tmp_path, change, message):
+    files = SOURCES["interaction"]()
+    rows = files[TRACKS].decode().split("\n")
+    write({**files, TRACKS: "\n".join(change(rows)).encode()}, tmp_path)
+    with pytest.raises(InputRejectedError, match=message):
+        list(interaction.read(tmp_path, TRACKS))
+
+
+def test_a_number_of_a_map_that_no_float_holds_is_refused(tmp_path):
+    files = SOURCES["av2-sensor"]()
+    write(
+        {name: content.replace(b'"y": 2.0', b'"y": 1' + b"0" * 400) for name, content in files.items()},
+        tmp_path,
+    )
+    with pytest.raises(InputRejectedError, match=r"log_map_archive_x\.json: must be a vector map"):
+        list(argoverse2.read_sensor(tmp_path, "log"))
+
+
+def _scenario(change):
+    scenario = pickle.loads(SOURCES["scenarionet"]()["one.pkl"])
+    change(scenario)
+    return scenarionet.recording_of(scenario, "one.pkl")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: found["metadata"].update(sample_rate=None), "must be a scenario description"),
+        (lambda found: found.update(length="long"), "must be a scenario description"),
+        (lambda found: found["map_features"]["1"].update(polyline=[[1.0, 2.0], [3.0]]), "must be a scenario"),
+        (lambda found: found["map_features"]["1"].update(exit_lanes=3), "must be a scenario description"),
+        (lambda found: found["dynamic_map_states"]["1"].update(state=[1]), "must be a scenario description"),
+        (
+            lambda found: found["tracks"]["7"]["state"].update(valid=np.zeros(0)),
+            "track 7: states must have one",
+        ),
+    ],
+)
+def test_malformed_scenario_descriptions_are_refused(change, message):
+    with pytest.raises(InputRejectedError, match=message) as caught:
+        _scenario(change)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scenario_of_arrays_without_elements_and_a_length_that_lies_is_read():
+    def change(found):
+        found["length"] = 10**13
+        found["tracks"]["7"]["state"] = {
+            name: column[:0] for name, column in found["tracks"]["7"]["state"].items()
+        }
+        found["map_features"]["1"]["exit_lanes"] = np.array(["2"])
+        found["map_features"]["2"] = {
+            "type": "LANE_SURFACE_STREET",
+            "polyline": np.array([[150.0, 0.0], [190.0, 0.0]]),
+        }
+        found["map_features"]["3"] = {"type": "LANE_SURFACE_STREET", "polyline": np.zeros((0, 2))}
+
+    recording = _scenario(change)
+    assert len(recording.tracks) == 1
+    assert recording.road.keys == ("1", "2")
+    assert [0, 1, 0] in recording.road.links_E3.tolist()
+    assert recording.red_FL[:, 0].tolist() == [True] * 70
 
 
 @needs_data

@@ -50,7 +50,7 @@ def test_crossing_lanes_are_those_of_every_intersection_formed(seed):
         turns = np.cumsum(rng.normal(0.0, 0.25, 8)) + rng.uniform(-np.pi, np.pi)
         steps = 6.0 * np.column_stack([np.cos(turns), np.sin(turns)])
         center = rng.uniform(-40.0, 40.0, 2) + np.cumsum(steps, axis=0)
-        left, right = offset_borders(center, 3.0)
+        left, right = offset_borders(center, 1.5, 1.5)
         lanes.append(Lane(key=key, left=left, right=right))
     shapes = [shapely.make_valid(shapely.Polygon([*lane.left, *lane.right[::-1]])) for lane in lanes]
     expected = np.zeros(len(lanes), dtype=bool)
@@ -77,7 +77,7 @@ def test_borders_are_paired_by_arc_length():
     one, two = pair_borders(left, right)
     assert len(one) == len(two) == 18
     np.testing.assert_allclose(one[:, 0], two[:, 0], atol=1e-9)
-    up, down = offset_borders(np.array([[0.0, 0.0], [10.0, 0.0]]), 3.0)
+    up, down = offset_borders(np.array([[0.0, 0.0], [10.0, 0.0]]), 1.5, 1.5)
     np.testing.assert_allclose(up[:, 1], 1.5)
     np.testing.assert_allclose(down[:, 1], -1.5)
 
@@ -109,9 +109,19 @@ def test_matching_keeps_the_lane_through_noise_and_sees_a_lane_change():
 
 
 def test_a_vertex_without_end_is_refused_and_not_filled_in():
-    left, right = offset_borders(np.array([[0.0, 0.0], [10.0, 0.0], [1e18, 0.0]]), 3.0)
+    left, right = offset_borders(np.array([[0.0, 0.0], [10.0, 0.0], [1e18, 0.0]]), 1.5, 1.5)
     with pytest.raises(InputRejectedError, match="lane a: must be at most 200000 m long"):
         make_road_map([Lane(key="a", left=left, right=right)])
+
+
+def test_keys_are_unique_and_a_limit_that_is_no_speed_is_unknown():
+    lanes = [
+        lane(key, [(0, 0), (9, 0)], speed_limit_mps=limit)
+        for key, limit in zip("abcd", (9.0, -1.0, math.inf, 0.0), strict=True)
+    ]
+    np.testing.assert_array_equal(make_road_map(lanes).speed_limit_L, [9.0, np.nan, np.nan, np.nan])
+    with pytest.raises(InputRejectedError, match=r"lanes: ids must be unique \(found 'a'\)"):
+        make_road_map([*lanes, lane("a", [(0, 0), (9, 0)])])
 
 
 def test_matched_chains_are_the_cheapest_of_all_and_tracks_do_not_mix():

@@ -154,6 +154,14 @@ def test_bad_clips_and_rewards_give_one_clear_line(world, tmp_path):
             simscale.read_vocabulary(tmp_path / name)
 
 
+def test_a_vocabulary_with_a_size_that_no_number_holds_is_refused(tmp_path):
+    head = {"descr": "<f8", "fortran_order": False, "shape": (10**30, 40, 3)}
+    with (tmp_path / "huge.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, head)
+    with pytest.raises(InputRejectedError, match=r"huge\.npy: must be an array of numbers"):
+        simscale.read_vocabulary(tmp_path / "huge.npy")
+
+
 def test_a_vocabulary_with_objects_is_refused(tmp_path):
     np.save(tmp_path / "objects.npy", np.array([print], dtype=object), allow_pickle=True)
     with pytest.raises(InputRejectedError, match=r"objects\.npy"):

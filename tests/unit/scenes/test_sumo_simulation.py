@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from autoscale_ray.cli import main
-from autoscale_ray.errors import InvalidInputError, MissingExtraError
+from autoscale_ray.errors import InvalidInputError, MissingExtraError, PoolError
 from autoscale_ray.scenes import sumo_simulation
 from autoscale_ray.scenes.pool import open_pool
 from autoscale_ray.scenes.sumo_simulation import NETWORKS, SumoOptions, simulate
@@ -42,6 +42,20 @@ def test_equal_options_give_equal_scenes_and_another_seed_others(tmp_path):
 
 
 @needs_sumo
+def test_a_folder_that_keeps_another_run_gives_its_scenes_to_no_pool(tmp_path):
+    options = SumoOptions(networks=("grid",), seed=3, **SHORT)
+    first, _ = simulate(tmp_path / "first", options, keep=tmp_path / "kept")
+    again, _ = simulate(tmp_path / "again", options, keep=tmp_path / "kept")
+    assert first.content_hash == again.content_hash
+    with pytest.raises(
+        InvalidInputError, match=r"keep: must not hold .* of other runs .*grid-3-0\.fcd\.xml\.gz"
+    ):
+        simulate(tmp_path / "other", SumoOptions(networks=("grid",), seed=4, **SHORT), keep=tmp_path / "kept")
+    with pytest.raises(PoolError, match="already exists"):
+        simulate(tmp_path / "first", options)
+
+
+@needs_sumo
 def test_demand_changes_how_many_drive_and_violations_who_drives_how(tmp_path):
     calm = SumoOptions(networks=("grid",), departures_per_minute=(10, 10), violation_share=(0, 0), **SHORT)
     busy = SumoOptions(networks=("grid",), departures_per_minute=(60, 60), violation_share=(1, 1), **SHORT)
@@ -57,18 +71,21 @@ def test_demand_changes_how_many_drive_and_violations_who_drives_how(tmp_path):
 
 @needs_sumo
 def test_a_given_network_is_used_by_the_command(tmp_path, capsys):
-    sumo_simulation.NETWORKS["grid"](tmp_path / "town.net.xml", 1, np.random.default_rng(0))
+    sumo_simulation.NETWORKS["grid"](tmp_path / "my.town.net.xml", 1, np.random.default_rng(0))
     command = [
         "simulate",
         "sumo",
         "--out",
         str(tmp_path / "pool"),
         "--networks",
-        str(tmp_path / "town.net.xml"),
+        str(tmp_path / "my.town.net.xml"),
     ]
-    main([*command, "--num-runs", "1", "--duration-s", "60", "--departures-per-minute", "60", "60"])
-    assert "town-0-0: " in capsys.readouterr().out
-    assert set(open_pool(tmp_path / "pool").manifest.counts["source"]) == {"sumo/town-0-0"}
+    main([*command, "--num-runs", "2", "--duration-s", "60", "--departures-per-minute", "60", "60"])
+    assert "my.town-0-0: " in capsys.readouterr().out
+    assert set(open_pool(tmp_path / "pool").manifest.counts["source"]) == {
+        "sumo/my.town-0-0",
+        "sumo/my.town-0-1",
+    }
 
 
 @needs_sumo

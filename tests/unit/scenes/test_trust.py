@@ -5,7 +5,8 @@ import zipfile
 import pytest
 
 from autoscale_ray.errors import InputRejectedError
-from autoscale_ray.scenes.trust import member_names, parse_xml, read_file, read_member
+from autoscale_ray.scenes import trust
+from autoscale_ray.scenes.trust import member_names, open_zip, parse_xml, read_file, read_member
 
 LAUGHS = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]><a>&c;</a>'
 DOCUMENTS = {
@@ -124,6 +125,17 @@ def test_good_archives_folders_and_files_list_the_same_members(tmp_path):
     assert member_names(tmp_path / "folder" / "a.xml", ".xml") == ["a.xml"]
     with pytest.raises(InputRejectedError, match="no such path"):
         member_names(tmp_path / "missing", ".xml")
+
+
+def test_an_archive_is_checked_once_for_all_its_members_and_again_when_it_changed(tmp_path, monkeypatch):
+    path, opened = tmp_path / "a.zip", []
+    monkeypatch.setattr(trust, "open_zip", lambda path: opened.append(path) or open_zip(path))
+    path.write_bytes(_zip([(f"{number}.xml", b"<a/>") for number in range(5)]))
+    assert [read_member(path, f"{number}.xml") for number in range(5)] == [b"<a/>"] * 5
+    assert len(opened) == 1
+    path.write_bytes(_zip([("0.xml", b"<another/>")]))
+    assert read_member(path, "0.xml") == b"<another/>"
+    assert len(opened) == 2
 
 
 def test_compressed_files_are_bounded(tmp_path):
