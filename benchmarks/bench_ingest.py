@@ -17,7 +17,6 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.openscene_source import NUM_SCENES, write_source
@@ -150,10 +149,10 @@ def _child(format: str, path: str, out: str, domain: str, *, processes: int) -> 
 
     from autoscale_ray.scenes.ingest import ingest
     from autoscale_ray.scenes.pool import open_pool
-    from autoscale_ray.scenes.readers import READERS
+    from autoscale_ray.scenes.windows import WindowOptions
 
     torch.set_num_threads(1)
-    options = replace(READERS[format].options, egos="all" if format == "scenarionet" else "recorder")
+    options = WindowOptions(egos="all" if format == "scenarionet" else "recorder")
     files = {"maps": Path(path).parent / "maps"} if format == "navsim" else None
     manifest = ingest(format, path, out, domain, options=options, files=files, num_processes=processes)
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
