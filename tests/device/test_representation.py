@@ -126,8 +126,7 @@ def test_training_ends_near_the_cpu(scenes, device):
         ),
     ):
         assert {weight.device.type for weight in found.parameters()} == {"cpu"}
-        num_responses = 3 if config is alone else 0
-        before = flat(new_model(config, feature_sizes_of(scenes.graph), 0, num_responses))
+        before = flat(new_model(config, feature_sizes_of(scenes.graph), 0, num_responses=3))
         moved, missed = (flat(expected) - before).abs().mean(), (flat(found) - flat(expected)).abs().mean()
         assert float(moved) > 1e-4
         assert float(missed) < 0.05 * float(moved)
