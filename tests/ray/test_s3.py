@@ -219,7 +219,6 @@ def test_five_hundred_rounds_with_a_sixth_of_the_calls_faulty(proxied, tmp_path)
     print(f"500 rounds, {proxy.num_calls} calls, {proxy.num_faults} faults: 0 lost, 0 duplicate")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_run_on_ray_in_a_bucket_behind_faults_has_the_chain_of_one_in_a_folder(
     head, reference_run, s3_port, monkeypatch, tmp_path

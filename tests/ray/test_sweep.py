@@ -325,7 +325,7 @@ def test_asha_stops_a_poor_trial_and_remembers_those_that_ended_before_a_kill(re
         assert asha.on_trial_result(None, poor, {"rounds_done": 2, "objective": low}) == decision
 
 
-@pytest.mark.slow  # 110 CPU s: with it, tests in every change would come near their ten minutes
+@pytest.mark.slow  # the longest of all
 @pytest.mark.timeout(900)
 def test_a_killed_sweep_goes_on_stops_a_poor_trial_and_computes_nothing_twice(
     cluster, reference, tmp_path, monkeypatch
