@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import stat
 import struct
 import zipfile
@@ -258,7 +259,7 @@ def read_member(path: Path, name: str) -> bytes:
     """
     if path.suffix == ".zip" and path.is_file():
         state = path.stat()
-        archive = _known_zip(path, state.st_size, state.st_mtime_ns)
+        archive = _known_zip(path, state.st_size, state.st_mtime_ns, os.getpid())
         with archive.open(name) as stream:
             limit = ratio_limit(archive.getinfo(name).compress_size)
             return bounded_read(stream, f"{path}: {name}", min(MAX_MEMBER_BYTES, limit))
@@ -266,8 +267,11 @@ def read_member(path: Path, name: str) -> bytes:
 
 
 @lru_cache(maxsize=4)
-def _known_zip(path: Path, size: int, time_ns: int) -> zipfile.ZipFile:
-    """Return an archive that is checked once: once for each of its members would cost the square of their number."""
+def _known_zip(path: Path, size: int, time_ns: int, process: int) -> zipfile.ZipFile:
+    """Return an archive that is checked once: once for each of its members would cost the square of their number.
+
+    A process that was forked from another would share the place in the open file with it, so each opens its own.
+    """
     return open_zip(path)
 
 

@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import zipfile
 
@@ -135,6 +136,18 @@ def test_an_archive_is_checked_once_for_all_its_members_and_again_when_it_change
     assert len(opened) == 1
     path.write_bytes(_zip([("0.xml", b"<another/>")]))
     assert read_member(path, "0.xml") == b"<another/>"
+    assert len(opened) == 2
+
+
+def test_a_forked_process_opens_an_archive_of_its_own(tmp_path, monkeypatch):
+    """With that of its parent it would share the place in the file, and each would read what the other sought."""
+    path, opened = tmp_path / "a.zip", []
+    path.write_bytes(_zip([("0.xml", b"<a/>")]))
+    monkeypatch.setattr(trust, "open_zip", lambda path: opened.append(path) or open_zip(path))
+    read_member(path, "0.xml")
+    parent = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
+    assert read_member(path, "0.xml") == b"<a/>"
     assert len(opened) == 2
 
 
