@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
-# Bytecode is made where it is needed, for most installed modules never need any; so it must be kept, or every process
+# Bytecode is made when a module is first imported, because most never are. It must be kept, or every process
 # (a worker, a command) would compile torch and pandas again: 10 CPU seconds in place of 4 to import the driver.
 unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c $(CONSTRAINTS)

@@ -131,6 +131,7 @@ def test_a_number_of_a_map_that_no_float_holds_is_refused(tmp_path):
 
 
 def _scenario(change):
+    # Of the bytes that SOURCES has just made in this process; the package itself unpickles in a limited child.
     scenario = pickle.loads(SOURCES["scenarionet"]()["one.pkl"])
     change(scenario)
     return scenarionet.recording_of(scenario, "one.pkl")
