@@ -132,10 +132,8 @@ def _tracks(root: etree._Element, name: str, taken: Mapping[str, Records]) -> li
     frames = [track.frames[[0, -1]] for track in moving]
     span = (int(min(f[0] for f in frames)), int(max(f[1] for f in frames))) if frames else (0, 0)
     # What stands is there all the time: one time step that is far off would ask for rows without number.
-    num_standing, num_recorded = (
-        len(static) * (span[1] - span[0] + 1),
-        sum(len(track.frames) for track in moving),
-    )
+    num_standing = len(static) * (span[1] - span[0] + 1)
+    num_recorded = sum(len(track.frames) for track in moving)
     if num_standing > MAX_ROWS_IN_GAPS + 10 * num_recorded:
         raise InputRejectedError(name, "time steps must not be so far apart", f"{span[0]} and {span[1]}")
     return moving + [_standing(obstacle, first_S6, _where(name, obstacle), *span) for obstacle in static]
